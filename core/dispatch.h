@@ -1,0 +1,27 @@
+#pragma once
+#include <fmt/format.h>
+
+#include <utility>
+
+#include "core/error.h"
+#include "core/op.h"
+
+namespace hedgehog {
+
+/// Calls f(T{}) with the element type of a computing dtype on the CPU: f32 or f64.
+template <class F>
+void dispatch(Dtype dtype, F&& f) {
+  if (dtype == Dtype::f32) return f(float{});
+  if (dtype == Dtype::f64) return f(double{});
+  throw ShapeError(fmt::format("[dtype] the CPU computes in f32 and f64, got {}; cast first", name_of(dtype)));
+}
+
+/// The same for ops that only move elements: i32 and bf16 too (bf16 as its bits).
+template <class F>
+void dispatch_any(Dtype dtype, F&& f) {
+  if (dtype == Dtype::i32) return f(std::int32_t{});
+  if (dtype == Dtype::bf16) return f(std::uint16_t{});
+  dispatch(dtype, std::forward<F>(f));
+}
+
+}  // namespace hedgehog

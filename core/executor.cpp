@@ -1,0 +1,113 @@
+#include "core/executor.h"
+
+#include <fmt/format.h>
+
+#include <chrono>
+#include <cstring>
+
+#include "core/error.h"
+
+namespace hedgehog {
+namespace {
+constexpr int kGuard = 64;
+constexpr unsigned char kGuardByte = 0xa5;
+}  // namespace
+
+void Arena::reserve(Bytes bytes) {
+  if (storage_ && Bytes(storage_->bytes()) >= bytes) return;
+  storage_ = nullptr;
+  storage_ = std::make_shared<Storage>(std::size_t(std::max<Bytes>(bytes, 64)));
+  ++generation_;
+}
+
+Executor::Executor(Program program, ExecutorOptions options)
+    : program_(std::move(program)), options_(std::move(options)),
+      plan_(hedgehog::plan(program_, {.reuse = options_.reuse, .guards = options_.poison})) {
+  if (!options_.arena) options_.arena = std::make_shared<Arena>();
+  options_.arena->reserve(plan_.arena);
+  begins_.resize(program_.entries.size() + 1);
+  for (std::size_t s = 0; s < plan_.slots.size(); ++s)
+    if (plan_.slots[s].bytes) begins_[std::size_t(plan_.slots[s].first)].push_back(int(s));
+}
+
+void Executor::bind() {
+  std::byte* base = options_.arena->data();
+  auto address = [&](const Tensor& x) -> void* {
+    const Tensor root = x.root();
+    auto found = plan_.slot_of.find(root.get());
+    if (found == plan_.slot_of.end()) return x.data();
+    return base + plan_.slots[std::size_t(found->second)].offset + x->offset * size_of(x.dtype());
+  };
+  calls_.clear();
+  for (std::size_t i = 0; i < program_.entries.size(); ++i) {
+    const Entry& e = program_.entries[i];
+    ResolvedCall call;
+    call.entry = &e;
+    if (!e.op->views) call = resolve(e, address);
+    if (const int w = plan_.workspace_of[i]; w >= 0) call.workspace = base + plan_.slots[std::size_t(w)].offset;
+    calls_.push_back(std::move(call));
+  }
+  bound_ = options_.arena->generation();
+}
+
+void Executor::run() {
+  if (bound_ != options_.arena->generation()) bind();
+  for (std::size_t i = 0; i < calls_.size(); ++i) {
+    if (program_.entries[i].op->views) continue;
+    if (options_.poison) {
+      run_checked(i);
+    } else if (!profiling_) {
+      calls_[i].run();
+    } else {
+      const auto start = std::chrono::steady_clock::now();
+      calls_[i].run();
+      const Entry& e = program_.entries[i];
+      Timing& t = timings_[e.op->name + (e.backward ? " backward" : "")];
+      t.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+      ++t.calls;
+    }
+  }
+}
+
+void Executor::run_checked(std::size_t i) {
+  for (int s : begins_[i]) {
+    const Slot& slot = plan_.slots[std::size_t(s)];
+    std::byte* at = options_.arena->data() + slot.offset;
+    std::memset(at - kGuard, kGuardByte, kGuard);
+    std::memset(at, 0xff, std::size_t(slot.bytes));
+    std::memset(at + slot.bytes, kGuardByte, kGuard);
+  }
+  calls_[i].run();
+  check_guards(i);
+}
+
+void Executor::check_guards(std::size_t i) const {
+  for (std::size_t s = 0; s < plan_.slots.size(); ++s) {
+    const Slot& slot = plan_.slots[s];
+    if (!slot.bytes || slot.first > int(i) || slot.last < int(i)) continue;
+    const std::byte* at = options_.arena->data() + slot.offset;
+    for (int g = 0; g < kGuard; ++g)
+      if (at[-kGuard + g] != std::byte(kGuardByte) || at[slot.bytes + g] != std::byte(kGuardByte)) {
+        const Entry& e = program_.entries[i];
+        throw Error(fmt::format("[{}] {} wrote outside its memory (entry {}, scope '{}'): guard word of slot {} changed", e.op->name,
+                                e.backward ? "backward" : "forward", i, e.scope, s));
+      }
+  }
+}
+
+Tensor Executor::output(std::size_t i) const {
+  if (i >= program_.outputs.size())
+    throw Error(fmt::format("[executor] output {} was asked for, but the program has {}", i, program_.outputs.size()));
+  const Tensor& y = program_.outputs[i];
+  auto found = plan_.slot_of.find(y.root().get());
+  if (found == plan_.slot_of.end()) return y;
+  auto value = std::make_shared<Value>(*y.get());
+  const Slot& slot = plan_.slots[std::size_t(found->second)];
+  Tensor root = declare(y.root().shape(), y.dtype());
+  root->storage = std::make_shared<Storage>(options_.arena->data() + slot.offset, std::size_t(slot.bytes), options_.arena->storage());
+  if (!y->base) return root;
+  value->base = root;
+  return Tensor(std::move(value));
+}
+
+}  // namespace hedgehog

@@ -1,0 +1,68 @@
+#pragma once
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/plan.h"
+
+namespace hedgehog {
+
+/// Memory for the activations of programs that never run at the same time.
+class Arena {
+ public:
+  /// At least `bytes`; growing moves it, which raises generation().
+  void reserve(Bytes bytes);
+  std::byte* data() const { return storage_ ? storage_->data() : nullptr; }
+  std::shared_ptr<Storage> storage() const { return storage_; }
+  std::uint64_t generation() const { return generation_; }
+
+ private:
+  std::shared_ptr<Storage> storage_;
+  std::uint64_t generation_ = 0;
+};
+
+struct ExecutorOptions {
+  bool reuse = true;                  // false: no two tensors share memory
+  bool poison = poison_enabled();     // fresh memory is NaN, guard words around every slot are checked after each entry
+  std::shared_ptr<Arena> arena = {};  // shared with other executors; empty: one of its own
+};
+
+/// Seconds spent in one kind of entry since profiling was switched on.
+struct Timing {
+  double seconds = 0;
+  std::int64_t calls = 0;
+};
+
+/// Runs a recorded program again and again in planned memory, allocating nothing.
+///
+/// Inputs are the tensors that were made by input(...): fill them before run(). Results are read through output(i); they
+/// are valid until the next run of any executor that shares the arena.
+class Executor {
+ public:
+  explicit Executor(Program program, ExecutorOptions options = {});
+  void run();
+  Tensor output(std::size_t i) const;
+  const Program& program() const { return program_; }
+  const Plan& plan() const { return plan_; }
+  void profile(bool on) { profiling_ = on; }
+  /// By op: "linear", "linear backward".
+  const std::map<std::string, Timing>& timings() const { return timings_; }
+  void clear_timings() { timings_.clear(); }
+
+ private:
+  void bind();
+  void run_checked(std::size_t i);
+  void check_guards(std::size_t i) const;
+
+  Program program_;
+  ExecutorOptions options_;
+  Plan plan_;
+  std::uint64_t bound_ = 0;
+  std::vector<ResolvedCall> calls_;           // one an entry; views have none
+  std::vector<std::vector<int>> begins_;      // slots that begin at an entry
+  std::map<std::string, Timing> timings_;
+  bool profiling_ = false;
+};
+
+}  // namespace hedgehog

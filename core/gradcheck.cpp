@@ -1,0 +1,193 @@
+#include "core/gradcheck.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "core/error.h"
+#include "core/random.h"
+
+namespace hedgehog {
+namespace {
+
+using Function = std::function<Tensors(const Tensors&)>;
+
+class Check {
+ public:
+  Check(const Function& function, const Tensors& parameters, const GradcheckOptions& options)
+      : function_(function), parameters_(parameters), options_(options) {
+    for (const Tensor& p : parameters_)
+      if (p.dtype() != Dtype::f64) throw ShapeError(fmt::format("[gradcheck] parameter '{}' must be f64, got {}", p.name(), name_of(p.dtype())));
+    analytic();
+  }
+
+  GradcheckRow row(std::size_t index) {
+    const Tensor& p = parameters_[index];
+    GradcheckRow out{p.name(), 0, 0, 0, false};
+    double difference = 0;
+    auto compare = [&](double a, double n) {
+      // a NaN must not slip through max()
+      difference = std::isfinite(a) && std::isfinite(n) ? std::max(difference, std::abs(a - n)) : INFINITY;
+      out.largest = std::max(out.largest, std::abs(n));
+      ++out.checked;
+    };
+    const Random random{options_.seed, 77u + std::uint32_t(index), 0};
+    const double* gradient = p.grad().as<double>();
+    if (p.size() <= options_.full) {
+      for (std::int64_t i = 0; i < p.size(); ++i) compare(gradient[i], element_difference(p, i));
+    } else {
+      for (std::int64_t k = 0; k < options_.full; ++k) {
+        const std::int64_t i = random.below(std::uint64_t(k), std::uint32_t(p.size()));
+        compare(gradient[i], element_difference(p, i));
+      }
+      for (std::uint32_t d = 0; d < 4; ++d) compare_direction(p, Random{options_.seed, 1077u + std::uint32_t(index), d}, compare);
+    }
+    out.error = difference / std::max(out.largest, 1e-300);
+    out.passed = out.largest >= options_.smallest && out.error <= options_.tolerance;
+    return out;
+  }
+
+ private:
+  void analytic() {
+    for (const Tensor& p : parameters_) p.grad().fill(0);
+    const Tensors results = function_(parameters_);
+    Tensors differentiable, cotangents;
+    for (std::size_t j = 0; j < results.size(); ++j) {
+      std::vector<double> r(std::size_t(results[j].size()), 0.0);
+      if (results[j].wants_gradient()) {
+        const Random random{options_.seed, 5000u + std::uint32_t(j), 0};
+        for (std::size_t i = 0; i < r.size(); ++i) r[i] = random.normal(i);
+        differentiable.push_back(results[j]);
+        cotangents.push_back(constant(results[j].shape(), r, results[j].dtype(), "cotangent"));
+      }
+      weights_.push_back(std::move(r));
+    }
+    if (differentiable.empty()) throw Error("[gradcheck] no result depends on the parameters");
+    backward(differentiable, cotangents);
+  }
+
+  double loss() {
+    const no_grad guard;
+    const Tensors results = function_(parameters_);
+    double sum = 0;
+    for (std::size_t j = 0; j < results.size(); ++j) {
+      const auto y = results[j].to_vector();
+      for (std::size_t i = 0; i < y.size(); ++i)
+        if (weights_[j][i] != 0) sum += weights_[j][i] * y[i];
+    }
+    return sum;
+  }
+
+  double element_difference(const Tensor& p, std::int64_t i) {
+    double* x = p.as<double>() + i;
+    const double kept = *x, h = options_.step * std::max(1.0, std::abs(kept));
+    *x = kept + h;
+    const double above = *x, up = loss();
+    *x = kept - h;
+    const double below = *x, down = loss();
+    *x = kept;
+    return (up - down) / (above - below);
+  }
+
+  template <class Compare>
+  void compare_direction(const Tensor& p, const Random& random, const Compare& compare) {
+    const std::vector<double> kept = p.to_vector();
+    std::vector<double> direction(kept.size()), moved(kept.size());
+    double length = 0, slope = 0;
+    for (std::size_t i = 0; i < kept.size(); ++i) length += (direction[i] = random.normal(i)) * direction[i];
+    length = std::sqrt(length);
+    for (std::size_t i = 0; i < kept.size(); ++i) slope += (direction[i] /= length) * p.grad().as<double>()[i];
+    auto at = [&](double h) {
+      for (std::size_t i = 0; i < kept.size(); ++i) moved[i] = kept[i] + h * direction[i];
+      p.copy_from(moved);
+      return loss();
+    };
+    const double h = options_.step, numeric = (at(h) - at(-h)) / (2 * h);
+    p.copy_from(kept);
+    compare(slope, numeric);
+  }
+
+  const Function& function_;
+  const Tensors& parameters_;
+  const GradcheckOptions& options_;
+  std::vector<std::vector<double>> weights_;
+};
+
+}  // namespace
+
+bool GradcheckReport::passed() const {
+  return !rows.empty() && std::all_of(rows.begin(), rows.end(), [](const GradcheckRow& r) { return r.passed; });
+}
+double GradcheckReport::worst() const {
+  double worst = 0;
+  for (const GradcheckRow& r : rows) worst = std::max(worst, r.error);
+  return worst;
+}
+std::int64_t GradcheckReport::checked() const {
+  std::int64_t n = 0;
+  for (const GradcheckRow& r : rows) n += r.checked;
+  return n;
+}
+
+GradcheckReport gradcheck(const Function& function, const Tensors& parameters, const GradcheckOptions& options) {
+  Check check(function, parameters, options);
+  GradcheckReport report;
+  for (std::size_t i = 0; i < parameters.size(); ++i) report.rows.push_back(check.row(i));
+  return report;
+}
+
+Tensors draw_arguments(const Op& op, const Sample& sample, std::uint64_t seed, Dtype dtype) {
+  Tensors out;
+  for (std::size_t a = 0; a < sample.inputs.size(); ++a) {
+    const SampleInput& in = sample.inputs[a];
+    using Fill = SampleInput::Fill;
+    if (in.fill == Fill::none) {
+      out.push_back({});
+      continue;
+    }
+    const Random random{seed, std::uint32_t(a), 1};
+    const std::string& name = op.arguments[a].name;
+    const bool whole = in.fill == Fill::integers || in.fill == Fill::documents || in.fill == Fill::mask;
+    const bool changes = op.updates >> a & 1u;
+    const Dtype type = whole ? Dtype::i32 : dtype;
+    Tensor x = changes ? state(in.shape, type, name)
+                       : in.differentiable && op.arguments[a].differentiable ? parameter(in.shape, name, type) : input(in.shape, name, type);
+    std::vector<double> v(std::size_t(x.size()));
+    const std::size_t columns = std::size_t(in.shape.last());
+    for (std::size_t i = 0; i < v.size(); ++i) {
+      const double z = random.normal(i);
+      switch (in.fill) {
+        case Fill::normal: v[i] = in.shift + in.scale * z; break;
+        case Fill::positive: v[i] = std::exp(in.scale * z) + 0.1; break;
+        case Fill::away_from_zero: v[i] = in.scale * (z + std::copysign(0.1, z)); break;
+        case Fill::integers: v[i] = in.shift + random.below(i, std::uint32_t(in.scale - in.shift)); break;
+        case Fill::mask: v[i] = i % columns == 0 || random.below(i, 4) != 0; break;
+        case Fill::documents: v[i] = i % columns == 0 ? 0 : random.below(i, 3) == 0 ? double(i % columns) : v[i - 1]; break;
+        case Fill::none: break;
+      }
+    }
+    x.copy_from(v);
+    out.push_back(x);
+  }
+  return out;
+}
+
+GradcheckReport gradcheck(const Op& op, const Sample& sample, const GradcheckOptions& options) {
+  const Tensors arguments = draw_arguments(op, sample, options.seed);
+  Tensors parameters;
+  for (const Tensor& x : arguments)
+    if (x && x.wants_gradient()) parameters.push_back(x);
+  std::vector<std::pair<Tensor, std::vector<double>>> changing;
+  for (std::size_t a = 0; a < arguments.size(); ++a)
+    if (arguments[a] && (op.updates >> a & 1u)) changing.emplace_back(arguments[a], arguments[a].to_vector());
+  return gradcheck(
+      [&](const Tensors&) {
+        for (const auto& [x, values] : changing) x.copy_from(values);
+        return apply(op, sample.attributes, arguments);
+      },
+      parameters, options);
+}
+
+}  // namespace hedgehog

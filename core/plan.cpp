@@ -1,0 +1,141 @@
+#include "core/plan.h"
+
+#include <algorithm>
+#include <numeric>
+#include <unordered_set>
+
+namespace hedgehog {
+namespace {
+
+constexpr Bytes kAlign = 64;
+Bytes rounded(Bytes n) { return (n + kAlign - 1) / kAlign * kAlign; }
+Bytes bytes_of(const Tensor& t) { return t.size() * size_of(t.dtype()); }
+bool planned(const Tensor& root) { return root->role == Role::activation && !root->storage; }
+
+struct Lifetimes {
+  Plan plan;
+  std::unordered_set<const Value*> kept;  // results of the program
+
+  explicit Lifetimes(const Program& program) {
+    const int n = int(program.entries.size());
+    std::unordered_set<const Value*> persistent;
+    for (int i = 0; i < n; ++i) {
+      const Entry& e = program.entries[i];
+      for_each_touched(e, [&](const Tensor& x, bool) { touch(x.root(), i, persistent); });
+      int workspace = -1;
+      if (e.workspace > 0) {
+        workspace = int(plan.slots.size());
+        plan.slots.push_back({0, rounded(e.workspace), i, i});
+      }
+      plan.workspace_of.push_back(workspace);
+    }
+    for (const Tensor& y : program.outputs) {
+      kept.insert(y.root().get());
+      if (auto found = plan.slot_of.find(y.root().get()); found != plan.slot_of.end()) plan.slots[found->second].last = n;
+    }
+  }
+
+  void touch(const Tensor& root, int i, std::unordered_set<const Value*>& persistent) {
+    if (!planned(root)) {
+      if (persistent.insert(root.get()).second) plan.persistent += rounded(bytes_of(root));
+      return;
+    }
+    auto [found, fresh] = plan.slot_of.try_emplace(root.get(), int(plan.slots.size()));
+    if (fresh) plan.slots.push_back({0, rounded(bytes_of(root)), i, i});
+    Slot& s = plan.slots[found->second];
+    s.first = std::min(s.first, i);
+    s.last = std::max(s.last, i);
+  }
+
+  /// Lets `to` live in the slot of `from`, if from ends and to begins at entry i.
+  void share(const Tensor& from, const Tensor& to, int i) {
+    if (!from || !to || from->base || to->base || bytes_of(from) != bytes_of(to) || kept.count(from.get())) return;
+    auto a = plan.slot_of.find(from.get()), b = plan.slot_of.find(to.get());
+    if (a == plan.slot_of.end() || b == plan.slot_of.end() || a->second == b->second) return;
+    Slot &source = plan.slots[a->second], &target = plan.slots[b->second];
+    if (source.last != i || target.first != i) return;
+    source.last = target.last;
+    target.bytes = 0;  // an empty slot takes no place
+    const int gone = b->second, into = a->second;
+    for (auto& [value, slot] : plan.slot_of)
+      if (slot == gone) slot = into;
+  }
+};
+
+void share_in_place(const Program& program, Lifetimes& lives) {
+  for (int i = 0; i < int(program.entries.size()); ++i) {
+    const Entry& e = program.entries[i];
+    if (!e.backward) {
+      for (auto [in, out] : e.op->alias)
+        if (std::count(e.inputs.begin(), e.inputs.end(), e.inputs[in]) == 1) lives.share(e.inputs[in], e.outputs[out], i);
+    } else {
+      for (auto [dy, dx] : e.op->alias_backward)
+        if (e.modes[dx] == Mode::write) lives.share(e.dy[dy], e.dx[dx], i);
+    }
+  }
+}
+
+void place(Plan& plan, bool reuse, Bytes guard) {
+  std::vector<int> order(plan.slots.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return plan.slots[a].bytes > plan.slots[b].bytes; });
+  std::vector<int> placed;  // by offset
+  for (int i : order) {
+    Slot& s = plan.slots[i];
+    if (s.bytes == 0) continue;
+    const Bytes need = s.bytes + 2 * guard;
+    Bytes at = 0;
+    for (int j : placed) {
+      const Slot& other = plan.slots[j];
+      if (reuse && (other.last < s.first || s.last < other.first)) continue;
+      if (other.offset - guard >= at + need) break;
+      at = std::max(at, other.offset + other.bytes + guard);
+    }
+    s.offset = at + guard;
+    plan.arena = std::max(plan.arena, at + need);
+    placed.insert(std::upper_bound(placed.begin(), placed.end(), i, [&](int a, int b) { return plan.slots[a].offset < plan.slots[b].offset; }), i);
+  }
+}
+
+}  // namespace
+
+Plan plan(const Program& program, const PlanOptions& options) {
+  Lifetimes lives(program);
+  if (options.reuse) share_in_place(program, lives);
+  place(lives.plan, options.reuse, options.guards ? kAlign : 0);
+  return std::move(lives.plan);
+}
+
+Work work_of(const Entry& entry) {
+  if (entry.op->views) return {0, 0};
+  Work work;
+  if (entry.op->cost) {
+    const auto [forward, backward] =
+        entry.op->cost(entry.attributes, detail::metas_of(entry.inputs), detail::metas_of(entry.outputs));
+    work = entry.backward ? backward : forward;
+  }
+  if (work.bytes < 0) {
+    work.bytes = 0;
+    for_each_touched(entry, [&](const Tensor& x, bool) { work.bytes += double(bytes_of(x)); });
+  }
+  return work;
+}
+
+Cost account(const Program& program) {
+  Cost cost;
+  for (const Entry& e : program.entries) {
+    const Work w = work_of(e);
+    cost.flops += w.flops;
+    cost.bytes += w.bytes;
+    Work& sum = cost.by_op.try_emplace(e.op->name + (e.backward ? " backward" : ""), Work{0, 0}).first->second;
+    sum.flops += w.flops;
+    sum.bytes += w.bytes;
+  }
+  const Plan p = plan(program);
+  cost.arena = p.arena;
+  cost.persistent = p.persistent;
+  cost.peak = p.arena + p.persistent;
+  return cost;
+}
+
+}  // namespace hedgehog

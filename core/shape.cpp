@@ -1,0 +1,38 @@
+#include "core/shape.h"
+
+#include <fmt/format.h>
+
+#include "core/error.h"
+
+namespace hedgehog {
+
+Shape::Shape(std::initializer_list<std::int64_t> extents) {
+  for (auto e : extents) push_back(e);
+}
+
+void Shape::push_back(std::int64_t extent) {
+  if (rank_ == kMaxRank) throw ShapeError(fmt::format("[shape] at most {} axes are supported, got more", kMaxRank));
+  if (extent < 0) throw ShapeError(fmt::format("[shape] extents must be 0 or more, got {}", extent));
+  extents_[rank_++] = extent;
+}
+
+std::int64_t Shape::size() const {
+  std::int64_t n = 1;
+  for (int i = 0; i < rank_; ++i) n *= extents_[i];
+  return n;
+}
+
+bool Shape::operator==(const Shape& other) const {
+  if (rank_ != other.rank_) return false;
+  for (int i = 0; i < rank_; ++i)
+    if (extents_[i] != other.extents_[i]) return false;
+  return true;
+}
+
+std::string Shape::text() const {
+  std::string out = "(";
+  for (int i = 0; i < rank_; ++i) out += fmt::format("{}{}", i ? ", " : "", extents_[i]);
+  return out + ")";
+}
+
+}  // namespace hedgehog
