@@ -13,7 +13,7 @@ template <class F>
 void dispatch(Dtype dtype, F&& f) {
   if (dtype == Dtype::f32) return f(float{});
   if (dtype == Dtype::f64) return f(double{});
-  throw ShapeError(fmt::format("[dtype] the CPU computes in f32 and f64, got {}; cast first", name_of(dtype)));
+  throw DtypeError(fmt::format("the CPU computes in f32 and f64, got {}; cast first", name_of(dtype)));
 }
 
 /// The same for ops that only move elements: i32 and bf16 too (bf16 as its bits).

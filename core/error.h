@@ -16,6 +16,12 @@ class ShapeError : public Error {
   using Error::Error;
 };
 
+/// A dtype that a kernel does not compute in; the call adds the op's name.
+class DtypeError : public ShapeError {
+ public:
+  using ShapeError::ShapeError;
+};
+
 /// A wrong command line or configuration; the program exits with 2.
 class UsageError : public Error {
  public:

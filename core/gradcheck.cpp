@@ -26,30 +26,49 @@ class Check {
   GradcheckRow row(std::size_t index) {
     const Tensor& p = parameters_[index];
     GradcheckRow out{p.name(), 0, 0, 0, false};
-    double difference = 0;
-    auto compare = [&](double a, double n) {
-      // a NaN must not slip through max()
-      difference = std::isfinite(a) && std::isfinite(n) ? std::max(difference, std::abs(a - n)) : INFINITY;
-      out.largest = std::max(out.largest, std::abs(n));
-      ++out.checked;
-    };
-    const Random random{options_.seed, 77u + std::uint32_t(index), 0};
-    const double* gradient = p.grad().as<double>();
-    if (p.size() <= options_.full) {
-      for (std::int64_t i = 0; i < p.size(); ++i) compare(gradient[i], element_difference(p, i));
-    } else {
-      for (std::int64_t k = 0; k < options_.full; ++k) {
-        const std::int64_t i = random.below(std::uint64_t(k), std::uint32_t(p.size()));
-        compare(gradient[i], element_difference(p, i));
-      }
-      for (std::uint32_t d = 0; d < 4; ++d) compare_direction(p, Random{options_.seed, 1077u + std::uint32_t(index), d}, compare);
+    const std::vector<Slope> slopes = slopes_of(p, std::uint32_t(index));
+    std::vector<double> numeric;
+    for (const Slope& s : slopes) {
+      numeric.push_back(s.numeric(options_.step));
+      out.largest = std::max(out.largest, std::abs(numeric.back()));
     }
+    double difference = 0;
+    for (std::size_t i = 0; i < slopes.size(); ++i) {
+      double d = distance(slopes[i].analytic, numeric[i]);
+      // a kink between the two points of the difference is left behind by a smaller step, a wrong gradient is not
+      if (d > options_.tolerance * out.largest) d = std::min(d, distance(slopes[i].analytic, slopes[i].numeric(options_.step / 100)));
+      difference = std::max(difference, d);
+    }
+    out.checked = std::int64_t(slopes.size());
     out.error = difference / std::max(out.largest, 1e-300);
     out.passed = out.largest >= options_.smallest && out.error <= options_.tolerance;
     return out;
   }
 
  private:
+  /// A derivative along one element or one direction: what backward says, and the difference for a step.
+  struct Slope {
+    double analytic;
+    std::function<double(double)> numeric;
+  };
+
+  /// |a - n|; a NaN must not slip through max().
+  static double distance(double a, double n) { return std::isfinite(a) && std::isfinite(n) ? std::abs(a - n) : INFINITY; }
+
+  std::vector<Slope> slopes_of(const Tensor& p, std::uint32_t index) {
+    std::vector<Slope> out;
+    const double* gradient = p.grad().as<double>();
+    auto element = [&](std::int64_t i) { out.push_back({gradient[i], [this, p, i](double step) { return element_difference(p, i, step); }}); };
+    if (p.size() <= options_.full) {
+      for (std::int64_t i = 0; i < p.size(); ++i) element(i);
+      return out;
+    }
+    const Random random{options_.seed, 77u + index, 0};
+    for (std::int64_t k = 0; k < options_.full; ++k) element(random.below(std::uint64_t(k), std::uint32_t(p.size())));
+    for (std::uint32_t d = 0; d < 4; ++d) out.push_back(direction(p, Random{options_.seed, 1077u + index, d}));
+    return out;
+  }
+
   void analytic() {
     for (const Tensor& p : parameters_) p.grad().fill(0);
     const Tensors results = function_(parameters_);
@@ -80,9 +99,9 @@ class Check {
     return sum;
   }
 
-  double element_difference(const Tensor& p, std::int64_t i) {
+  double element_difference(const Tensor& p, std::int64_t i, double step) {
     double* x = p.as<double>() + i;
-    const double kept = *x, h = options_.step * std::max(1.0, std::abs(kept));
+    const double kept = *x, h = step * std::max(1.0, std::abs(kept));
     *x = kept + h;
     const double above = *x, up = loss();
     *x = kept - h;
@@ -91,22 +110,24 @@ class Check {
     return (up - down) / (above - below);
   }
 
-  template <class Compare>
-  void compare_direction(const Tensor& p, const Random& random, const Compare& compare) {
-    const std::vector<double> kept = p.to_vector();
-    std::vector<double> direction(kept.size()), moved(kept.size());
+  Slope direction(const Tensor& p, const Random& random) {
+    std::vector<double> direction(std::size_t(p.size()));
     double length = 0, slope = 0;
-    for (std::size_t i = 0; i < kept.size(); ++i) length += (direction[i] = random.normal(i)) * direction[i];
+    for (std::size_t i = 0; i < direction.size(); ++i) length += (direction[i] = random.normal(i)) * direction[i];
     length = std::sqrt(length);
-    for (std::size_t i = 0; i < kept.size(); ++i) slope += (direction[i] /= length) * p.grad().as<double>()[i];
-    auto at = [&](double h) {
-      for (std::size_t i = 0; i < kept.size(); ++i) moved[i] = kept[i] + h * direction[i];
-      p.copy_from(moved);
-      return loss();
-    };
-    const double h = options_.step, numeric = (at(h) - at(-h)) / (2 * h);
-    p.copy_from(kept);
-    compare(slope, numeric);
+    for (std::size_t i = 0; i < direction.size(); ++i) slope += (direction[i] /= length) * p.grad().as<double>()[i];
+    return {slope, [this, p, direction](double step) {
+              const std::vector<double> kept = p.to_vector();
+              auto at = [&](double h) {
+                std::vector<double> moved(kept.size());
+                for (std::size_t i = 0; i < kept.size(); ++i) moved[i] = kept[i] + h * direction[i];
+                p.copy_from(moved);
+                return loss();
+              };
+              const double numeric = (at(step) - at(-step)) / (2 * step);
+              p.copy_from(kept);
+              return numeric;
+            }};
   }
 
   const Function& function_;
@@ -151,7 +172,7 @@ Tensors draw_arguments(const Op& op, const Sample& sample, std::uint64_t seed, D
     const std::string& name = op.arguments[a].name;
     const bool whole = in.fill == Fill::integers || in.fill == Fill::documents || in.fill == Fill::mask;
     const bool changes = op.updates >> a & 1u;
-    const Dtype type = whole ? Dtype::i32 : dtype;
+    const Dtype type = whole ? Dtype::i32 : in.fill == Fill::numbers ? Dtype::f64 : dtype;
     Tensor x = changes ? state(in.shape, type, name)
                        : in.differentiable && op.arguments[a].differentiable ? parameter(in.shape, name, type) : input(in.shape, name, type);
     std::vector<double> v(std::size_t(x.size()));
@@ -165,6 +186,7 @@ Tensors draw_arguments(const Op& op, const Sample& sample, std::uint64_t seed, D
         case Fill::integers: v[i] = in.shift + random.below(i, std::uint32_t(in.scale - in.shift)); break;
         case Fill::mask: v[i] = i % columns == 0 || random.below(i, 4) != 0; break;
         case Fill::documents: v[i] = i % columns == 0 ? 0 : random.below(i, 3) == 0 ? double(i % columns) : v[i - 1]; break;
+        case Fill::numbers: v[i] = in.values[i]; break;
         case Fill::none: break;
       }
     }
@@ -185,7 +207,10 @@ GradcheckReport gradcheck(const Op& op, const Sample& sample, const GradcheckOpt
   return gradcheck(
       [&](const Tensors&) {
         for (const auto& [x, values] : changing) x.copy_from(values);
-        return apply(op, sample.attributes, arguments);
+        Tensors inputs = arguments;
+        // a view of a parameter is no result of a call, so backward cannot start there
+        if (op.views) inputs[0] = apply(detail::kCopy, {}, {inputs[0]})[0];
+        return apply(op, sample.attributes, inputs);
       },
       parameters, options);
 }

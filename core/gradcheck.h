@@ -8,7 +8,7 @@
 namespace hedgehog {
 
 struct GradcheckOptions {
-  double step = 1e-5;        // of the central difference, times max(1, |x|)
+  double step = 1e-5;        // of the central difference, times max(1, |x|); a hundredth of it where that one disagrees
   double tolerance = 1e-6;   // on the error below
   double smallest = 1e-3;    // the numeric gradient must be at least this large to be judged
   std::int64_t full = 200;   // an argument with more elements is checked at this many random ones and 4 random directions

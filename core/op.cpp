@@ -3,9 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <numeric>
 
 #include "core/error.h"
+#include "core/nearest_name.h"
 
 namespace hedgehog {
 
@@ -60,6 +60,9 @@ SampleInput integers(Shape shape, std::int64_t low, std::int64_t high) {
 }
 SampleInput documents(Shape shape) { return {SampleInput::Fill::documents, shape, 1, 0, false}; }
 SampleInput mask(Shape shape) { return {SampleInput::Fill::mask, shape, 1, 0, false}; }
+SampleInput numbers(Shape shape, std::vector<double> values) {
+  return {SampleInput::Fill::numbers, shape, 1, 0, false, std::move(values)};
+}
 SampleInput omitted() { return {SampleInput::Fill::none, {}, 0, 0, false}; }
 SampleInput constant_input(SampleInput input) {
   input.differentiable = false;
@@ -71,30 +74,7 @@ std::vector<const Op*>& registry() {
   static std::vector<const Op*> ops;
   return ops;
 }
-
-std::size_t edit_distance(const std::string& a, const std::string& b) {
-  std::vector<std::size_t> row(b.size() + 1);
-  std::iota(row.begin(), row.end(), std::size_t(0));
-  for (std::size_t i = 1; i <= a.size(); ++i) {
-    std::size_t diagonal = row[0];
-    row[0] = i;
-    for (std::size_t j = 1; j <= b.size(); ++j) {
-      const std::size_t above = row[j];
-      row[j] = std::min({row[j] + 1, row[j - 1] + 1, diagonal + (a[i - 1] != b[j - 1])});
-      diagonal = above;
-    }
-  }
-  return row.back();
-}
 }  // namespace
-
-std::string nearest_name(const std::string& wrong, const std::vector<std::string>& candidates) {
-  std::string best;
-  std::size_t distance = std::size_t(-1);
-  for (const std::string& c : candidates)
-    if (const std::size_t d = edit_distance(wrong, c); d < distance) best = c, distance = d;
-  return best;
-}
 
 void register_op(const Op& op) {
   for (const Op* known : registry()) {
@@ -114,7 +94,8 @@ const Op& find_op(const std::string& name) {
     if (op->name == name) return *op;
     names.push_back(op->name);
   }
-  throw UsageError(fmt::format("no op is named '{}'; the nearest is '{}'", name, nearest_name(name, names)));
+  const std::string nearest = nearest_name(name, names);
+  throw UsageError(fmt::format("no op is named '{}'; {}", name, nearest.empty() ? "hedgehog gradcheck lists them all" : "did you mean '" + nearest + "'?"));
 }
 
 void fail(const char* op, const std::string& message) { throw ShapeError(fmt::format("[{}] {}", op, message)); }

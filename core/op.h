@@ -112,11 +112,12 @@ struct Work {
 
 /// How a sample's argument is filled. Draws are seeded by the suite.
 struct SampleInput {
-  enum class Fill { normal, positive, integers, away_from_zero, none, documents, mask } fill = Fill::normal;
+  enum class Fill { normal, positive, integers, away_from_zero, none, documents, mask, numbers } fill = Fill::normal;
   Shape shape;
   double scale = 1;     // standard deviation, or upper bound (exclusive) of integers
   double shift = 0;     // mean, or lower bound of integers
   bool differentiable = true;
+  std::vector<double> values = {};  // of numbers
 };
 SampleInput normal(Shape shape, double scale = 1, double shift = 0);
 /// exp of a normal draw plus 0.1: for arguments that must be positive.
@@ -129,6 +130,8 @@ SampleInput integers(Shape shape, std::int64_t low, std::int64_t high);
 SampleInput documents(Shape shape);
 /// i32 of zeros and ones with at least one 1 at the start of each row.
 SampleInput mask(Shape shape);
+/// Exactly these numbers, always f64: step states and tables of spans.
+SampleInput numbers(Shape shape, std::vector<double> values);
 /// Optional argument left out.
 SampleInput omitted();
 /// The same argument, but the sample does not ask for its gradient.
@@ -193,7 +196,5 @@ const Op& find_op(const std::string& name);
 /// Fails with "[op] message".
 [[noreturn]] void fail(const Op& op, const std::string& message);
 [[noreturn]] void fail(const char* op, const std::string& message);
-/// Name out of `candidates` with the smallest edit distance to `wrong`.
-std::string nearest_name(const std::string& wrong, const std::vector<std::string>& candidates);
 
 }  // namespace hedgehog

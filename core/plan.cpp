@@ -18,7 +18,7 @@ struct Lifetimes {
 
   explicit Lifetimes(const Program& program) {
     const int n = int(program.entries.size());
-    std::unordered_set<const Value*> persistent;
+    std::unordered_set<const Storage*> persistent;
     for (int i = 0; i < n; ++i) {
       const Entry& e = program.entries[i];
       for_each_touched(e, [&](const Tensor& x, bool) { touch(x.root(), i, persistent); });
@@ -35,9 +35,10 @@ struct Lifetimes {
     }
   }
 
-  void touch(const Tensor& root, int i, std::unordered_set<const Value*>& persistent) {
+  void touch(const Tensor& root, int i, std::unordered_set<const Storage*>& persistent) {
     if (!planned(root)) {
-      if (persistent.insert(root.get()).second) plan.persistent += rounded(bytes_of(root));
+      const Storage& block = root->storage->whole();  // slices of one flat buffer count once
+      if (persistent.insert(&block).second) plan.persistent += rounded(Bytes(block.bytes()));
       return;
     }
     auto [found, fresh] = plan.slot_of.try_emplace(root.get(), int(plan.slots.size()));

@@ -178,7 +178,11 @@ ResolvedCall resolve(const Entry& entry, const std::function<void*(const Tensor&
 void ResolvedCall::run() const {
   const Op& op = *entry->op;
   const Call call{entry->attributes, inputs, outputs, saved, dy, dx, modes, workspace};
-  (entry->backward ? op.backward.cpu : op.forward.cpu)(call);
+  try {
+    (entry->backward ? op.backward.cpu : op.forward.cpu)(call);
+  } catch (const DtypeError& e) {
+    fail(op, e.what());
+  }
 }
 
 Tensor contiguous(const Tensor& tensor) {

@@ -30,7 +30,7 @@ Storage::Storage(std::size_t bytes) : bytes_(bytes) {
   if (poison_enabled()) std::memset(data_, 0xff, rounded);
 }
 
-Storage::Storage(void* data, std::size_t bytes, std::shared_ptr<void> owner)
+Storage::Storage(void* data, std::size_t bytes, std::shared_ptr<Storage> owner)
     : data_(static_cast<std::byte*>(data)), bytes_(bytes), owner_(std::move(owner)) {}
 
 Storage::~Storage() {

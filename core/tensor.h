@@ -18,17 +18,19 @@ const char* name_of(Role role);
 class Storage {
  public:
   explicit Storage(std::size_t bytes);
-  Storage(void* data, std::size_t bytes, std::shared_ptr<void> owner);
+  Storage(void* data, std::size_t bytes, std::shared_ptr<Storage> owner);
   ~Storage();
   Storage(const Storage&) = delete;
   Storage& operator=(const Storage&) = delete;
   std::byte* data() const { return data_; }
   std::size_t bytes() const { return bytes_; }
+  /// The block that the bytes belong to: this one, or the owner it borrows from.
+  const Storage& whole() const { return owner_ ? owner_->whole() : *this; }
 
  private:
   std::byte* data_ = nullptr;
   std::size_t bytes_ = 0;
-  std::shared_ptr<void> owner_;
+  std::shared_ptr<Storage> owner_;
 };
 
 class Tensor;

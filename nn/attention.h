@@ -1,0 +1,49 @@
+#pragma once
+#include <string>
+
+#include "nn/layers.h"
+
+namespace hedgehog {
+
+/// What attention needs to know besides x. All optional.
+struct AttentionContext {
+  Tensor document_start = {};  // i32 (B, T): start of each token's document in its row; attention stays inside it
+  Tensor step = {};            // the optimiser's step state, for dropout in training
+  Tensor rotary = {};          // table of rotary_table(T, D), shared by all layers; empty: no rotary positions
+};
+
+/// Multi-head causal attention: packed projection, rotary positions, softmax or linear attention, output projection.
+/// Grouped heads are (B, T, 3, H, D) in one tensor; q, k, v are windows of it.
+class Attention {
+ public:
+  struct Options {
+    std::int64_t heads = 1, width = 1;
+    std::string kind = "hedgehog";  // softmax, or a map of linear attention
+    bool bias = false;
+    double map_init_gain = 3;
+    Init init, output_init;
+    Dropout dropout;
+  };
+  Attention() = default;
+  Attention(Parameters& parameters, const std::string& name, const Options& options);
+
+  /// x (B, T, C); returns residual + attention(x).
+  Tensor operator()(const Tensor& x, const Tensor& residual, const AttentionContext& context) const;
+  /// The same for one token a stream, x (B, 1, C); advances `state` in place. position i32 (1): of this token.
+  Tensor step(const Tensor& x, const Tensor& residual, const Tensor& state, const Tensor& position, const Tensor& rotary) const;
+  /// The empty state of `batch` streams.
+  Tensor empty_state(std::int64_t batch, std::int64_t capacity, Dtype dtype) const;
+
+ private:
+  struct Heads {
+    Tensor q, k, v;  // (B, T, H, D)
+  };
+  Heads project(const Tensor& x, const Tensor& rotary) const;
+  Tensor output(const Tensor& o, const Tensor& residual, const Tensor& dropout_step) const;
+
+  Options options_;
+  Linear qkv_, output_;
+  Tensor map_q_, map_k_;  // (H, D, D), of the Hedgehog maps
+};
+
+}  // namespace hedgehog

@@ -1,0 +1,143 @@
+#include "nn/gpt.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <tuple>
+
+#include "core/error.h"
+#include "core/nearest_name.h"
+
+namespace hedgehog {
+namespace {
+
+constexpr double kEmbeddingDeviation = 0.02;
+
+Init weight_init(const GptOptions& o, std::int64_t fan_in) {
+  return Init::normal(o.init == "gpt2" ? 0.02 : 1 / std::sqrt(double(fan_in)));
+}
+/// Outputs that are added to the residual stream 2 L times start smaller, so that the sum does not grow with depth.
+Init residual_init(const GptOptions& o, std::int64_t fan_in) {
+  Init init = weight_init(o, fan_in);
+  init.scale /= std::sqrt(2.0 * double(o.layers));
+  return init;
+}
+
+void check(const GptOptions& o) {
+  auto refuse = [](const std::string& message) { throw ShapeError("[gpt] " + message); };
+  if (o.layers < 1 || o.heads < 1 || o.width < 1 || o.context < 1 || o.vocabulary < 1)
+    refuse(fmt::format("layers, heads, width, context and vocabulary must be at least 1, got {}, {}, {}, {}, {}", o.layers, o.heads,
+                       o.width, o.context, o.vocabulary));
+  if (o.width % o.heads) refuse(fmt::format("heads must divide width, got {} heads and width {}", o.heads, o.width));
+  if (o.positions == "rotary" && o.width / o.heads % 2)
+    refuse(fmt::format("rotary positions need an even head width, got width / heads = {}", o.width / o.heads));
+  for (const auto& [name, value, choices] :
+       {std::tuple{"positions", o.positions, std::vector<std::string>{"rotary", "learned", "none"}},
+        std::tuple{"norm", o.norm, std::vector<std::string>{"layer", "rms"}},
+        std::tuple{"activation", o.activation, std::vector<std::string>{"gelu", "silu", "relu"}},
+        std::tuple{"init", o.init, std::vector<std::string>{"default", "gpt2"}},
+        std::tuple{"attention", o.attention,
+                   std::vector<std::string>{"softmax", "hedgehog", "hedgehog-softmax", "hedgehog-joint", "elu", "relu", "exp"}}})
+    if (std::find(choices.begin(), choices.end(), value) == choices.end())
+      refuse(fmt::format("{} '{}' is not known; the nearest is '{}'", name, value, nearest_name(value, choices)));
+}
+
+Block make_block(Parameters& p, const GptOptions& o, std::int64_t layer) {
+  const std::string name = fmt::format("h.{}", layer);
+  auto dropout = [&](std::int64_t place) { return Dropout{o.dropout, 1 + 2 * layer + place}; };
+  Block block;
+  block.norm_1 = Norm(p, name + ".ln_1", o.norm, o.width, o.bias);
+  block.attention = Attention(p, name + ".attn",
+                              {.heads = o.heads,
+                               .width = o.width,
+                               .kind = o.attention,
+                               .bias = o.bias,
+                               .map_init_gain = o.map_init_gain,
+                               .init = weight_init(o, o.width),
+                               .output_init = residual_init(o, o.width),
+                               .dropout = dropout(0)});
+  block.norm_2 = Norm(p, name + ".ln_2", o.norm, o.width, o.bias);
+  block.mlp.fc = Linear(p, name + ".mlp.c_fc", o.width, 4 * o.width, o.bias, weight_init(o, o.width));
+  block.mlp.out = Linear(p, name + ".mlp.c_proj", 4 * o.width, o.width, o.bias, residual_init(o, 4 * o.width));
+  block.mlp.activation = o.activation;
+  block.mlp.dropout = dropout(1);
+  return block;
+}
+
+}  // namespace
+
+Tensor Block::operator()(Tensor x, const AttentionContext& context) const {
+  x = attention(norm_1(x), x, context);
+  return mlp(norm_2(x), x, context.step);
+}
+
+Gpt::Gpt(const GptOptions& options) : options_(options) {
+  check(options_);
+  parameters_ = std::make_unique<Parameters>(options_.dtype, options_.seed);
+  Parameters& p = *parameters_;
+  token_table_ = p.add("wte.weight", {options_.vocabulary, options_.width}, Init::normal(kEmbeddingDeviation), 1);
+  if (options_.positions == "learned")
+    position_table_ = p.add("wpe.weight", {options_.context, options_.width}, Init::normal(kEmbeddingDeviation), 1);
+  embedding_dropout_ = {options_.dropout, 0};
+  for (std::int64_t i = 0; i < options_.layers; ++i) blocks_.push_back(make_block(p, options_, i));
+  final_norm_ = Norm(p, "ln_f", options_.norm, options_.width, options_.bias);
+}
+
+Tensor Gpt::hidden(const Tensor& tokens, const AttentionContext& given) const {
+  if (position_table_ && tokens.shape().last() > options_.context)
+    throw ShapeError(fmt::format("[gpt] {} tokens a row exceed the context of {} that learned positions have", tokens.shape().last(),
+                                 options_.context));
+  AttentionContext context = given;
+  Tensor x;
+  {
+    const Scope scope("embedding");
+    x = embedding_dropout_(embedding(tokens, token_table_, position_table_), context.step);
+    if (options_.positions == "rotary") context.rotary = rotary_angles(tokens.shape().last(), {});
+  }
+  for (std::size_t i = 0; i < blocks_.size(); ++i) {
+    const Scope scope(fmt::format("block{}", i));
+    x = blocks_[i](x, context);
+  }
+  return final_norm_(x);
+}
+
+TokenLosses Gpt::loss(const Tensor& tokens, const Tensor& targets, const Tensor& scale, const AttentionContext& context) const {
+  const Tensor x = hidden(tokens, context);
+  const Scope scope("classifier");
+  return classifier_cross_entropy(x, token_table_, targets, scale);
+}
+
+DecodingState Gpt::decoding_state(std::int64_t batch, std::int64_t capacity) const {
+  DecodingState s;
+  for (const Block& block : blocks_) s.layers.push_back(block.attention.empty_state(batch, capacity, options_.dtype));
+  s.position = state({1}, Dtype::i32, "position");
+  return s;
+}
+
+Tensor Gpt::rotary_angles(std::int64_t length, const Tensor& offset) const {
+  return rotary_table(length, options_.width / options_.heads, 10000, offset, options_.dtype);
+}
+
+Tensor Gpt::decode(const Tensor& tokens, DecodingState& state) const {
+  Tensor x = embedding(tokens, token_table_), angles;
+  if (position_table_) x = x + embedding(reshape(state.position, {1, 1}), position_table_);
+  if (options_.positions == "rotary") angles = rotary_angles(1, state.position);
+  for (std::size_t i = 0; i < blocks_.size(); ++i) {
+    const Scope scope(fmt::format("block{}", i));
+    x = blocks_[i].attention.step(blocks_[i].norm_1(x), x, state.layers[i], state.position, angles);
+    x = blocks_[i].mlp(blocks_[i].norm_2(x), x, {});
+  }
+  const Scope scope("classifier");
+  const Tensor logits = matmul(final_norm_(x), token_table_, false, true);
+  return reshape(logits, {tokens.shape()[0], options_.vocabulary});
+}
+
+std::int64_t parameter_count(const GptOptions& options) {
+  const std::int64_t c = options.width, d = c / options.heads, maps = options.attention.starts_with("hedgehog") ? 2 * options.heads * d * d : 0;
+  const std::int64_t norm = c * (options.bias && options.norm == "layer" ? 2 : 1), bias = options.bias ? 9 * c : 0;
+  const std::int64_t positions = options.positions == "learned" ? options.context * c : 0;
+  return options.vocabulary * c + positions + options.layers * (12 * c * c + maps + bias + 2 * norm) + norm;
+}
+
+}  // namespace hedgehog

@@ -1,0 +1,93 @@
+#pragma once
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "nn/attention.h"
+#include "nn/layers.h"
+
+namespace hedgehog {
+
+/// The shape of a GPT. Letters: L layers, H heads, C width, T context, V vocabulary.
+struct GptOptions {
+  std::int64_t layers = 2;
+  std::int64_t heads = 2;
+  std::int64_t width = 64;
+  std::int64_t context = 128;
+  std::int64_t vocabulary = 256;
+  std::string attention = "hedgehog";  // softmax, or a feature map of linear attention
+  std::string positions = "rotary";    // rotary, learned, none
+  std::string norm = "layer";          // layer, rms
+  std::string activation = "gelu";     // gelu, silu, relu
+  bool bias = false;
+  double dropout = 0;
+  std::string init = "default";        // default: 1/sqrt(fan_in); gpt2: 0.02; both: residual outputs / sqrt(2 L)
+  double map_init_gain = 3;            // feature maps start at this times the identity
+  Dtype dtype = Dtype::f32;
+  std::uint64_t seed = 1;
+};
+
+/// Norm, attention and MLP, each added to the residual stream:
+///
+///   x = x + attention(norm_1(x))
+///   x = x + mlp(norm_2(x))
+struct Block {
+  Norm norm_1, norm_2;
+  Attention attention;
+  Mlp mlp;
+  Tensor operator()(Tensor x, const AttentionContext& context) const;
+};
+
+/// What a GPT remembers between tokens: one state a layer. Linear attention: constant in size; softmax: a cache of keys
+/// and values.
+struct DecodingState {
+  Tensors layers;
+  Tensor position;  // i32 (1): position of the token that is read next
+};
+
+/// A decoder-only Transformer: embedding, L blocks, final norm, classifier tied to the embedding.
+///
+///   Gpt model(options);
+///   Program step = record([&] {
+///     auto [loss, losses] = model.loss(tokens, targets);
+///     backward(loss);
+///     return Tensors{loss};
+///   });
+///
+/// Parameter names are GPT-2's: wte.weight, wpe.weight, h.0.ln_1.weight, h.0.attn.c_attn.weight (in, out), …, ln_f.weight;
+/// the feature maps are h.0.attn.map_q.weight and map_k.weight (H, D, D).
+class Gpt {
+ public:
+  /// Throws ShapeError naming the option if the sizes do not fit together.
+  explicit Gpt(const GptOptions& options);
+
+  /// Final hidden states of tokens i32 (B, T): (B, T, C).
+  Tensor hidden(const Tensor& tokens, const AttentionContext& context = {}) const;
+  /// Mean loss over the targets (B, T) that are not -1, or their sum times `scale` (1); and the loss of each token (B*T).
+  TokenLosses loss(const Tensor& tokens, const Tensor& targets, const Tensor& scale = {},
+                      const AttentionContext& context = {}) const;
+  /// Logits (B, V) after one more token each, tokens i32 (B, 1). The state is advanced in place; its position is the
+  /// caller's to raise.
+  Tensor decode(const Tensor& tokens, DecodingState& state) const;
+  /// An empty state for `batch` streams; `capacity` tokens for the cache of softmax attention.
+  DecodingState decoding_state(std::int64_t batch, std::int64_t capacity) const;
+
+  const GptOptions& options() const { return options_; }
+  Parameters& parameters() { return *parameters_; }
+  const Parameters& parameters() const { return *parameters_; }
+
+ private:
+  Tensor rotary_angles(std::int64_t length, const Tensor& offset) const;
+
+  GptOptions options_;
+  std::unique_ptr<Parameters> parameters_;
+  Tensor token_table_, position_table_;
+  Dropout embedding_dropout_;
+  std::vector<Block> blocks_;
+  Norm final_norm_;
+};
+
+/// Number of parameters of a GPT of this shape, without building it.
+std::int64_t parameter_count(const GptOptions& options);
+
+}  // namespace hedgehog

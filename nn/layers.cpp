@@ -1,0 +1,32 @@
+#include "nn/layers.h"
+
+namespace hedgehog {
+
+Linear::Linear(Parameters& parameters, const std::string& name, std::int64_t in, std::int64_t out, bool with_bias, Init init)
+    : weight(parameters.add(name + ".weight", {in, out}, init, 1)) {
+  if (with_bias) bias = parameters.add(name + ".bias", {out}, Init::zeros(), 0);
+}
+
+Tensor Linear::operator()(const Tensor& x, const Tensor& addend, const std::string& activation) const {
+  return linear(x, weight, bias, addend, activation);
+}
+
+Norm::Norm(Parameters& parameters, const std::string& name, const std::string& kind, std::int64_t width, bool with_bias)
+    : kind(kind), weight(parameters.add(name + ".weight", {width}, Init::ones(), 0)) {
+  if (with_bias && kind == "layer") bias = parameters.add(name + ".bias", {width}, Init::zeros(), 0);
+}
+
+Tensor Norm::operator()(const Tensor& x) const { return kind == "rms" ? rms_norm(x, weight) : layer_norm(x, weight, bias); }
+
+Tensor Dropout::operator()(const Tensor& x, const Tensor& step) const {
+  return rate > 0 && step ? dropout(x, step, rate, id) : x;
+}
+
+Tensor Mlp::operator()(const Tensor& x, const Tensor& residual, const Tensor& step) const {
+  const Scope scope("mlp");
+  const Tensor h = fc(x, {}, activation);
+  if (dropout.rate > 0 && step) return residual + dropout(out(h), step);
+  return out(h, residual);
+}
+
+}  // namespace hedgehog

@@ -1,0 +1,44 @@
+#pragma once
+#include <string>
+
+#include "nn/parameters.h"
+#include "ops/ops.h"
+
+namespace hedgehog {
+
+/// y = activation(x weight + bias) + addend. weight (in, out), named NAME.weight; bias named NAME.bias.
+struct Linear {
+  Tensor weight, bias;
+
+  Linear() = default;
+  Linear(Parameters& parameters, const std::string& name, std::int64_t in, std::int64_t out, bool with_bias, Init init);
+  Tensor operator()(const Tensor& x, const Tensor& addend = {}, const std::string& activation = "none") const;
+};
+
+/// Layer norm ("layer") or RMS norm ("rms") over the last axis.
+struct Norm {
+  std::string kind;
+  Tensor weight, bias;
+
+  Norm() = default;
+  Norm(Parameters& parameters, const std::string& name, const std::string& kind, std::int64_t width, bool with_bias);
+  Tensor operator()(const Tensor& x) const;
+};
+
+/// Dropout on a residual branch; with rate 0 it records nothing. `step` is the optimiser's step state, whose random step
+/// keys the draws; every instance has an id of its own.
+struct Dropout {
+  double rate = 0;
+  std::int64_t id = 0;
+  Tensor operator()(const Tensor& x, const Tensor& step) const;
+};
+
+/// The two-layer perceptron of a block: out(activation(fc(x))) + residual.
+struct Mlp {
+  Linear fc, out;
+  std::string activation;
+  Dropout dropout;
+  Tensor operator()(const Tensor& x, const Tensor& residual, const Tensor& step) const;
+};
+
+}  // namespace hedgehog

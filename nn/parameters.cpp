@@ -1,0 +1,74 @@
+#include "nn/parameters.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "core/error.h"
+#include "core/nearest_name.h"
+#include "core/random.h"
+
+namespace hedgehog {
+namespace {
+
+constexpr std::int64_t kSpanAlignment = 16;  // elements: every parameter starts on a cache line
+
+std::vector<double> draw(const Shape& shape, Init init, Random random) {
+  std::vector<double> v(std::size_t(shape.size()), init.kind == Init::Kind::ones ? 1.0 : 0.0);
+  if (init.kind == Init::Kind::normal)
+    for (std::size_t i = 0; i < v.size(); ++i) v[i] = init.scale * random.normal(i);
+  if (init.kind == Init::Kind::identity) {
+    const std::int64_t rows = shape[-2], columns = shape[-1];
+    for (std::int64_t block = 0; block < shape.size() / (rows * columns); ++block)
+      for (std::int64_t i = 0; i < std::min(rows, columns); ++i) v[std::size_t((block * rows + i) * columns + i)] = init.scale;
+  }
+  return v;
+}
+
+}  // namespace
+
+Tensor Parameters::add(const std::string& name, Shape shape, Init init, double decay) {
+  if (flat_.weights) throw Error(fmt::format("[parameters] '{}' comes too late: the buffers are flat already", name));
+  for (const Tensor& t : tensors_)
+    if (t.name() == name) throw Error(fmt::format("[parameters] the name '{}' is taken; choose another", name));
+  Tensor p = parameter(shape, name, dtype_);
+  p.copy_from(draw(shape, init, Random{seed_, std::uint32_t(tensors_.size()), 0x70617261u}));
+  tensors_.push_back(p);
+  decay_.push_back(decay);
+  return p;
+}
+
+Tensor Parameters::find(const std::string& name) const {
+  std::vector<std::string> names;
+  for (const Tensor& t : tensors_) {
+    if (t.name() == name) return t;
+    names.push_back(t.name());
+  }
+  throw Error(fmt::format("[parameters] no parameter is named '{}'; the nearest is '{}'", name, nearest_name(name, names)));
+}
+
+std::int64_t Parameters::count() const {
+  std::int64_t n = 0;
+  for (const Tensor& t : tensors_) n += t.size();
+  return n;
+}
+
+const FlatParameters& Parameters::flatten() {
+  if (flat_.weights) return flat_;
+  Tensors gradients;
+  std::vector<double> spans;
+  std::int64_t offset = 0;
+  for (std::size_t i = 0; i < tensors_.size(); ++i) {
+    gradients.push_back(tensors_[i].grad());
+    spans.insert(spans.end(), {double(offset), double(tensors_[i].size()), 1.0, decay_[i], 0.0});
+    offset += (tensors_[i].size() + kSpanAlignment - 1) / kSpanAlignment * kSpanAlignment;
+  }
+  flat_.weights = flatten_storage(tensors_, Role::parameter, "weights", kSpanAlignment);
+  flat_.gradients = flatten_storage(gradients, Role::gradient, "gradients", kSpanAlignment);
+  flat_.first_moment = state(flat_.weights.shape(), dtype_, "first_moment");
+  flat_.second_moment = state(flat_.weights.shape(), dtype_, "second_moment");
+  flat_.spans = constant(Shape{std::int64_t(tensors_.size()), 5}, spans, Dtype::f64, "spans");
+  return flat_;
+}
+
+}  // namespace hedgehog

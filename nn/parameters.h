@@ -1,0 +1,56 @@
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "core/tensor.h"
+
+namespace hedgehog {
+
+/// How a parameter starts.
+struct Init {
+  enum class Kind : std::uint8_t { zeros, ones, normal, identity } kind = Kind::zeros;
+  double scale = 0;  // standard deviation of normal, factor of identity
+  static Init zeros() { return {Kind::zeros, 0}; }
+  static Init ones() { return {Kind::ones, 0}; }
+  static Init normal(double standard_deviation) { return {Kind::normal, standard_deviation}; }
+  /// The last two axes are `gain` times the identity (rectangular: its leading block).
+  static Init identity(double gain) { return {Kind::identity, gain}; }
+};
+
+/// What the optimiser needs, in flat buffers that all parameters are slices of.
+struct FlatParameters {
+  Tensor weights, gradients;            // (P)
+  Tensor first_moment, second_moment;   // (P) states
+  Tensor spans;                         // f64 (S, 5): offset, length, learning-rate factor, decay factor, frozen
+};
+
+/// The parameters of one model by name, in order of creation. Draws are Philox streams named by that order, so a model
+/// starts equal on every machine.
+class Parameters {
+ public:
+  explicit Parameters(Dtype dtype = Dtype::f32, std::uint64_t seed = 1) : dtype_(dtype), seed_(seed) {}
+
+  /// A new parameter. `decay` scales the optimiser's weight decay (0 for maps, biases and norms).
+  /// Throws Error if the name is taken.
+  Tensor add(const std::string& name, Shape shape, Init init, double decay);
+  const Tensors& all() const { return tensors_; }
+  /// Throws Error naming the nearest parameter.
+  Tensor find(const std::string& name) const;
+  /// Number of elements.
+  std::int64_t count() const;
+  Dtype dtype() const { return dtype_; }
+
+  /// Moves all parameters and gradients into flat buffers (the first time) and returns them. Parameters cannot be added
+  /// afterwards.
+  const FlatParameters& flatten();
+
+ private:
+  Dtype dtype_;
+  std::uint64_t seed_;
+  Tensors tensors_;
+  std::vector<double> decay_;
+  FlatParameters flat_;
+};
+
+}  // namespace hedgehog

@@ -1,0 +1,274 @@
+#include <fmt/format.h>
+
+#include "core/dispatch.h"
+#include "core/error.h"
+#include "ops/broadcast.h"
+#include "ops/elementwise.h"
+#include "ops/math.h"
+
+namespace hedgehog {
+namespace {
+
+using namespace detail;
+
+// A formula has value(x), slope(x, y) = dy/dx, the `reads` of slope, and wrong_slope(x, y): what people write by
+// mistake. Formulas with constants are made from the attributes.
+template <class F>
+F make_formula(const Attributes& attributes) {
+  if constexpr (std::is_constructible_v<F, const Attributes&>) return F(attributes);
+  else return F{};
+}
+
+/// Calls body(offset in rows with a stride, offset in the contiguous side, n) for runs of neighbours, in parallel.
+template <class Body>
+void for_each_row(const Ref& x, const Body& body) {
+  if (x.columns == x.size()) {
+    parallel_for(x.size(), kRun, [&](std::int64_t begin, std::int64_t end) { body(begin, begin, end - begin); });
+    return;
+  }
+  parallel_for(x.size() / x.columns, std::max<std::int64_t>(1, kRun / x.columns), [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t r = begin; r < end; ++r) body(r * x.stride, r * x.columns, x.columns);
+  });
+}
+
+template <class F, class T>
+void unary_forward(const Call& c) {
+  const F f = make_formula<F>(c.attributes);
+  for_each_row(c.inputs[0], [&](std::int64_t from, std::int64_t to, std::int64_t n) {
+    const T* x = c.inputs[0].as<T>() + from;
+    T* y = c.outputs[0].as<T>() + to;
+#pragma omp simd
+    for (std::int64_t i = 0; i < n; ++i) y[i] = f.value(x[i]);
+  });
+}
+
+template <class F, bool kWrong, class T>
+void unary_backward(const Call& c) {
+  constexpr bool kReadsX = F::reads.inputs != 0, kReadsY = F::reads.outputs != 0;
+  const F f = make_formula<F>(c.attributes);
+  if (!c.dx[0]) return;
+  const bool adds = c.modes[0] == Mode::accumulate;
+  for_each_row(c.dx[0], [&](std::int64_t to, std::int64_t from, std::int64_t n) {
+    const T *x = kReadsX ? c.inputs[0].as<T>() + to : nullptr, *y = kReadsY ? c.outputs[0].as<T>() + from : nullptr;
+    const T* dy = c.dy[0].as<T>() + from;
+    T* dx = c.dx[0].as<T>() + to;
+#pragma omp simd
+    for (std::int64_t i = 0; i < n; ++i) {
+      const T xi = kReadsX ? x[i] : T(0), yi = kReadsY ? y[i] : T(0);
+      dx[i] = (adds ? dx[i] : T(0)) + dy[i] * (kWrong ? f.wrong_slope(xi, yi) : f.slope(xi, yi));
+    }
+  });
+}
+
+template <class F>
+void unary_backward_any(const Call& c) {
+  dispatch(c.dx[0].dtype, [&](auto zero) { unary_backward<F, false, decltype(zero)>(c); });
+}
+
+struct Unary {
+  std::string name, forward, backward;
+  double flops;  // an element and direction
+  std::vector<Sample> samples;
+  std::string mistake;           // what wrong_slope gets wrong
+  std::string only_sample = {};  // where that shows
+  std::vector<Attributes::Item> attributes = {};
+};
+
+template <class F>
+Op unary(Unary u) {
+  Op op;
+  op.name = u.name;
+  op.arguments = {{"x"}};
+  op.results = {"y"};
+  op.attributes = u.attributes;
+  op.infer = [name = u.name](const Attributes&, std::span<const Meta> in) {
+    if (!is_floating(in[0].dtype))
+      fail(name.c_str(), fmt::format("x must be f32, f64 or bf16, but is {}; use cast first", name_of(in[0].dtype)));
+    return Layout{{in[0]}, {}};
+  };
+  op.forward.cpu = [](const Call& c) {
+    dispatch(c.inputs[0].dtype, [&](auto zero) { unary_forward<F, decltype(zero)>(c); });
+  };
+  op.backward.cpu = unary_backward_any<F>;
+  op.reads = F::reads;
+  op.strided = bits(0);
+  op.alias = {{0, 0}};
+  op.alias_backward = {{0, 0}};
+  op.cost = [flops = u.flops](const Attributes&, std::span<const Meta> in, std::span<const Meta>) {
+    const double n = double(in[0].shape.size());
+    return std::pair{Work{flops * n}, Work{(flops + 1) * n}};
+  };
+  op.formula_forward = u.forward;
+  op.formula_backward = u.backward;
+  op.samples = u.samples;
+  op.faults = {{"slope", u.mistake, unary_backward<F, true, double>, {}, u.only_sample}};
+  return op;
+}
+
+struct Affine {
+  double scale, shift;
+  explicit Affine(const Attributes& a) : scale(a.real("scale")), shift(a.real("shift")) {}
+  static constexpr Reads reads{};
+  template <class T> [[gnu::always_inline]] T value(T x) const { return x * T(scale) + T(shift); }
+  template <class T> [[gnu::always_inline]] T slope(T, T) const { return T(scale); }
+  template <class T> [[gnu::always_inline]] T wrong_slope(T, T) const { return T(1); }
+};
+
+struct Negate {
+  static constexpr Reads reads{};
+  template <class T> [[gnu::always_inline]] T value(T x) const { return -x; }
+  template <class T> [[gnu::always_inline]] T slope(T, T) const { return T(-1); }
+  template <class T> [[gnu::always_inline]] T wrong_slope(T, T) const { return T(1); }
+};
+
+struct Exp {
+  static constexpr Reads reads{0, bits(0)};
+  template <class T> [[gnu::always_inline]] T value(T x) const { return vector_exp(x); }
+  template <class T> [[gnu::always_inline]] T slope(T, T y) const { return y; }
+  template <class T> [[gnu::always_inline]] T wrong_slope(T, T) const { return T(1); }
+};
+
+struct Log {
+  static constexpr Reads reads{bits(0)};
+  template <class T> [[gnu::always_inline]] T value(T x) const { return std::log(x); }
+  template <class T> [[gnu::always_inline]] T slope(T x, T) const { return T(1) / x; }
+  template <class T> [[gnu::always_inline]] T wrong_slope(T, T) const { return T(1); }
+};
+
+struct Tanh {
+  static constexpr Reads reads{0, bits(0)};
+  template <class T> [[gnu::always_inline]] T value(T x) const { return vector_tanh(x); }
+  template <class T> [[gnu::always_inline]] T slope(T, T y) const { return T(1) - y * y; }
+  template <class T> [[gnu::always_inline]] T wrong_slope(T, T y) const { return T(1) - y; }
+};
+
+struct Sigmoid {
+  static constexpr Reads reads{0, bits(0)};
+  template <class T> [[gnu::always_inline]] T value(T x) const { return vector_sigmoid(x); }
+  template <class T> [[gnu::always_inline]] T slope(T, T y) const { return y * (T(1) - y); }
+  template <class T> [[gnu::always_inline]] T wrong_slope(T, T y) const { return y; }
+};
+
+struct Square {
+  static constexpr Reads reads{bits(0)};
+  template <class T> [[gnu::always_inline]] T value(T x) const { return x * x; }
+  template <class T> [[gnu::always_inline]] T slope(T x, T) const { return T(2) * x; }
+  template <class T> [[gnu::always_inline]] T wrong_slope(T x, T) const { return x; }
+};
+
+struct Sqrt {
+  static constexpr Reads reads{0, bits(0)};
+  template <class T> [[gnu::always_inline]] T value(T x) const { return std::sqrt(x); }
+  template <class T> [[gnu::always_inline]] T slope(T, T y) const { return T(0.5) / y; }
+  template <class T> [[gnu::always_inline]] T wrong_slope(T, T y) const { return T(1) / y; }
+};
+
+struct Reciprocal {
+  static constexpr Reads reads{0, bits(0)};
+  template <class T> [[gnu::always_inline]] T value(T x) const { return T(1) / x; }
+  template <class T> [[gnu::always_inline]] T slope(T, T y) const { return -y * y; }
+  template <class T> [[gnu::always_inline]] T wrong_slope(T, T y) const { return y * y; }
+};
+
+struct Relu {
+  static constexpr Reads reads{0, bits(0)};
+  template <class T> [[gnu::always_inline]] T value(T x) const { return x < T(0) ? T(0) : x; }
+  template <class T> [[gnu::always_inline]] T slope(T, T y) const { return y > T(0) ? T(1) : T(0); }
+  template <class T> [[gnu::always_inline]] T wrong_slope(T, T) const { return T(1); }
+};
+
+struct Gelu {
+  static constexpr Reads reads{bits(0)};
+  static constexpr double k = 0.79788456080286535588, cubic = 0.044715;  // sqrt(2 / pi)
+  template <class T> [[gnu::always_inline]] T tanh_of(T x) const { return vector_tanh(T(k) * x * (T(1) + T(cubic) * x * x)); }
+  template <class T> [[gnu::always_inline]] T value(T x) const { return T(0.5) * x * (T(1) + tanh_of(x)); }
+  template <class T> [[gnu::always_inline]] T slope(T x, T) const {
+    const T t = tanh_of(x);
+    return T(0.5) * (T(1) + t) + T(0.5 * k) * x * (T(1) - t * t) * (T(1) + T(3 * cubic) * x * x);
+  }
+  template <class T> [[gnu::always_inline]] T wrong_slope(T x, T) const { return T(0.5) * (T(1) + tanh_of(x)); }
+};
+
+struct Silu {
+  static constexpr Reads reads{bits(0)};
+  template <class T> [[gnu::always_inline]] T value(T x) const { return x * vector_sigmoid(x); }
+  template <class T> [[gnu::always_inline]] T slope(T x, T) const {
+    const T s = vector_sigmoid(x);
+    return s * (T(1) + x * (T(1) - s));
+  }
+  template <class T> [[gnu::always_inline]] T wrong_slope(T x, T) const { return vector_sigmoid(x); }
+};
+
+struct EluPlusOne {
+  static constexpr Reads reads{0, bits(0)};
+  template <class T> [[gnu::always_inline]] T value(T x) const { return x > T(0) ? x + T(1) : vector_exp(x); }
+  template <class T> [[gnu::always_inline]] T slope(T, T y) const { return y > T(1) ? T(1) : y; }
+  template <class T> [[gnu::always_inline]] T wrong_slope(T, T y) const { return y; }
+};
+
+struct FloorAt {
+  double floor;
+  explicit FloorAt(const Attributes& a) : floor(a.real("value")) {}
+  static constexpr Reads reads{bits(0)};
+  template <class T> [[gnu::always_inline]] T value(T x) const { return x < T(floor) ? T(floor) : x; }
+  template <class T> [[gnu::always_inline]] T slope(T x, T) const { return x >= T(floor) ? T(1) : T(0); }
+  template <class T> [[gnu::always_inline]] T wrong_slope(T, T) const { return T(1); }
+};
+
+std::vector<Sample> usual_samples() {
+  return {{"axes", {}, {normal({2, 3, 5})}}, {"odd", {}, {normal({7, 13})}}, {"one", {}, {normal({1})}}, {"scalar", {}, {normal({})}}};
+}
+std::vector<Sample> positive_samples() {
+  return {{"axes", {}, {positive({2, 3, 5})}}, {"odd", {}, {positive({7, 13})}}, {"one", {}, {positive({1})}}};
+}
+std::vector<Sample> kink_samples() {
+  return {{"axes", {}, {away_from_zero({2, 3, 5})}}, {"odd", {}, {away_from_zero({7, 13})}}, {"one", {}, {positive({1})}}};
+}
+
+}  // namespace
+
+extern const Op kAffine, kNegate, kExp, kLog, kTanh, kSigmoid, kSquare, kSqrt, kReciprocal, kRelu, kGelu, kSilu, kEluPlusOne, kFloorAt;
+
+const Op kAffine = unary<Affine>({"affine", "y = x * scale + shift", "dx = dy * scale", 2,
+    {{"both", {{"scale", -2.5}, {"shift", 0.75}}, {normal({2, 3, 5})}}, {"scale", {{"scale", 0.5}}, {normal({7, 13})}},
+     {"one", {{"scale", 3.0}, {"shift", -1.0}}, {normal({1})}}, {"shift", {{"shift", 2.0}}, {normal({3, 4})}}},
+    "the factor is missing", "both", {{"scale", 1.0}, {"shift", 0.0}}});
+const Op kNegate = unary<Negate>({"negate", "y = -x", "dx = -dy", 1, usual_samples(), "the sign is missing"});
+const Op kExp = unary<Exp>({"exp", "y = e^x", "dx = dy * y", 10, usual_samples(), "the factor y is missing"});
+const Op kLog = unary<Log>({"log", "y = ln x", "dx = dy / x", 10, positive_samples(), "the division by x is missing"});
+const Op kTanh = unary<Tanh>({"tanh", "y = tanh x", "dx = dy * (1 - y^2)", 12, usual_samples(), "y is not squared"});
+const Op kSigmoid = unary<Sigmoid>({"sigmoid", "y = 1 / (1 + e^-x)", "dx = dy * y * (1 - y)", 12, usual_samples(), "the factor 1 - y is missing"});
+const Op kSquare = unary<Square>({"square", "y = x^2", "dx = dy * 2 x", 1, usual_samples(), "the factor 2 is missing"});
+const Op kSqrt = unary<Sqrt>({"sqrt", "y = sqrt x", "dx = dy / (2 y)", 1, positive_samples(), "the factor 2 is missing"});
+const Op kReciprocal = unary<Reciprocal>({"reciprocal", "y = 1 / x", "dx = -dy * y^2", 1, positive_samples(), "the sign is missing"});
+const Op kRelu = unary<Relu>({"relu", "y = max(x, 0)", "dx = dy where y > 0, else 0", 1, kink_samples(), "the mask is missing", "odd"});
+const Op kGelu = unary<Gelu>({"gelu", "y = x (1 + t) / 2, t = tanh(k (x + 0.044715 x^3)), k = sqrt(2 / pi)",
+    "dx = dy * ((1 + t) / 2 + x (1 - t^2) k (1 + 3 * 0.044715 x^2) / 2)", 20, usual_samples(), "the slope of tanh is missing"});
+const Op kSilu = unary<Silu>({"silu", "y = x s, s = 1 / (1 + e^-x)", "dx = dy * s (1 + x (1 - s))", 13, usual_samples(), "the slope of s is missing"});
+const Op kEluPlusOne = unary<EluPlusOne>({"elu_plus_one", "y = x + 1 for x > 0, else e^x", "dx = dy * min(y, 1)", 11, kink_samples(),
+    "y is used on both sides", "odd"});
+const Op kFloorAt = unary<FloorAt>({"floor_at", "y = max(x, value)", "dx = dy where x >= value, else 0", 1,
+    {{"odd", {{"value", 0.05}}, {away_from_zero({7, 13})}}, {"axes", {{"value", -0.05}}, {away_from_zero({2, 3, 5})}},
+     {"default", {}, {away_from_zero({2, 3})}}, {"one", {{"value", 1e-6}}, {positive({1})}}},
+    "the mask is missing", "odd", {{"value", 0.0}}});
+
+Tensor affine(const Tensor& x, double scale, double shift, SourceLine where) {
+  return apply(kAffine, {{"scale", scale}, {"shift", shift}}, {x}, where)[0];
+}
+Tensor scale(const Tensor& x, double factor, SourceLine where) { return affine(x, factor, 0, where); }
+Tensor shift(const Tensor& x, double amount, SourceLine where) { return affine(x, 1, amount, where); }
+Tensor negate(const Tensor& x, SourceLine where) { return apply(kNegate, {}, {x}, where)[0]; }
+Tensor exp(const Tensor& x, SourceLine where) { return apply(kExp, {}, {x}, where)[0]; }
+Tensor log(const Tensor& x, SourceLine where) { return apply(kLog, {}, {x}, where)[0]; }
+Tensor tanh(const Tensor& x, SourceLine where) { return apply(kTanh, {}, {x}, where)[0]; }
+Tensor sigmoid(const Tensor& x, SourceLine where) { return apply(kSigmoid, {}, {x}, where)[0]; }
+Tensor square(const Tensor& x, SourceLine where) { return apply(kSquare, {}, {x}, where)[0]; }
+Tensor sqrt(const Tensor& x, SourceLine where) { return apply(kSqrt, {}, {x}, where)[0]; }
+Tensor reciprocal(const Tensor& x, SourceLine where) { return apply(kReciprocal, {}, {x}, where)[0]; }
+Tensor relu(const Tensor& x, SourceLine where) { return apply(kRelu, {}, {x}, where)[0]; }
+Tensor gelu(const Tensor& x, SourceLine where) { return apply(kGelu, {}, {x}, where)[0]; }
+Tensor silu(const Tensor& x, SourceLine where) { return apply(kSilu, {}, {x}, where)[0]; }
+Tensor elu_plus_one(const Tensor& x, SourceLine where) { return apply(kEluPlusOne, {}, {x}, where)[0]; }
+Tensor floor_at(const Tensor& x, double value, SourceLine where) { return apply(kFloorAt, {{"value", value}}, {x}, where)[0]; }
+
+}  // namespace hedgehog

@@ -1,0 +1,297 @@
+#include "ops/linear.h"
+
+#include "core/blas.h"
+#include "core/dispatch.h"
+#include "ops/check.h"
+#include "ops/elementwise.h"
+#include "ops/math.h"
+#include "ops/matmul.h"
+#include "ops/rows.h"
+#include "ops/shape.h"
+
+namespace hedgehog {
+
+extern const Op kLinear;
+
+namespace {
+
+enum class Activation { none, gelu, silu, relu };
+
+Activation activation_of(const Attributes& a) {
+  const std::string& name = a.text("activation");
+  if (name == "none") return Activation::none;
+  if (name == "gelu") return Activation::gelu;
+  if (name == "silu") return Activation::silu;
+  if (name == "relu") return Activation::relu;
+  fail(kLinear, fmt::format("activation must be none, gelu, silu or relu, but is '{}'", name));
+}
+
+constexpr double kGelu = 1.5957691216057308, kGeluCube = 0.044715;  // 2 sqrt(2/pi)
+
+template <Activation kind, class T>
+[[gnu::always_inline]] inline T activate(T h) {
+  if constexpr (kind == Activation::gelu) return h * vector_sigmoid(T(kGelu) * h * (T(1) + T(kGeluCube) * h * h));
+  if constexpr (kind == Activation::silu) return h * vector_sigmoid(h);
+  if constexpr (kind == Activation::relu) return h < T(0) ? T(0) : h;  // NaN stays NaN
+  return h;
+}
+
+template <Activation kind, class T>
+[[gnu::always_inline]] inline T slope(T h) {
+  if constexpr (kind == Activation::gelu) {
+    const T square = h * h, s = vector_sigmoid(T(kGelu) * h * (T(1) + T(kGeluCube) * square));
+    return s + s * (T(1) - s) * T(kGelu) * h * (T(1) + T(3 * kGeluCube) * square);
+  }
+  if constexpr (kind == Activation::silu) {
+    const T s = vector_sigmoid(h);
+    return s * (T(1) + h * (T(1) - s));
+  }
+  if constexpr (kind == Activation::relu) return h > T(0) ? T(1) : T(0);
+  return T(1);
+}
+
+/// Calls f with the activation as a compile-time constant.
+template <class F>
+void with_activation(Activation kind, const F& f) {
+  switch (kind) {
+    case Activation::none: return f(std::integral_constant<Activation, Activation::none>{});
+    case Activation::gelu: return f(std::integral_constant<Activation, Activation::gelu>{});
+    case Activation::silu: return f(std::integral_constant<Activation, Activation::silu>{});
+    case Activation::relu: return f(std::integral_constant<Activation, Activation::relu>{});
+  }
+}
+
+Layout infer_linear(const Attributes& a, std::span<const Meta> in) {
+  const Meta &x = in[0], &weight = in[1], &bias = in[2], &addend = in[3];
+  const Activation kind = activation_of(a);
+  check_floating(kLinear, "x", x);
+  if (x.shape.rank() < 1) fail(kLinear, "x must be (..., K), but is a scalar; reshape it to (1)");
+  check_rank(kLinear, "weight", weight, 2, "(K, N)");
+  if (weight.shape[0] != x.shape.last())
+    fail(kLinear, fmt::format("weight must be (K, N) with K = {} to match x {}, but is {}", x.shape.last(), x.shape.text(),
+                              weight.shape.text()));
+  check_dtype(kLinear, "weight", weight, x.dtype, "x");
+  Meta y{x.shape, x.dtype, true};
+  y.shape.set(-1, weight.shape[1]);
+  if (bias.given) {
+    check_dtype(kLinear, "bias", bias, x.dtype, "x");
+    check_shape(kLinear, "bias", bias, {weight.shape[1]}, "(N)", "weight", weight);
+  }
+  if (addend.given) {
+    check_dtype(kLinear, "addend", addend, x.dtype, "x");
+    check_shape(kLinear, "addend", addend, y.shape, "(..., N)", "x", x);
+  }
+  const std::int64_t element = size_of(x.dtype), rows = y.shape.rows(), columns = y.shape.last();
+  Layout layout{{y}, {}};
+  if (kind != Activation::none) {
+    layout.saved = {y};
+    // where h goes when it is not saved and y may lie on the addend
+    if (addend.given) layout.forward_workspace = y.shape.size() * element;
+    layout.backward_workspace = (y.shape.size() + 15) / 16 * 16 * element;  // dh
+  }
+  if (bias.given) layout.backward_workspace += row_blocks(rows) * padded_row(columns) * element;
+  return layout;
+}
+
+/// Tiles of the output: wide enough that packing the weight costs little, few enough bytes that the bias, the
+/// activation and the addend find the tile in the cache. They depend on the shapes alone.
+struct Tiles {
+  std::int64_t rows, columns, down, across;
+  Tiles(std::int64_t m, std::int64_t n) {
+    rows = std::clamp<std::int64_t>((m / 8 + 15) / 16 * 16, 96, std::clamp<std::int64_t>((std::int64_t(1) << 18) / n / 16 * 16, 96, 384));
+    down = (m + rows - 1) / rows;
+    columns = down >= 8 ? n : std::max<std::int64_t>(256, (n * down / 8 + 63) / 64 * 64);
+    across = (n + columns - 1) / columns;
+  }
+};
+
+template <class T>
+void fill_rows(T* to, std::int64_t ld, const T* bias, const T* addend, std::int64_t rows, std::int64_t columns) {
+  for (std::int64_t r = 0; r < rows; ++r, to += ld) {
+    if (bias && addend) {
+#pragma omp simd
+      for (std::int64_t c = 0; c < columns; ++c) to[c] = bias[c] + addend[c];
+    } else if (bias) {
+      std::copy_n(bias, columns, to);
+    } else if (to != addend) {
+      std::copy_n(addend, columns, to);
+    }
+    if (addend) addend += ld;
+  }
+}
+
+template <Activation kind, class T>
+void activate_rows(const T* h, T* y, const T* addend, std::int64_t ld, std::int64_t rows, std::int64_t columns) {
+  for (std::int64_t r = 0; r < rows; ++r, h += ld, y += ld) {
+    if (addend) {
+#pragma omp simd
+      for (std::int64_t c = 0; c < columns; ++c) y[c] = activate<kind>(h[c]) + addend[c];
+      addend += ld;
+    } else {
+#pragma omp simd
+      for (std::int64_t c = 0; c < columns; ++c) y[c] = activate<kind>(h[c]);
+    }
+  }
+}
+
+template <class T>
+void linear_forward(const Call& c) {
+  const Ref &x = c.inputs[0], &weight = c.inputs[1];
+  const T *bias = c.inputs[2].as<T>(), *addend = c.inputs[3].as<T>();
+  const std::int64_t k = weight.shape[0], n = weight.shape[1], m = x.size() / k;
+  const Activation kind = activation_of(c.attributes);
+  T* const y = c.outputs[0].as<T>();
+  T* const h = kind == Activation::none ? y : c.saved[0] ? c.saved[0].as<T>() : addend ? static_cast<T*>(c.workspace) : y;
+  // without activation the addend joins the product, which then adds to it
+  const T* const start = kind == Activation::none ? addend : nullptr;
+  const Tiles tiles(m, n);
+  parallel_tasks(tiles.down * tiles.across, [&](std::int64_t tile) {
+    const std::int64_t r0 = tile / tiles.across * tiles.rows, r1 = std::min(m, r0 + tiles.rows);
+    const std::int64_t c0 = tile % tiles.across * tiles.columns, columns = std::min(n, c0 + tiles.columns) - c0;
+    const std::int64_t corner = r0 * n + c0;
+    if (bias || start)
+      fill_rows(h + corner, n, bias ? bias + c0 : nullptr, start ? start + corner : nullptr, r1 - r0, columns);
+    for_row_runs(x, k, r0, r1, [&](std::int64_t row, std::int64_t rows, std::int64_t offset, std::int64_t ld) {
+      gemm<T>(false, false, rows, columns, k, 1, x.as<T>() + offset, ld, weight.as<T>() + c0, n, bias || start ? 1 : 0,
+                     h + row * n + c0, n);
+    });
+    if (kind == Activation::none) return;
+    with_activation(kind, [&](auto a) {
+      activate_rows<a>(h + corner, y + corner, addend ? addend + corner : nullptr, n, r1 - r0, columns);
+    });
+  });
+}
+
+/// dh = dy * activation'(h), and the sums over each block of rows for dbias; either may be left out.
+template <Activation kind, class T>
+void linear_dh(const T* dy, const T* h, T* dh, T* partials, std::int64_t rows, std::int64_t columns) {
+  const std::int64_t blocks = row_blocks(rows), stride = padded_row(columns);
+  parallel_tasks(blocks, [&](std::int64_t b) {
+    T* const sums = partials ? partials + b * stride : nullptr;
+    if (sums) std::fill_n(sums, columns, T(0));
+    for (std::int64_t r = rows * b / blocks; r < rows * (b + 1) / blocks; ++r) {
+      const T* upstream = dy + r * columns;
+      if constexpr (kind != Activation::none) {
+        const T* here = h + r * columns;
+        T* const out = dh + r * columns;
+#pragma omp simd
+        for (std::int64_t c = 0; c < columns; ++c) out[c] = upstream[c] * slope<kind>(here[c]);
+        upstream = out;
+      }
+      if (!sums) continue;
+#pragma omp simd
+      for (std::int64_t c = 0; c < columns; ++c) sums[c] += upstream[c];
+    }
+  });
+}
+
+template <class T>
+void linear_backward(const Call& c) {
+  const Ref &x = c.inputs[0], &weight = c.inputs[1], &dx = c.dx[0], &dweight = c.dx[1], &dbias = c.dx[2], &daddend = c.dx[3];
+  const std::int64_t k = weight.shape[0], n = weight.shape[1], m = x.size() / k;
+  const Activation kind = activation_of(c.attributes);
+  const T* const dy = c.dy[0].as<T>();
+  const bool active = kind != Activation::none;
+  T* const workspace = static_cast<T*>(c.workspace);
+  T* const partials = dbias ? workspace + (active ? (m * n + 15) / 16 * 16 : 0) : nullptr;
+  const T* dh = dy;
+  if (active && (dx || dweight || dbias)) dh = workspace;
+  if (dbias || dh != dy)
+    with_activation(kind, [&](auto a) { linear_dh<a>(dy, active ? c.saved[0].as<T>() : nullptr, workspace, partials, m, n); });
+  if (dbias) add_blocks<T>(partials, row_blocks(m), padded_row(n), n, dbias.as<T>(), c.modes[2]);
+  if (dx)
+    for_row_runs(dx, k, 0, m, [&](std::int64_t row, std::int64_t rows, std::int64_t offset, std::int64_t ld) {
+      gemm<T>(false, true, rows, k, n, 1, dh + row * n, n, weight.as<T>(), n, c.modes[0] == Mode::accumulate ? 1 : 0,
+              dx.as<T>() + offset, ld);
+    });
+  if (dweight)
+    for_row_runs(x, k, 0, m, [&](std::int64_t row, std::int64_t rows, std::int64_t offset, std::int64_t ld) {
+      gemm<T>(true, false, k, n, rows, 1, x.as<T>() + offset, ld, dh + row * n, n, row > 0 || c.modes[1] == Mode::accumulate ? 1 : 0,
+              dweight.as<T>(), n);
+    });
+  // last: daddend may lie on dy
+  if (daddend && daddend.data != c.dy[0].data) scale_into<T>(dy, 1, daddend.as<T>(), m * n, c.modes[3]);
+}
+
+void backward_linear(const Call& c) {
+  dispatch(c.inputs[0].dtype, [&](auto zero) { linear_backward<decltype(zero)>(c); });
+}
+
+Tensors composed_linear(const Attributes& a, const Tensors& in) {
+  const std::int64_t k = in[1].shape()[0], n = in[1].shape()[1];
+  // the primitive takes no vectors
+  Tensor y = in[0].shape().rank() == 1 ? reshape(matmul(reshape(in[0], {1, k}), in[1]), {n}) : matmul(in[0], in[1]);
+  if (in[2]) y = add(y, in[2]);
+  switch (activation_of(a)) {
+    case Activation::none: break;
+    case Activation::gelu: y = gelu(y); break;
+    case Activation::silu: y = silu(y); break;
+    case Activation::relu: y = relu(y); break;
+  }
+  if (in[3]) y = add(y, in[3]);
+  return {y};
+}
+
+}  // namespace
+
+const Op kLinear{
+    .name = "linear",
+    .arguments = {{"x"}, {"weight"}, {"bias", true}, {"addend", true}},
+    .results = {"y"},
+    .saved_names = {"h"},
+    .attributes = {{"activation", "none"}},
+    .infer = infer_linear,
+    .forward = {[](const Call& c) { dispatch(c.inputs[0].dtype, [&](auto zero) { linear_forward<decltype(zero)>(c); }); }},
+    .backward = {backward_linear},
+    .reads = {.inputs = bits(0, 1), .saved = bits(0)},
+    .strided = bits(0),
+    .alias = {{3, 0}},
+    .alias_backward = {{0, 3}},
+    .cost = [](const Attributes& a, std::span<const Meta> in, std::span<const Meta> out) {
+      const double product = 2.0 * double(in[0].shape.size()) * double(out[0].shape.last());
+      const double each = double(out[0].shape.size()) * ((a.text("activation") == "none" ? 0 : 30) + in[2].given + in[3].given);
+      return std::pair{Work{product + each}, Work{2 * product + each}};
+    },
+    .reference = composed_linear,
+    .formula_forward = "h = x weight + bias;  y = activation(h) + addend",
+    .formula_backward = "dh = dy * activation'(h);  dx = dh weight^T;  dweight = x^T dh;  dbias = sum_rows dh;  daddend = dy",
+    .samples =
+        {
+            {"smallest", {}, {normal({1}), normal({1, 1}), omitted(), omitted()}},
+            {"batch", {}, {normal({2, 3, 5}), normal({5, 7}), omitted(), omitted()}},
+            {"bias", {}, {normal({4, 5}), normal({5, 3}), normal({3}), omitted()}},
+            {"residual", {}, {normal({2, 3, 5}), normal({5, 7}), normal({7}), normal({2, 3, 7})}},
+            {"gelu", {{"activation", "gelu"}}, {normal({2, 3, 5}), normal({5, 7}), normal({7}), omitted()}},
+            {"gelu residual", {{"activation", "gelu"}}, {normal({4, 3}), normal({3, 5}), omitted(), normal({4, 5})}},
+            {"silu", {{"activation", "silu"}}, {normal({3, 5}), normal({5, 7}), normal({7}), normal({3, 7})}},
+            {"relu", {{"activation", "relu"}}, {normal({3, 2, 5}), normal({5, 7}), normal({7}), omitted()}},
+            {"tiles", {{"activation", "gelu"}}, {normal({197, 3}), normal({3, 17}), normal({17}), omitted()}},
+        },
+    .faults =
+        {
+            {"unbent", "the slope of the activation is forgotten: dh = dy",
+             [](const Call& c) {
+               Attributes plain = c.attributes;
+               plain.set({"activation", "none"});
+               backward_linear({plain, c.inputs, c.outputs, c.saved, c.dy, c.dx, c.modes, c.workspace});
+             },
+             {}, "gelu"},
+            {"late bias", "the bias is added after the activation's slope: dbias = sum_rows dy", {},
+             [](const Attributes& a, const Tensors& in) {
+               Tensors parts = in;
+               parts[2] = detach(in[2]);
+               const Tensor y = composed_linear(a, parts)[0];
+               return Tensors{add(y, subtract(in[2], detach(in[2])))};
+             },
+             "silu"},
+        },
+};
+
+Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& addend, const std::string& activation,
+              SourceLine where) {
+  // rows that are no whole multiples of K cannot be walked
+  const bool broken = x && x.shape().rank() > 0 && !x.contiguous() && x.columns() % x.shape().last() != 0;
+  return apply(kLinear, {{"activation", activation}}, {broken ? contiguous(x) : x, weight, bias, addend}, where)[0];
+}
+
+}  // namespace hedgehog

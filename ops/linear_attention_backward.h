@@ -1,0 +1,327 @@
+#pragma once
+#include "ops/linear_attention_state.h"
+#include "ops/rows.h"
+
+/// The steps of the backward pass of linear attention. Internal to ops/.
+namespace hedgehog::linear_attention_detail {
+
+template <class T>
+struct BackwardScratch {
+  T *q, *k, *dq, *dk, *spare;     // (chunk, F)
+  T *u, *du;                      // (chunk, D')
+  T *scores, *dscores;            // (chunk, chunk)
+  T *delta, *no_gradient;         // (chunk), (chunk, Dv) zeros
+  T *factor, *row, *R, *y, *gamma;  // (F), (F), (F, Dv), (F), (F)
+  std::int32_t* log_rows;         // (chunk)
+  std::vector<State<T>> states;   // before each chunk, and after the last
+
+  BackwardScratch(Carver& carver, const Sizes& s) {
+    for (T** block : {&q, &k, &dq, &dk, &spare}) *block = carver.take<T>(s.chunk * s.F);
+    for (T** block : {&u, &du}) *block = carver.take<T>(s.chunk * s.width);
+    for (T** block : {&scores, &dscores}) *block = carver.take<T>(s.causal ? s.chunk * s.chunk : 0);
+    delta = carver.take<T>(s.chunk);
+    no_gradient = carver.take<T>(s.chunk * s.Dv);
+    for (T** block : {&factor, &row, &y, &gamma}) *block = carver.take<T>(s.F);
+    R = carver.take<T>(s.F * s.Dv);
+    log_rows = carver.take<std::int32_t>(s.chunk);
+    states.resize(std::size_t(s.causal ? s.chunks() + 1 : 2));
+    for (State<T>& state : states) state.take(carver, s);
+  }
+};
+
+/// A chunk of tokens and what is upstream of its rows.
+template <class T>
+struct Chunk {
+  std::int64_t t0, n;
+  const T *G, *v;
+  std::int64_t G_row, v_row;
+};
+
+template <class T>
+class Backward {
+ public:
+  Backward(const Call& c, const Sizes& s, T* partials)
+      : c_(c), s_(s), q_(kName, c.inputs[kQ]), k_(kName, c.inputs[kK]), v_(kName, c.inputs[kV]), o_(kName, c.outputs[0]),
+        G_(kName, c.dy[0]), dq_(kName, c.dx[kQ]), dk_(kName, c.dx[kK]), dv_(kName, c.dx[kV]), saved_(c.saved[0].as<T>()) {
+    const std::int64_t heads = s.B * s.Hq, matrix = s.D * s.width;
+    for (int side = 0; side < 2; ++side) {
+      dweight_[side] = partials + side * heads * (matrix + s.width);
+      dbias_[side] = dweight_[side] + heads * matrix;
+      wants_weight_[side] = bool(c.dx[kWeightQ + side]);
+      wants_bias_[side] = bool(c.dx[kBiasQ + side]);
+    }
+    wants_q_ = dq_ || wants_weight_[0] || wants_bias_[0];
+    wants_k_ = dk_ || wants_weight_[1] || wants_bias_[1];
+  }
+
+  void run(std::int64_t b, std::int64_t h, BackwardScratch<T>& x) const {
+    const Head<T> head(c_, s_, b, h);
+    const std::int64_t index = b * s_.Hq + h, stored = index * s_.F * (s_.Dv + 2);
+    for (int side = 0; side < 2; ++side) {
+      if (wants_weight_[side]) std::fill_n(dweight_[side] + index * s_.D * s_.width, s_.D * s_.width, T(0));
+      if (wants_bias_[side]) std::fill_n(dbias_[side] + index * s_.width, s_.width, T(0));
+    }
+    if (!G_) std::fill_n(x.no_gradient, s_.chunk * s_.Dv, T(0));
+    for_each_document(head.document_start, s_.T, [&](std::int64_t begin, std::int64_t end) {
+      const Ref &initial = c_.inputs[kInitialState], &dinitial = c_.dx[kInitialState];
+      load_state(s_, begin == 0 && initial ? initial.as<T>() + stored : nullptr, x.states[0]);
+      const T* dfinal = end == s_.T && s_.final_state && c_.dy[1] ? c_.dy[1].as<T>() + stored : nullptr;
+      T* to = begin == 0 && dinitial ? dinitial.as<T>() + stored : nullptr;
+      if (s_.causal) causal(head, begin, end, dfinal, to, x);
+      else bidirectional(head, begin, end, dfinal, to, x);
+    });
+  }
+
+  /// Adds the partial sums of weights and biases of all batch elements, in order.
+  void finish() const {
+    const std::int64_t matrix = s_.Hq * s_.D * s_.width, vector = s_.Hq * s_.width;
+    for (int side = 0; side < 2; ++side) {
+      if (wants_weight_[side])
+        add_blocks(dweight_[side], s_.B, matrix, matrix, c_.dx[kWeightQ + side].as<T>(), c_.modes[kWeightQ + side]);
+      if (wants_bias_[side]) add_blocks(dbias_[side], s_.B, vector, vector, c_.dx[kBiasQ + side].as<T>(), c_.modes[kBiasQ + side]);
+    }
+  }
+
+ private:
+  static constexpr const char* kName = "linear_attention";
+
+  T saved(const Head<T>& head, std::int64_t t) const { return saved_[(head.b * s_.T + t) * s_.Hq + head.h]; }
+  void key_features(const Head<T>& head, std::int64_t t0, std::int64_t n, T* u, T* k) const {
+    token_features(s_, k_.at(head.b, t0, head.hkv), k_.row, n, head.weight_k, head.bias_k, u, k);
+  }
+  void query_features(const Head<T>& head, std::int64_t t0, std::int64_t n, T* u, T* q) const {
+    token_features(s_, q_.at(head.b, t0, head.h), q_.row, n, head.weight_q, head.bias_q, u, q);
+  }
+  /// Earlier query heads of the group, or earlier readers of the argument, have written there already.
+  T beta(const Head<T>& head, Input i) const {
+    const bool first = i == kQ || head.h % s_.group() == 0;
+    return c_.modes[i] == Mode::accumulate || !first ? T(1) : T(0);
+  }
+
+  Chunk<T> chunk(const Head<T>& head, std::int64_t t0, std::int64_t end, const BackwardScratch<T>& x) const {
+    Chunk<T> c{t0, std::min(s_.chunk, end - t0), x.no_gradient, v_.at(head.b, t0, head.hkv), s_.Dv, v_.row};
+    if (G_) c.G = G_.at(head.b, t0, head.h), c.G_row = G_.row;
+    return c;
+  }
+
+  void zero_rows(const HeadRows<T>& rows, const Head<T>& head, std::int64_t h, Input i, std::int64_t begin, std::int64_t end,
+                 std::int64_t depth) const {
+    if (!rows || beta(head, i) != T(0)) return;
+    for (std::int64_t t = begin; t < end; ++t) std::fill_n(rows.at(head.b, t, h), depth, T(0));
+  }
+  void zero_gradients(const Head<T>& head, std::int64_t begin, std::int64_t end) const {
+    zero_rows(dq_, head, head.h, kQ, begin, end, s_.D);
+    zero_rows(dk_, head, head.hkv, kK, begin, end, s_.D);
+    zero_rows(dv_, head, head.hkv, kV, begin, end, s_.Dv);
+  }
+
+  /// States before each chunk and after the last, each in the scale of its own shift.
+  void forward_states(const Head<T>& head, std::int64_t begin, std::int64_t end, bool final, BackwardScratch<T>& x) const {
+    std::int64_t index = 0;
+    for (std::int64_t t0 = begin; t0 < end; t0 += s_.chunk, ++index) {
+      const std::int64_t n = std::min(s_.chunk, end - t0);
+      const State<T>& before = x.states[index];
+      State<T>& after = x.states[index + 1];
+      key_features(head, t0, n, x.u, x.k);
+      const bool raised = raise_shift(s_, head, t0, n, x.k, before.shift, after.shift, x.factor);
+      after.filled = before.filled;
+      const bool visible = any_visible(head, t0, n);
+      if (t0 + n == end && !final) {
+        after.filled |= visible;
+        return;
+      }
+      if (before.filled) std::copy_n(before.S, s_.F * s_.Dv, after.S), std::copy_n(before.z, s_.F, after.z);
+      if (!visible) continue;
+      scale_keys(s_, head, t0, n, after.shift, x.k);
+      absorb(s_, n, x.k, v_.at(head.b, t0, head.hkv), v_.row, x.factor, raised, after);
+      after.filled = true;
+    }
+  }
+
+  /// Starts R, y and gamma (the gradient of the last shift) from the upstream gradient of the final state.
+  bool start_reverse(const T* dfinal, const State<T>& last, BackwardScratch<T>& x) const {
+    std::fill_n(x.gamma, s_.F, T(0));
+    if (!dfinal || !last.filled) return false;
+    for (std::int64_t r = 0; r < s_.F; ++r) {
+      const T* row = dfinal + r * (s_.Dv + 2);
+      const bool empty = last.shift[r] == -kInfinity<T>;
+      for (std::int64_t e = 0; e < s_.Dv; ++e) x.R[r * s_.Dv + e] = empty ? T(0) : row[e];
+      x.y[r] = empty ? T(0) : row[s_.Dv];
+      // the stored S and z are the true ones times exp(-shift)
+      if (!empty && s_.map.logarithmic()) x.gamma[r] = row[s_.Dv + 1] - rows::dot(row, last.S + r * s_.Dv, s_.Dv) - row[s_.Dv] * last.z[r];
+    }
+    return true;
+  }
+
+  /// gamma goes to the initial shift where no key has raised it.
+  void store_initial(const State<T>& initial, const T* last_shift, bool reversed, BackwardScratch<T>& x, T* to) const {
+    const Mode mode = c_.modes[kInitialState];
+    for (std::int64_t r = 0; r < s_.F; ++r, to += s_.Dv + 2) {
+      const bool empty = initial.shift[r] == -kInfinity<T>;
+      if (mode == Mode::write) std::fill_n(to, s_.Dv + 2, T(0));
+      if (empty) continue;
+      if (initial.shift[r] == last_shift[r]) to[s_.Dv + 1] += x.gamma[r];
+      if (!reversed) continue;
+      for (std::int64_t e = 0; e < s_.Dv; ++e) to[e] += x.R[r * s_.Dv + e];
+      to[s_.Dv] += x.y[r];
+      if (s_.map.logarithmic()) to[s_.Dv + 1] += rows::dot(initial.S + r * s_.Dv, x.R + r * s_.Dv, s_.Dv) + initial.z[r] * x.y[r];
+    }
+  }
+
+  /// Query features divided by their denominators, in the scale of the shift. Rows that a chunk must redo in log space
+  /// become 0 and are listed.
+  std::int64_t normalised_queries(const Head<T>& head, const Chunk<T>& c, const T* __restrict shift, bool list, BackwardScratch<T>& x) const {
+    constexpr T kLargest = T(60 * 0.69314718055994530942);
+    std::int64_t listed = 0;
+    for (std::int64_t i = 0; i < c.n; ++i) {
+      T* __restrict row = x.q + i * s_.F;
+      const T den = saved(head, c.t0 + i);
+      if (!s_.map.logarithmic()) {
+        const T inverse = den == T(0) ? T(0) : T(1) / den;
+        for (std::int64_t r = 0; r < s_.F; ++r) row[r] *= inverse;
+        continue;
+      }
+      T largest = -kInfinity<T>;
+#pragma omp simd reduction(max : largest)
+      for (std::int64_t r = 0; r < s_.F; ++r) {
+        row[r] += shift[r] - den;
+        largest = row[r] > largest ? row[r] : largest;
+      }
+      const bool redo = list && largest > kLargest;
+      if (redo) x.log_rows[listed++] = std::int32_t(i);
+      if (redo || den == kInfinity<T>) std::fill_n(row, s_.F, T(0));
+      else
+        for (std::int64_t r = 0; r < s_.F; ++r) row[r] = vector_exp(row[r]);
+    }
+    return listed;
+  }
+
+  void deltas(const Head<T>& head, const Chunk<T>& c, BackwardScratch<T>& x) const {
+    for (std::int64_t i = 0; i < c.n; ++i) x.delta[i] = -rows::dot(c.G + i * c.G_row, o_.at(head.b, c.t0 + i, head.h), s_.Dv);
+  }
+
+  /// dq += (G S^T + delta z) * factor
+  void queries_from_state(const Chunk<T>& c, const State<T>& state, const T* __restrict factor, T beta, BackwardScratch<T>& x) const {
+    gemm_serial<T>(false, true, c.n, s_.F, s_.Dv, 1, c.G, c.G_row, state.S, s_.Dv, 0, x.spare, s_.F);
+    for (std::int64_t i = 0; i < c.n; ++i) {
+      T* __restrict to = x.dq + i * s_.F;
+      const T* __restrict from = x.spare + i * s_.F;
+      const T* __restrict z = state.z;
+      const T delta = x.delta[i];
+      if (beta == T(0))
+        for (std::int64_t r = 0; r < s_.F; ++r) to[r] = (from[r] + delta * z[r]) * factor[r];
+      else
+        for (std::int64_t r = 0; r < s_.F; ++r) to[r] += (from[r] + delta * z[r]) * factor[r];
+    }
+  }
+
+  /// dk += v R^T + y
+  void keys_from_reverse(const Chunk<T>& c, T beta, BackwardScratch<T>& x) const {
+    gemm_serial<T>(false, true, c.n, s_.F, s_.Dv, 1, c.v, c.v_row, x.R, s_.Dv, beta, x.dk, s_.F);
+    for (std::int64_t j = 0; j < c.n; ++j) {
+      T* __restrict row = x.dk + j * s_.F;
+      const T* __restrict y = x.y;
+      for (std::int64_t r = 0; r < s_.F; ++r) row[r] += y[r];
+    }
+  }
+
+  /// [R, y] = ([R, y] + q^T [G, delta]) * factor; a state not reversed yet starts from 0.
+  void reverse(const Chunk<T>& c, bool reversed, const T* factor, BackwardScratch<T>& x) const {
+    gemm_serial<T>(true, false, s_.F, s_.Dv, c.n, 1, x.q, s_.F, c.G, c.G_row, reversed ? T(1) : T(0), x.R, s_.Dv);
+    T* __restrict y = x.y;
+    if (!reversed) std::fill_n(y, s_.F, T(0));
+    for (std::int64_t i = 0; i < c.n; ++i) {
+      const T* __restrict row = x.q + i * s_.F;
+      const T delta = x.delta[i];
+      for (std::int64_t r = 0; r < s_.F; ++r) y[r] += delta * row[r];
+    }
+    scale_reverse(factor, x);
+  }
+  void scale_reverse(const T* factor, BackwardScratch<T>& x) const {
+    for (std::int64_t r = 0; r < s_.F; ++r) {
+      if (factor[r] == T(1)) continue;
+      T* __restrict row = x.R + r * s_.Dv;
+      for (std::int64_t e = 0; e < s_.Dv; ++e) row[e] *= factor[r];
+      x.y[r] *= factor[r];
+    }
+  }
+
+  /// Turns dq and dk into gradients of the working form (ln phi or phi), in place.
+  void query_working_gradient(const Head<T>& head, const Chunk<T>& c, BackwardScratch<T>& x) const {
+    for (std::int64_t i = 0; i < c.n; ++i) {
+      T* __restrict row = x.dq + i * s_.F;
+      const T* __restrict q = x.q + i * s_.F;
+      if (s_.map.logarithmic()) {
+        for (std::int64_t r = 0; r < s_.F; ++r) row[r] *= q[r];
+        continue;
+      }
+      const T den = saved(head, c.t0 + i), inverse = den == T(0) ? T(0) : T(1) / den;
+      for (std::int64_t r = 0; r < s_.F; ++r) row[r] *= inverse;
+    }
+  }
+  void key_working_gradient(const Head<T>& head, const Chunk<T>& c, BackwardScratch<T>& x) const {
+    for (std::int64_t j = 0; j < c.n; ++j) {
+      T* __restrict row = x.dk + j * s_.F;
+      const T* __restrict k = x.k + j * s_.F;
+      if (!head.visible(c.t0 + j)) std::fill_n(row, s_.F, T(0));
+      else if (s_.map.logarithmic())
+        for (std::int64_t r = 0; r < s_.F; ++r) row[r] *= k[r];
+    }
+  }
+
+  /// Gives gamma to the key that set the last shift: the first one of the chunk that holds it.
+  void shift_gradient(const Chunk<T>& c, const T* before, const T* after, BackwardScratch<T>& x) const {
+    for (std::int64_t r = 0; r < s_.F; ++r) {
+      if (x.gamma[r] == T(0) || before[r] == after[r]) continue;
+      for (std::int64_t j = 0; j < c.n; ++j)
+        if (x.k[j * s_.F + r] == T(1)) {
+          x.dk[j * s_.F + r] += x.gamma[r];
+          x.gamma[r] = 0;
+          break;
+        }
+    }
+  }
+
+  /// From the gradient of the working form to x, weight and bias. side 0: queries, 1: keys.
+  void through_map(const Head<T>& head, const Chunk<T>& c, int side, BackwardScratch<T>& x) const {
+    const T* dworking = side ? x.dk : x.dq;
+    if (s_.map.normalised() || !s_.map.logarithmic()) {
+      if (side) key_features(head, c.t0, c.n, x.u, x.spare);
+      else query_features(head, c.t0, c.n, x.u, x.spare);
+      for (std::int64_t e = 0; s_.map.normalised() && e < c.n * s_.F; ++e) x.spare[e] = vector_exp(x.spare[e]);
+    }
+    for (std::int64_t i = 0; i < c.n; ++i)
+      working_features_backward<T>(s_.map, s_.width, x.spare + i * s_.F, dworking + i * s_.F, x.du + i * s_.width);
+    const T* weight = side ? head.weight_k : head.weight_q;
+    const HeadRows<T>&from = side ? k_ : q_, &to = side ? dk_ : dq_;
+    const std::int64_t h = side ? head.hkv : head.h, index = head.b * s_.Hq + head.h;
+    const T add = beta(head, side ? kK : kQ);
+    if (to && weight)
+      gemm_serial<T>(false, true, c.n, s_.D, s_.width, 1, x.du, s_.width, weight, s_.width, add, to.at(head.b, c.t0, h), to.row);
+    for (std::int64_t i = 0; i < c.n && to && !weight; ++i) {
+      T* __restrict row = to.at(head.b, c.t0 + i, h);
+      const T* __restrict du = x.du + i * s_.width;
+      for (std::int64_t e = 0; e < s_.D; ++e) row[e] = add == T(0) ? du[e] : row[e] + du[e];
+    }
+    if (wants_weight_[side])
+      gemm_serial<T>(true, false, s_.D, s_.width, c.n, 1, from.at(head.b, c.t0, h), from.row, x.du, s_.width, 1,
+                     dweight_[side] + index * s_.D * s_.width, s_.width);
+    for (std::int64_t i = 0; i < c.n && wants_bias_[side]; ++i)
+      for (std::int64_t e = 0; e < s_.width; ++e) dbias_[side][index * s_.width + e] += x.du[i * s_.width + e];
+  }
+
+  void causal(const Head<T>& head, std::int64_t begin, std::int64_t end, const T* dfinal, T* dinitial, BackwardScratch<T>& x) const;
+  void chunk_backward(const Head<T>& head, const Chunk<T>& c, const State<T>& before, const T* after, bool reversed, bool goes_on,
+                      BackwardScratch<T>& x) const;
+  void log_space_row(const Head<T>& head, const Chunk<T>& c, std::int64_t i, const State<T>& before, bool goes_on, BackwardScratch<T>& x) const;
+  void bidirectional(const Head<T>& head, std::int64_t begin, std::int64_t end, const T* dfinal, T* dinitial, BackwardScratch<T>& x) const;
+
+  const Call& c_;
+  const Sizes& s_;
+  HeadRows<T> q_, k_, v_, o_, G_, dq_, dk_, dv_;
+  const T* saved_;
+  T *dweight_[2], *dbias_[2];
+  bool wants_weight_[2], wants_bias_[2], wants_q_, wants_k_;
+};
+
+}  // namespace hedgehog::linear_attention_detail

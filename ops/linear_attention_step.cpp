@@ -1,0 +1,165 @@
+#include "ops/linear_attention_step.h"
+
+#include <fmt/format.h>
+
+#include "core/dispatch.h"
+#include "ops/attention_check.h"
+#include "ops/linear_attention_tile.h"
+
+namespace hedgehog {
+
+extern const Op kLinearAttentionStep;
+
+namespace linear_attention_detail {
+namespace {
+
+enum StepInput : int { kStepQ, kStepK, kStepV, kState, kStepWeightQ, kStepWeightK, kStepBiasQ, kStepBiasK };
+constexpr const char* kName = "linear_attention_step";
+
+template <class T>
+struct Scratch {
+  T *u, *q, *k, *factor;  // (D'), (F), (F), (F)
+  Scratch(Carver& carver, const Sizes& s)
+      : u(carver.take<T>(s.width)), q(carver.take<T>(s.F)), k(carver.take<T>(s.F)), factor(carver.take<T>(s.F)) {}
+};
+
+template <class In>
+Sizes step_sizes(const Attributes& a, const In& in) {
+  return extents_of(feature_map_of(kName, a), in[kStepQ].shape, in[kStepK].shape, in[kStepV].shape,
+                    in[kStepWeightQ].given ? &in[kStepWeightQ].shape : nullptr);
+}
+
+Layout infer(const Attributes& attributes, std::span<const Meta> in) {
+  const Op& op = kLinearAttentionStep;
+  const Meta &q = in[kStepQ], &state = in[kState];
+  check_attention_heads(op, q, in[kStepK], in[kStepV]);
+  check_attention_maps(op, q, in.subspan(kStepWeightQ, 4));
+  const Sizes s = step_sizes(attributes, in);
+  check_dtype(op, "state", state, q.dtype, "q");
+  check_shape(op, "state", state, s.state_shape(), "(B, Hq, F, Dv + 2)", "q", q);
+  Layout layout;
+  layout.outputs = {{Shape{s.B, s.T, s.Hq, s.Dv}, q.dtype}};
+  dispatch(q.dtype, [&](auto zero) {
+    Carver carver;
+    for (std::int64_t w = 0; w < worker_count(s.B * s.Hq); ++w) Scratch<decltype(zero)>(carver, s);
+    layout.forward_workspace = carver.used();
+  });
+  return layout;
+}
+
+/// Takes one key and value into the state. x.k holds the working features of the key on entry.
+template <class T>
+void take_token(const Sizes& s, const T* __restrict v, T* state, const Scratch<T>& x) {
+  const std::int64_t row = s.Dv + 2;
+  const bool logarithmic = s.map.logarithmic();
+  for (std::int64_t r = 0; r < s.F; ++r) {
+    const bool empty = !(state[r * row + s.Dv] > T(0));
+    T& c = state[r * row + s.Dv + 1];
+    x.factor[r] = 1;
+    if (!logarithmic) continue;
+    const T next = empty ? x.k[r] : std::max(c, x.k[r]);
+    x.factor[r] = empty ? -kInfinity<T> : c - next;
+    x.k[r] -= next;
+    x.q[r] += next;
+    c = next;
+  }
+  for (std::int64_t r = 0; r < s.F && logarithmic; ++r) x.factor[r] = vector_exp(x.factor[r]), x.k[r] = vector_exp(x.k[r]);
+  for (std::int64_t r = 0; r < s.F; ++r) {
+    T* __restrict to = state + r * row;
+    const T f = x.factor[r], k = x.k[r];
+    for (std::int64_t e = 0; e < s.Dv; ++e) to[e] = to[e] * f + k * v[e];
+    to[s.Dv] = to[s.Dv] * f + k;
+  }
+}
+
+/// o = q^T S / (q . z). x.q holds ln phi_q + c (or phi_q) on entry.
+template <class T>
+void read_token(const Sizes& s, const T* state, T* __restrict o, const Scratch<T>& x) {
+  if (s.map.logarithmic()) {
+    const T largest = rows::max_of(x.q, s.F);
+    for (std::int64_t r = 0; r < s.F; ++r) x.q[r] = vector_exp(x.q[r] - largest);
+  }
+  T den = 0;
+  std::fill_n(o, s.Dv, T(0));
+  for (std::int64_t r = 0; r < s.F; ++r) {
+    const T* __restrict from = state + r * (s.Dv + 2);
+    const T q = x.q[r];
+    for (std::int64_t e = 0; e < s.Dv; ++e) o[e] += q * from[e];
+    den += q * from[s.Dv];
+  }
+  const T inverse = den == T(0) ? T(0) : T(1) / den;
+  for (std::int64_t e = 0; e < s.Dv; ++e) o[e] *= inverse;
+}
+
+template <class T>
+void forward(const Call& c) {
+  const Sizes s = step_sizes(c.attributes, c.inputs);
+  const HeadRows<T> q(kName, c.inputs[kStepQ]), k(kName, c.inputs[kStepK]), v(kName, c.inputs[kStepV]), o(kName, c.outputs[0]);
+  Carver carver(c.workspace);
+  std::vector<Scratch<T>> scratch;
+  for (std::int64_t w = 0; w < worker_count(s.B * s.Hq); ++w) scratch.emplace_back(carver, s);
+  worker_tasks(s.B * s.Hq, [&](std::int64_t task, std::int64_t worker) {
+    const std::int64_t b = task / s.Hq, h = task % s.Hq, hkv = h / s.group();
+    auto of_head = [&](StepInput i, std::int64_t size) { return c.inputs[i] ? c.inputs[i].template as<T>() + h * size : nullptr; };
+    const T *weight_q = of_head(kStepWeightQ, s.D * s.width), *weight_k = of_head(kStepWeightK, s.D * s.width);
+    const T *bias_q = of_head(kStepBiasQ, s.width), *bias_k = of_head(kStepBiasK, s.width);
+    const Scratch<T>& x = scratch[worker];
+    T* const state = c.inputs[kState].template as<T>() + task * s.F * (s.Dv + 2);
+    for (std::int64_t t = 0; t < s.T; ++t) {
+      token_features(s, k.at(b, t, hkv), k.row, 1, weight_k, bias_k, x.u, x.k);
+      token_features(s, q.at(b, t, h), q.row, 1, weight_q, bias_q, x.u, x.q);
+      take_token(s, static_cast<const T*>(v.at(b, t, hkv)), state, x);
+      read_token(s, static_cast<const T*>(state), o.at(b, t, h), x);
+    }
+  });
+}
+
+std::vector<Sample> samples() {
+  std::vector<Sample> list;
+  for (const char* map : {"hedgehog", "hedgehog-softmax", "hedgehog-joint", "elu", "relu", "exp", "identity"}) {
+    const std::int64_t F = std::string(map).rfind("hedgehog", 0) == 0 ? 12 : 6;
+    list.push_back({map,
+                    {{"map", map}, {"temperature", std::string(map) == "exp" ? 0.75 : 1.0}},
+                    {positive({2, 1, 4, 3}), positive({2, 1, 1, 3}), normal({2, 1, 1, 5}), positive({2, 4, F, 7}), normal({4, 3, 6}, 0.5, 1),
+                     normal({4, 3, 6}, 0.5, 1), omitted(), omitted()}});
+  }
+  list.push_back({"several tokens", {}, {normal({2, 5, 3, 4}), normal({2, 5, 3, 4}), normal({2, 5, 3, 6}), positive({2, 3, 14, 8}), normal({3, 4, 7}),
+                                         normal({3, 4, 7}), normal({3, 7}), normal({3, 7})}});
+  list.push_back({"smallest", {}, {normal({1, 1, 1, 1}), normal({1, 1, 1, 1}), normal({1, 1, 1, 1}), positive({1, 1, 2, 3}), omitted(), omitted(),
+                                   omitted(), omitted()}});
+  return list;
+}
+
+}  // namespace
+}  // namespace linear_attention_detail
+
+namespace la = linear_attention_detail;
+
+const Op kLinearAttentionStep{
+    .name = la::kName,
+    .arguments = {{"q", false, false}, {"k", false, false}, {"v", false, false}, {"state", false, false}, {"weight_q", true, false},
+                  {"weight_k", true, false}, {"bias_q", true, false}, {"bias_k", true, false}},
+    .results = {"o"},
+    .constant_outputs = bits(0),
+    .attributes = {{"map", "hedgehog"}, {"temperature", 1.0}},
+    .infer = la::infer,
+    .forward = {[](const Call& c) { dispatch(c.inputs[0].dtype, [&](auto zero) { la::forward<decltype(zero)>(c); }); }},
+    .strided = bits(la::kStepQ, la::kStepK, la::kStepV),
+    .updates = bits(la::kState),
+    .cost =
+        [](const Attributes& a, std::span<const Meta> in, std::span<const Meta>) {
+          const la::Sizes s = la::step_sizes(a, in);
+          const double map = in[la::kStepWeightQ].given ? double(s.D * s.width) : 0;
+          return std::pair<Work, Work>{{2.0 * double(s.B * s.T * s.Hq) * (2 * map + 2 * double(s.F * (s.Dv + 1)))}, {}};
+        },
+    .formula_forward = "S += phi_k v^T;  z += phi_k;  o = phi_q^T S / (phi_q . z)",
+    .samples = la::samples(),
+};
+
+Tensor linear_attention_step(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& state, const LinearAttentionStepOptions& o,
+                             SourceLine where) {
+  return apply(kLinearAttentionStep, {{"map", o.map}, {"temperature", o.temperature}},
+               {q, k, v, state, o.weight_q, o.weight_k, o.bias_q, o.bias_k}, where)[0];
+}
+
+}  // namespace hedgehog

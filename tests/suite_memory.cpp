@@ -1,0 +1,256 @@
+#include <doctest/doctest.h>
+
+#include <cmath>
+
+#include "core/executor.h"
+#include "tests/op_cases.h"
+
+using namespace hedgehog;
+using namespace hedgehog::test;
+
+namespace {
+
+/// Calls f(op, sample, dtype) for every sample of every op with a kernel, in both computing dtypes.
+template <class F>
+void for_each_kernel(F&& f) {
+  for (const Op* op : all_ops()) {
+    if (!op->forward.cpu) continue;
+    CAPTURE(op->name);
+    for (const Sample& sample : op->samples) {
+      CAPTURE(sample.label);
+      for (Dtype dtype : {Dtype::f32, Dtype::f64}) {
+        CAPTURE(std::string(name_of(dtype)));
+        f(*op, sample, dtype);
+      }
+    }
+  }
+}
+
+bool any_nan(const Tensors& tensors) {
+  for (const Tensor& t : tensors)
+    if (t && is_floating(t.dtype()))
+      for (double x : t.to_vector())
+        if (std::isnan(x)) return true;
+  return false;
+}
+
+bool runs_backward(const Op& op, const KernelRun& run) { return op.backward.cpu && run.differentiable(); }
+
+/// Everything one op leaves behind, as bits: results, then gradients of the parameters.
+using Bits = std::vector<std::vector<std::byte>>;
+
+/// x' = copy(x) first, so that the op reads and differentiates planned tensors; x' is read once more afterwards, so that
+/// gradients are both written and added to.
+Tensors between_copies(const Op& op, const Sample& sample, const Tensors& arguments) {
+  Tensors copies, again;
+  for (std::size_t i = 0; i < arguments.size(); ++i) {
+    const bool changes = op.updates >> i & 1u;
+    copies.push_back(arguments[i] && !changes ? apply(detail::kCopy, {}, {arguments[i]})[0] : arguments[i]);
+  }
+  Tensors results = apply(op, sample.attributes, copies);
+  for (const Tensor& x : copies)
+    if (x.wants_gradient()) results.push_back(apply(detail::kCopy, {}, {x})[0]);
+  Tensors differentiable, cotangents;
+  for (const Tensor& y : results)
+    if (y.wants_gradient()) {
+      differentiable.push_back(y);
+      cotangents.push_back(constant(y.shape(), draw(y.size(), 3, std::uint32_t(cotangents.size())), y.dtype(), "cotangent"));
+    }
+  if (!differentiable.empty()) backward(differentiable, cotangents);
+  return results;
+}
+
+void reset(const Tensors& arguments, const std::vector<std::vector<double>>& values) {
+  for (std::size_t i = 0; i < arguments.size(); ++i) {
+    if (!arguments[i]) continue;
+    arguments[i].copy_from(values[i]);
+    if (arguments[i].wants_gradient()) arguments[i].grad().fill(0);
+  }
+}
+
+Bits with_gradients(Bits results, const Tensors& arguments) {
+  for (const Tensor& x : arguments) {
+    results.push_back(bits_of(x));
+    if (x.wants_gradient()) results.push_back(bits_of(x.grad()));
+  }
+  return results;
+}
+
+Bits run_planned(const Program& program, const Tensors& arguments, const std::vector<std::vector<double>>& values,
+                 const ExecutorOptions& options, int times = 1) {
+  Executor run(program, options);
+  for (int i = 0; i < times; ++i) {
+    reset(arguments, values);
+    run.run();
+  }
+  Bits results;
+  for (std::size_t j = 0; j < program.outputs.size(); ++j) results.push_back(bits_of(run.output(j)));
+  return with_gradients(std::move(results), arguments);
+}
+
+}  // namespace
+
+TEST_CASE("memory: every element of results, saved and gradients is written, nothing else is touched") {
+  for_each_kernel([](const Op& op, const Sample& sample, Dtype dtype) {
+    KernelRun run(op, sample, dtype, 5);
+    Bits outputs, saved, gradients;
+    // memory full of NaN, of zeros, and of small numbers must lead to the same bits
+    for (unsigned char garbage : {0xff, 0x00, 0x3b}) {
+      CAPTURE(int(garbage));
+      const Tensors y = run.forward(garbage);
+      CHECK(run.guards_intact());
+      CHECK(run.inputs_unchanged());
+      if (garbage == 0xff) {
+        CHECK(!any_nan(y));
+        CHECK(!any_nan(run.saved()));
+        outputs = bits_of(y);
+        saved = bits_of(run.saved());
+      }
+      CHECK(bits_of(y) == outputs);
+      CHECK(bits_of(run.saved()) == saved);
+      if (!runs_backward(op, run)) continue;
+      const Tensors dx = run.backward(garbage);
+      CHECK(run.guards_intact());
+      CHECK(run.inputs_unchanged());
+      CHECK(bits_of(y) == outputs);
+      CHECK(bits_of(run.saved()) == saved);
+      if (garbage == 0xff) {
+        CHECK(!any_nan(dx));
+        gradients = bits_of(dx);
+      }
+      CHECK(bits_of(dx) == gradients);
+    }
+    // without a gradient wanted, nothing is saved and the results are the same
+    CHECK(bits_of(run.forward(0xff, false)) == outputs);
+    CHECK(run.guards_intact());
+  });
+}
+
+TEST_CASE("memory: write then accumulate equals twice write within one rounding") {
+  for_each_kernel([](const Op& op, const Sample& sample, Dtype dtype) {
+    KernelRun run(op, sample, dtype, 6);
+    if (!runs_backward(op, run)) return;
+    run.forward();
+    const Tensors once = run.backward();
+    const Tensors twice = run.backward(0xff, ~0u, once);
+    for (std::size_t i = 0; i < once.size(); ++i) {
+      if (!once[i]) continue;
+      CAPTURE(op.arguments[i].name);
+      const auto a = once[i].to_vector(), b = twice[i].to_vector();
+      // a kernel may add its terms one by one to what is there: then each sum rounds at the size of the largest element
+      const double rounding = (dtype == Dtype::f32 ? 0x1p-23 : 0x1p-52) * 2 * largest(a);
+      for (std::size_t k = 0; k < a.size(); ++k) {
+        CAPTURE(k);
+        REQUIRE(std::abs(b[k] - 2 * a[k]) <= rounding);
+      }
+    }
+  });
+}
+
+TEST_CASE("memory: ten repeats, and 1, 2 and 3 threads, give the same bits") {
+  for_each_kernel([](const Op& op, const Sample& sample, Dtype dtype) {
+    KernelRun run(op, sample, dtype, 7);
+    Bits outputs, gradients;
+    for (int repeat = 0; repeat < 12; ++repeat) {
+      // ten repeats in one thread count, then two more
+      const int n = repeat < 10 ? 2 : repeat == 10 ? 1 : 3;
+      CAPTURE(n);
+      const Threads threads(n);
+      const Bits y = bits_of(run.forward());
+      if (repeat == 0) outputs = y;
+      REQUIRE(y == outputs);
+      if (!runs_backward(op, run)) continue;
+      const Bits dx = bits_of(run.backward());
+      if (repeat == 0) gradients = dx;
+      REQUIRE(dx == gradients);
+    }
+  });
+}
+
+TEST_CASE("memory: a gradient wanted alone has the same bits as with all others") {
+  for_each_kernel([](const Op& op, const Sample& sample, Dtype dtype) {
+    KernelRun run(op, sample, dtype, 8);
+    if (!runs_backward(op, run)) return;
+    run.forward();
+    const Tensors all = run.backward();
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      if (!all[i]) continue;
+      CAPTURE(op.arguments[i].name);
+      const Tensors alone = run.backward(0xff, 1u << i);
+      CHECK(run.guards_intact());
+      CHECK(bits_of(alone[i]) == bits_of(all[i]));
+    }
+  });
+}
+
+TEST_CASE("memory: a window of a wider tensor as argument gives the bits of a contiguous one") {
+  for_each_kernel([](const Op& op, const Sample& sample, Dtype dtype) {
+    auto outcome = [&](const Tensors& arguments) {
+      const Tensors results = apply(op, sample.attributes, arguments);
+      Tensors differentiable, cotangents;
+      for (std::size_t j = 0; j < results.size(); ++j)
+        if (results[j].wants_gradient()) {
+          differentiable.push_back(results[j]);
+          cotangents.push_back(constant(results[j].shape(), draw(results[j].size(), 9, std::uint32_t(j)), results[j].dtype(), "cotangent"));
+        }
+      if (!differentiable.empty()) backward(differentiable, cotangents);
+      clear_tape();
+      return bits_of(results);
+    };
+    const Tensors plain = draw_arguments(op, sample, 9, dtype);
+    const Bits expected = outcome(plain);
+    for (std::size_t i = 0; i < plain.size(); ++i) {
+      if (!plain[i] || !is_floating(plain[i].dtype()) || (op.updates >> i & 1u) || plain[i].shape().rank() < 2) continue;
+      CAPTURE(op.arguments[i].name);
+      const Shape& s = plain[i].shape();
+      // (B, T, H, D) comes from a split of packed (B, T, 3·H·D); anything else from a split of its last axis
+      std::vector<std::int64_t> widths{s.last()};
+      if (s.rank() == 4) widths.push_back(s[2] * s[3]);
+      for (const std::int64_t columns : widths) {
+        CAPTURE(columns);
+        Tensors arguments = draw_arguments(op, sample, 9, dtype);
+        const Window w = window_of(arguments[i], columns, 3, 2);
+        arguments[i] = w.view;
+        CHECK(outcome(arguments) == expected);
+        for (std::size_t k = 0; k < plain.size(); ++k) {
+          if (!plain[k].wants_gradient()) continue;
+          CAPTURE(op.arguments[k].name);
+          if (k != i) {
+            CHECK(bits_of(arguments[k].grad()) == bits_of(plain[k].grad()));
+            continue;
+          }
+          const auto wide = w.wide.grad().to_vector(), narrow = plain[k].grad().to_vector();
+          const std::size_t width = std::size_t(columns) + 5;
+          std::vector<double> inside, outside;
+          for (std::size_t e = 0; e < wide.size(); ++e)
+            (e % width >= 3 && e % width < 3 + std::size_t(columns) ? inside : outside).push_back(wide[e]);
+          CHECK(inside == narrow);
+          CHECK(largest(outside) == 0);
+        }
+      }
+    }
+  });
+}
+
+TEST_CASE("memory: a planned run, one without reuse and one with guards give the bits of the eager run") {
+  for (const Op* op : all_ops()) {
+    CAPTURE(op->name);
+    for (const Sample& sample : op->samples) {
+      CAPTURE(sample.label);
+      const Tensors arguments = draw_arguments(*op, sample, 10, Dtype::f32);
+      std::vector<std::vector<double>> values;
+      for (const Tensor& x : arguments) values.push_back(x ? x.to_vector() : std::vector<double>{});
+      const Bits eager = with_gradients(bits_of(between_copies(*op, sample, arguments)), arguments);
+      clear_tape();
+      reset(arguments, values);
+      const Program program = record([&] { return between_copies(*op, sample, arguments); });
+      CHECK(run_planned(program, arguments, values, {}, 2) == eager);
+      CHECK(run_planned(program, arguments, values, {.reuse = false}) == eager);
+      CHECK(run_planned(program, arguments, values, {.poison = true}, 2) == eager);
+      CHECK(run_planned(program, arguments, values, {.reuse = false, .poison = true}) == eager);
+      const Program leaner = recompute(program, 0);
+      CHECK(plan(leaner).arena <= plan(program).arena);
+      CHECK(run_planned(leaner, arguments, values, {.poison = true}) == eager);
+    }
+  }
+}

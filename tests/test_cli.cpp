@@ -1,0 +1,189 @@
+#include <doctest/doctest.h>
+
+#include <filesystem>
+#include <unistd.h>
+
+#include "tests/counters.h"
+#include "tests/program.h"
+#include "tests/temporary_directory.h"
+
+namespace hedgehog {
+namespace {
+
+using test::ProgramResult;
+using test::run_program;
+
+const char* const kSmall = "--layers=1 --heads=2 --width=16 --context=16 --batch=2 --steps=6 --warmup=2 --evaluate_every=3 --save_every=2 --quiet ";
+
+std::string some_text() {
+  std::string text;
+  for (int i = 0; i < 200; ++i) text += "the hedgehog number " + std::to_string(i * i) + " walks home. ";
+  return text;
+}
+
+/// One sentence, the right exit code, no stack of library messages.
+void check_refused(const ProgramResult& r, int code, std::initializer_list<const char*> parts) {
+  CAPTURE(r.output);
+  CHECK(r.code == code);
+  CHECK(contains(r.output, "hedgehog: "));
+  for (const char* part : parts) CHECK(contains(r.output, part));
+}
+
+}  // namespace
+
+TEST_CASE("cli: help, commands and unknown names") {
+  const ProgramResult help = run_program("--help");
+  CHECK(help.code == 0);
+  for (const char* command : {"train", "sample", "eval", "gradcheck", "bench", "info"}) {
+    CHECK(contains(help.output, command));
+    const ProgramResult own = run_program(std::string(command) + " --help");
+    CHECK(own.code == 0);
+    CHECK(contains(own.output, "--"));
+  }
+  check_refused(run_program("trian"), 2, {"trian", "train"});
+  check_refused(run_program("train --learning_rat=1"), 2, {"learning_rat", "learning_rate"});
+  check_refused(run_program("train --preset=chra-cpu"), 2, {"chra-cpu", "char-cpu"});
+  check_refused(run_program("train --attention=hedgehoc"), 2, {"hedgehoc", "hedgehog"});
+  check_refused(run_program("train --steps=many"), 2, {"steps", "many"});
+  check_refused(run_program("train --width=30 --heads=4"), 2, {"heads", "width"});
+}
+
+TEST_CASE("cli: bad data is refused with exit code 3") {
+  const TemporaryDirectory d;
+  d.file("empty.txt", "");
+  d.file("short.txt", "ab");
+  d.file("binary.txt", std::string(1000, '\0'));
+  d.file("folder/picture.png", std::string("\x89PNG\0\0\0", 7));
+  const std::string at = d.path().string();
+  check_refused(run_program("train --data=nowhere.txt", at), 3, {"nowhere.txt"});
+  check_refused(run_program("train --data=empty.txt", at), 3, {"empty.txt"});
+  check_refused(run_program("train --data=short.txt", at), 3, {"short"});
+  check_refused(run_program("train --data=binary.txt", at), 3, {"binary.txt"});
+  check_refused(run_program("train --data=folder", at), 3, {"folder"});
+  d.file("text.txt", some_text());
+  check_refused(run_program("train --data=text.txt --context=1000000", at), 2, {"context", "1000000"});
+}
+
+TEST_CASE("cli: a batch that does not fit is refused before anything is allocated") {
+  const TemporaryDirectory d;
+  d.file("text.txt", some_text());
+  const ProgramResult r = run_program("train --data=text.txt --width=1024 --heads=4 --layers=8 --context=64 --batch=100000 --quiet", d.path().string());
+  check_refused(r, 2, {"--batch=100000", "largest batch that fits is --batch="});
+  CHECK(!std::filesystem::exists(d / "runs"));
+}
+
+TEST_CASE("cli: train, resume, sample, eval and info on one's own text") {
+  const TemporaryDirectory d;
+  d.file("text.txt", some_text());
+  const std::string at = d.path().string();
+  const ProgramResult trained = run_program(std::string("train --data=text.txt ") + kSmall, at);
+  CAPTURE(trained.output);
+  REQUIRE(trained.code == 0);
+  CHECK(contains(trained.output, "validation loss"));
+  CHECK(contains(trained.output, "20 random batches"));
+  for (const char* file : {"config.toml", "log.jsonl", "report.html", "last/model.safetensors", "last/optimizer.safetensors", "last/state.json",
+                           "last/tokenizer.json", "best/state.json"})
+    CHECK(std::filesystem::exists(d / (std::string("runs/latest/") + file)));
+  CHECK(std::filesystem::exists(d / "runs/text-hedgehog-1"));
+  CHECK(run_program(std::string("train --data=text.txt ") + kSmall, at).code == 0);
+  CHECK(std::filesystem::exists(d / "runs/text-hedgehog-2"));
+
+  const ProgramResult sample = run_program("sample --prompt='the hedge' --tokens=7 --temperature=0 --count=2", at);
+  CAPTURE(sample.output);
+  CHECK(sample.code == 0);
+  CHECK(contains(sample.output, "the hedge"));
+  CHECK(run_program("sample --tokens=5 --seed=4", at).output == run_program("sample --tokens=5 --seed=4", at).output);
+  check_refused(run_program("sample --temperature=-1", at), 2, {"temperature"});
+
+  const ProgramResult eval = run_program("eval", at);
+  CAPTURE(eval.output);
+  CHECK(eval.code == 0);
+  CHECK(contains(eval.output, "perplexity"));
+  CHECK(contains(run_program("eval --json", at).output, "\"perplexity\""));
+  const ProgramResult info = run_program("info --checkpoint=latest", at);
+  CHECK(info.code == 0);
+  CHECK(contains(info.output, "blas kernel"));
+  CHECK(contains(info.output, "hedgehog"));
+
+  check_refused(run_program("train --resume --layers=3", at), 2, {"--layers", "resume"});
+  check_refused(run_program("train --out=runs/latest --quiet", at), 2, {"runs/latest", "--resume"});
+  d.file("text.txt", some_text() + "changed");
+  check_refused(run_program("train --resume --quiet", at), 2, {"data has changed"});
+}
+
+TEST_CASE("cli: a damaged, truncated or foreign checkpoint is refused with exit code 3") {
+  const TemporaryDirectory d;
+  d.file("text.txt", some_text());
+  const std::string at = d.path().string();
+  check_refused(run_program("sample", at), 3, {"train"});
+  REQUIRE(run_program(std::string("train --data=text.txt --out=run ") + kSmall, at).code == 0);
+  auto damaged = [&](const char* name, const char* file, auto&& change) {
+    std::filesystem::remove_all(d / name);
+    std::filesystem::copy(d / "run/last", d / name, std::filesystem::copy_options::recursive);
+    std::string bytes = bytes_of(d / (std::string(name) + "/" + file));
+    change(bytes);
+    d.file(std::string(name) + "/" + file, bytes);
+    return run_program(std::string("sample --tokens=3 --checkpoint=") + name, at);
+  };
+  check_refused(damaged("cut", "model.safetensors", [](std::string& b) { b.resize(b.size() / 2); }), 3, {"model.safetensors"});
+  check_refused(damaged("header", "model.safetensors", [](std::string& b) { b[3] = '\x7f'; }), 3, {"model.safetensors"});
+  check_refused(damaged("json", "state.json", [](std::string& b) { b.resize(20); }), 3, {"state.json"});
+  check_refused(damaged("field", "state.json", [](std::string& b) { b.replace(b.find("\"layers\": 1"), 11, "\"layers\": 7"); }), 3, {"tensors"});
+  check_refused(damaged("typed", "state.json", [](std::string& b) { b.replace(b.find("\"layers\": 1"), 11, "\"layers\": {}"); }), 3, {"layers"});
+  check_refused(damaged("words", "tokenizer.json", [](std::string& b) { b = "{}"; }), 3, {"tokenizer.json"});
+  check_refused(damaged("foreign", "state.json", [](std::string& b) { b = "{\"model_type\": \"gpt2\"}"; }), 3, {"state.json"});
+  CHECK(run_program("sample --tokens=3 --checkpoint=run", at).code == 0);
+}
+
+TEST_CASE("cli: a learning rate that breaks the loss stops, explains, and keeps the last good checkpoint") {
+  const TemporaryDirectory d;
+  d.file("text.txt", some_text());
+  const std::string at = d.path().string();
+  const ProgramResult r =
+      run_program("train --data=text.txt --out=run --layers=1 --heads=2 --width=16 --context=16 --batch=2 --steps=500 --warmup=0 "
+                  "--schedule=constant --learning_rate=1e20 --clip=0 --save_every=1 --evaluate_every=0 --quiet", at);
+  check_refused(r, 1, {"step ", "first non-finite value: ", " in '", "learning_rate"});
+  if (std::filesystem::exists(d / "run/last")) CHECK(run_program("info --checkpoint=run", at).code == 0);
+}
+
+TEST_CASE("cli: Ctrl-C saves, prints how to go on, and exits with 130") {
+  const TemporaryDirectory d;
+  d.file("text.txt", some_text());
+  const std::string command = "cd '" + d.path().string() + "' && '" HH_BINARY_DIR "/bin/hedgehog' train --data=text.txt --out=run --layers=1 "
+                              "--heads=2 --width=16 --context=16 --batch=2 --steps=1000000 --evaluate_every=0 --save_every=0 --quiet & "
+                              "child=$!; sleep 0.7; kill -INT $child; wait $child";
+  // a background job of a non-interactive shell ignores SIGINT unless it asks for it again: the program's own handler does
+  const ProgramResult r = test::run_shell(command);
+  CAPTURE(r.output);
+  CHECK(r.code == 130);
+  CHECK(contains(r.output, "./hedgehog train --resume=run"));
+  CHECK(std::filesystem::exists(d / "run/last/state.json"));
+}
+
+TEST_CASE("cli: a full disk while saving leaves the old checkpoint good") {
+  const TemporaryDirectory d;
+  d.file("text.txt", some_text());
+  const std::string at = d.path().string(), disk = (d / "disk").string();
+  std::filesystem::create_directories(d / "disk");
+  if (::getuid() != 0 || test::run_shell("mount -t tmpfs -o size=600k tmpfs '" + disk + "'").code != 0) {
+    test::skip("a small file system needs root and mount");
+    return;
+  }
+  REQUIRE(run_program(std::string("train --data=text.txt --out=disk/run --tokenizer=byte ") + kSmall, at).code == 0);
+  test::run_shell("head -c 1M /dev/zero > '" + disk + "/filler'");
+  const ProgramResult r = run_program("train --resume=disk/run --steps=50 --quiet", at);
+  CAPTURE(r.output);
+  CHECK(r.code == 1);
+  CHECK(run_program("sample --tokens=3 --checkpoint=disk/run", at).code == 0);
+  test::run_shell("umount '" + disk + "'");
+}
+
+TEST_CASE("cli: gradcheck of one op, and its table") {
+  const ProgramResult r = run_program("gradcheck --op=multiply --draws=2");
+  CAPTURE(r.output);
+  CHECK(r.code == 0);
+  CHECK(contains(r.output, "multiply"));
+  check_refused(run_program("gradcheck --op=multipli"), 2, {"multipli", "multiply"});
+}
+
+}  // namespace hedgehog

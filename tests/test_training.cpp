@@ -1,0 +1,207 @@
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "core/cpu.h"
+#include "core/error.h"
+#include "tests/temporary_directory.h"
+#include "train/checkpoint.h"
+#include "train/generation.h"
+#include "train/trainer.h"
+
+namespace hedgehog {
+namespace {
+
+GptOptions small(const std::string& attention) {
+  GptOptions o;
+  o.layers = 2;
+  o.heads = 2;
+  o.width = 16;
+  o.context = 12;
+  o.vocabulary = 11;
+  o.attention = attention;
+  return o;
+}
+
+Batch counting_batch(std::int64_t rows, std::int64_t time, std::int64_t vocabulary, std::int64_t stride) {
+  Batch b;
+  b.rows = rows;
+  b.time = time;
+  for (std::int64_t r = 0; r < rows; ++r)
+    for (std::int64_t t = 0; t < time; ++t) {
+      b.tokens.push_back(std::int32_t((r + t * stride) % vocabulary));
+      b.targets.push_back(std::int32_t((r + (t + 1) * stride) % vocabulary));
+    }
+  b.document_start.assign(b.tokens.size(), 0);
+  b.valid = rows * time;
+  return b;
+}
+
+std::vector<float> weights_of(Gpt& model) {
+  const Tensor w = model.parameters().flatten().weights;
+  return {w.as<float>(), w.as<float>() + w.size()};
+}
+
+const char* const kAttentions[] = {"softmax", "hedgehog", "hedgehog-softmax", "hedgehog-joint", "elu", "relu", "exp"};
+
+}  // namespace
+
+TEST_CASE("a model of every attention learns one batch by heart") {
+  for (const char* attention : kAttentions) {
+    CAPTURE(attention);
+    Gpt model(small(attention));
+    TrainingStep step(model, {3, 12, 1, false}, {.weight_decay = 0}, 1);
+    const std::vector<Batch> batch{counting_batch(3, 12, 11, 3)};
+    const double first = step.run(batch, 1e-2).loss;
+    double last = first;
+    for (int i = 0; i < 150; ++i) last = step.run(batch, 1e-2).loss;
+    CHECK(first == doctest::Approx(std::log(11.0)).epsilon(0.15));
+    CHECK(last < 0.05);
+  }
+}
+
+TEST_CASE("two micro-batches make the step of one batch twice as large") {
+  const OptimizerOptions optimizer;
+  Gpt together(small("hedgehog")), apart(small("hedgehog"));
+  TrainingStep one(together, {4, 12, 1, false}, optimizer, 1), two(apart, {2, 12, 2, false}, optimizer, 1);
+  const Batch whole = counting_batch(4, 12, 11, 2);
+  std::vector<Batch> halves(2);
+  for (int h = 0; h < 2; ++h) {
+    Batch& b = halves[std::size_t(h)];
+    b.rows = 2;
+    b.time = 12;
+    b.tokens.assign(whole.tokens.begin() + h * 24, whole.tokens.begin() + (h + 1) * 24);
+    b.targets.assign(whole.targets.begin() + h * 24, whole.targets.begin() + (h + 1) * 24);
+    b.document_start.assign(24, 0);
+    b.valid = 24;
+  }
+  halves[1].targets[5] = kIgnoredTarget;  // unequal halves: the mean is over the targets of the whole step
+  halves[1].valid = 23;
+  Batch masked = whole;
+  masked.targets[24 + 5] = kIgnoredTarget;
+  masked.valid = 47;
+  const StepResult a = one.run({&masked, 1}, 1e-3), b = two.run(halves, 1e-3);
+  // sums in another order: a few roundings of f32
+  CHECK(a.loss == doctest::Approx(b.loss).epsilon(1e-6));
+  CHECK(a.gradient_norm == doctest::Approx(b.gradient_norm).epsilon(1e-5));
+}
+
+TEST_CASE("training gives the same bits for any number of threads") {
+  std::vector<float> reference;
+  for (int threads : {1, 2, 3}) {
+    set_thread_count(threads);
+    Gpt model(small("hedgehog"));
+    TrainingStep step(model, {3, 12, 1, false}, {}, 1);
+    for (int i = 0; i < 5; ++i) step.run(std::vector<Batch>{counting_batch(3, 12, 11, i + 1)}, 1e-2);
+    const auto w = weights_of(model);
+    if (reference.empty()) reference = w;
+    CHECK(std::memcmp(w.data(), reference.data(), w.size() * sizeof(float)) == 0);
+  }
+  configure_threads();
+}
+
+TEST_CASE("a non-finite loss changes nothing and names op, scope and statistics") {
+  Gpt model(small("hedgehog"));
+  TrainingStep step(model, {3, 12, 1, false}, {}, 1);
+  const std::vector<Batch> batch{counting_batch(3, 12, 11, 2)};
+  step.run(batch, 1e-3);
+  const Tensor weight = model.parameters().find("h.1.mlp.c_fc.weight");
+  weight.as<float>()[3] = INFINITY;
+  const auto before = weights_of(model);
+  step.run(batch, 1e-3);
+  CHECK(step.failed());
+  const auto after = weights_of(model);
+  CHECK(std::memcmp(before.data(), after.data(), before.size() * sizeof(float)) == 0);
+  const std::string cause = step.explain_failure();
+  CAPTURE(cause);
+  CHECK(contains(cause, "linear forward in 'block1/mlp'"));
+  CHECK(contains(cause, "weight (16, 64)"));
+  CHECK(contains(cause, "not finite"));
+}
+
+TEST_CASE("a checkpoint restores weights, moments and step state to the bit") {
+  const TemporaryDirectory directory;
+  for (const char* attention : {"hedgehog", "softmax"}) {
+    CAPTURE(attention);
+    Gpt model(small(attention));
+    TrainingStep step(model, {3, 12, 1, false}, {}, 9);
+    auto batch = [](int i) { return std::vector<Batch>{counting_batch(3, 12, 11, i + 1)}; };
+    for (int i = 0; i < 3; ++i) step.run(batch(i), 1e-2);
+    RunState run;
+    run.step = 3;
+    const double* slots = step.step_state().as<double>();
+    run.step_slots.assign(slots, slots + kStepStateSize);
+    const auto tokenizer = story_tokenizer({"<end>", "a", "b", "c", "d", "e", "f", "g", "h", "i", "j"});
+    save_checkpoint(directory / attention, model, *tokenizer, run);
+    Checkpoint loaded = load_checkpoint(directory / attention, true);
+    TrainingStep resumed(*loaded.model, {3, 12, 1, false}, {}, 9);
+    std::copy(loaded.run.step_slots.begin(), loaded.run.step_slots.end(), resumed.step_state().as<double>());
+    for (int i = 3; i < 6; ++i) {
+      const StepResult a = step.run(batch(i), 1e-2), b = resumed.run(batch(i), 1e-2);
+      CHECK(a.loss == b.loss);
+      CHECK(a.gradient_norm == b.gradient_norm);
+    }
+    const auto a = weights_of(model), b = weights_of(*loaded.model);
+    CHECK(std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
+  }
+}
+
+TEST_CASE("decoding token by token gives the logits of the whole sequence") {
+  for (const char* attention : kAttentions)
+    for (const char* positions : {"rotary", "learned"}) {
+      CAPTURE(attention);
+      CAPTURE(positions);
+      GptOptions o = small(attention);
+      o.positions = positions;
+      o.dtype = Dtype::f32;
+      Gpt model(o);
+      const Batch b = counting_batch(1, 12, 11, 4);
+      const Tensor tokens = input({1, 12}, "tokens", Dtype::i32);
+      copy_ids(b.tokens, tokens);
+      const no_grad guard;
+      const auto whole = matmul(model.hidden(tokens), model.parameters().find("wte.weight"), false, true).to_vector();
+      Generator generator(model, 12);
+      for (std::size_t t = 0; t < 12; ++t) {
+        generator.read(std::span(&b.tokens[t], 1));
+        // two roundings of f32 in sums of 16 products each layer
+        for (std::size_t v = 0; v < 11; ++v) CHECK(generator.logits()[v] == doctest::Approx(whole[t * 11 + v]).epsilon(1e-4));
+      }
+      CHECK_THROWS_AS(generator.read(std::span(&b.tokens[0], 1)), UsageError);
+    }
+}
+
+TEST_CASE("packed documents do not see each other in a whole model") {
+  for (const char* attention : {"softmax", "hedgehog", "elu"}) {
+    CAPTURE(attention);
+    GptOptions o = small(attention);
+    o.positions = "none";
+    Gpt model(o);
+    const Tensor tokens = input({1, 12}, "tokens", Dtype::i32), documents = input({1, 12}, "documents", Dtype::i32);
+    Batch b = counting_batch(1, 12, 11, 4);
+    copy_ids({0, 0, 0, 0, 0, 5, 5, 5, 5, 5, 5, 5}, documents);
+    const no_grad guard;
+    copy_ids(b.tokens, tokens);
+    const auto before = model.hidden(tokens, {documents, {}, {}}).to_vector();
+    for (int t = 0; t < 5; ++t) b.tokens[std::size_t(t)] = 10 - b.tokens[std::size_t(t)];
+    copy_ids(b.tokens, tokens);
+    const auto after = model.hidden(tokens, {documents, {}, {}}).to_vector();
+    for (std::size_t i = 5 * 16; i < before.size(); ++i) CHECK(before[i] == after[i]);
+    CHECK(before[0] != after[0]);
+  }
+}
+
+TEST_CASE("predicted FLOPs and memory are those of the recorded step") {
+  Gpt model(small("softmax"));
+  const StepShape shape{3, 12, 1, false};
+  const Cost predicted = TrainingStep::predict(model, shape, {});
+  TrainingStep step(model, shape, {}, 1);
+  CHECK(predicted.flops == step.cost().flops);
+  CHECK(predicted.arena == step.cost().arena);
+  // 6 FLOPs a weight of matrices and token, attention and the rest besides
+  const double products = 6.0 * 36 * (2 * 12 * 16 * 16 + 11 * 16);
+  CHECK(predicted.flops > products);
+  CHECK(predicted.flops < 1.6 * products);
+}
+
+}  // namespace hedgehog

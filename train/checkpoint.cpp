@@ -1,0 +1,245 @@
+#include "train/checkpoint.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+#include <cstring>
+#include <nlohmann/json.hpp>
+
+#include "core/blas.h"
+#include "core/cpu.h"
+#include "core/error.h"
+#include "core/safetensors.h"
+#include "train/atomic_directory.h"
+#include "train/files.h"
+#include "version.h"
+
+namespace hedgehog {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+constexpr int kFormat = 1;
+
+TensorRecord record_of(const Tensor& t, const std::string& name, const void* data) {
+  TensorRecord r{name, t.dtype() == Dtype::f64 ? "F64" : "F32", {}, data, std::size_t(t.size() * size_of(t.dtype()))};
+  for (int i = 0; i < t.shape().rank(); ++i) r.shape.push_back(t.shape()[i]);
+  return r;
+}
+
+/// The slice of a flat buffer that belongs to the i-th parameter.
+std::byte* slice(const FlatParameters& flat, const Tensor& buffer, std::size_t i) {
+  const auto offset = std::int64_t(flat.spans.as<double>()[i * 5]);
+  return static_cast<std::byte*>(buffer.data()) + offset * size_of(buffer.dtype());
+}
+
+/// Numbers as JSON cannot hold them (infinities) become null and come back as infinity.
+json number(double x) { return std::isfinite(x) ? json(x) : json(nullptr); }
+
+json model_json(const GptOptions& o) {
+  return {{"layers", o.layers},       {"heads", o.heads},           {"width", o.width},
+          {"context", o.context},     {"vocabulary", o.vocabulary}, {"attention", o.attention},
+          {"positions", o.positions}, {"norm", o.norm},             {"activation", o.activation},
+          {"bias", o.bias},           {"dropout", o.dropout},       {"init", o.init},
+          {"map_init_gain", o.map_init_gain}, {"dtype", name_of(o.dtype)}, {"seed", o.seed}};
+}
+
+/// Typed access to state.json; errors name file and field.
+class Fields {
+ public:
+  Fields(const json& object, fs::path file, std::string prefix) : object_(object), file_(std::move(file)), prefix_(std::move(prefix)) {
+    if (!object_.is_object()) bad("", "an object");
+  }
+  template <class T>
+  T get(const char* name, const char* expected) const {
+    auto found = object_.find(name);
+    if (found == object_.end()) bad(name, expected);
+    try {
+      return found->get<T>();
+    } catch (const json::exception&) {
+      bad(name, expected);
+    }
+  }
+  std::int64_t integer(const char* name, std::int64_t low, std::int64_t high) const {
+    auto found = object_.find(name);
+    if (found == object_.end() || !found->is_number_integer()) bad(name, "an integer");
+    const auto x = found->get<std::int64_t>();
+    if (x < low || x > high) bad(name, fmt::format("an integer from {} to {}", low, high).c_str());
+    return x;
+  }
+  double real_or_infinity(const char* name) const {
+    auto found = object_.find(name);
+    if (found == object_.end()) bad(name, "a number");
+    if (found->is_null()) return INFINITY;
+    if (!found->is_number()) bad(name, "a number");
+    return found->get<double>();
+  }
+  Fields object(const char* name) const {
+    auto found = object_.find(name);
+    if (found == object_.end()) bad(name, "an object");
+    return Fields(*found, file_, prefix_ + name + ".");
+  }
+
+ private:
+  [[noreturn]] void bad(const char* name, const char* expected) const {
+    throw FileError(fmt::format("[checkpoint] {}: field '{}{}' must be {}; the file is damaged or not a hedgehog checkpoint",
+                                file_.string(), prefix_, name, expected));
+  }
+  const json& object_;
+  fs::path file_;
+  std::string prefix_;
+};
+
+GptOptions model_options(const Fields& f) {
+  constexpr std::int64_t kMost = 1 << 24;
+  GptOptions o;
+  o.layers = f.integer("layers", 1, 4096);
+  o.heads = f.integer("heads", 1, 4096);
+  o.width = f.integer("width", 1, 1 << 20);
+  o.context = f.integer("context", 1, std::int64_t(1) << 40);
+  o.vocabulary = f.integer("vocabulary", 1, kMost);
+  o.attention = f.get<std::string>("attention", "text");
+  o.positions = f.get<std::string>("positions", "text");
+  o.norm = f.get<std::string>("norm", "text");
+  o.activation = f.get<std::string>("activation", "text");
+  o.bias = f.get<bool>("bias", "true or false");
+  o.dropout = f.get<double>("dropout", "a number");
+  o.init = f.get<std::string>("init", "text");
+  o.map_init_gain = f.get<double>("map_init_gain", "a number");
+  o.dtype = f.get<std::string>("dtype", "text") == "f64" ? Dtype::f64 : Dtype::f32;
+  o.seed = std::uint64_t(f.integer("seed", 0, INT64_MAX));
+  return o;
+}
+
+json state_json(const GptOptions& options, const RunState& run) {
+  return {{"hedgehog", "checkpoint"},
+          {"format", kFormat},
+          {"model", model_json(options)},
+          {"run",
+           {{"step", run.step},
+            {"tokens", run.tokens},
+            {"seconds", run.seconds},
+            {"best_validation", number(run.best_validation)},
+            {"last_validation", number(run.last_validation)},
+            {"rising_validations", run.rising_validations},
+            {"data", run.data},
+            {"data_fingerprint", run.data_fingerprint},
+            {"step_slots", run.step_slots}}},
+          {"machine", run.machine},
+          {"options", run.options}};
+}
+
+void read_state(const json& root, const fs::path& file, GptOptions& options, RunState& run) {
+  const Fields top(root, file, "");
+  if (top.get<std::string>("hedgehog", "\"checkpoint\"") != "checkpoint")
+    throw FileError(fmt::format("[checkpoint] {} is not a hedgehog checkpoint", file.string()));
+  if (const auto format = top.integer("format", 0, INT32_MAX); format != kFormat)
+    throw FileError(fmt::format("[checkpoint] {} has format {}, this program reads format {}; use the version that wrote it",
+                                file.string(), format, kFormat));
+  options = model_options(top.object("model"));
+  const Fields f = top.object("run");
+  run.step = f.integer("step", 0, INT64_MAX);
+  run.tokens = f.integer("tokens", 0, INT64_MAX);
+  run.seconds = f.get<double>("seconds", "a number");
+  run.best_validation = f.real_or_infinity("best_validation");
+  run.last_validation = f.real_or_infinity("last_validation");
+  run.rising_validations = int(f.integer("rising_validations", 0, INT32_MAX));
+  run.data = f.get<std::string>("data", "text");
+  run.data_fingerprint = f.get<std::string>("data_fingerprint", "text");
+  run.step_slots = f.get<std::vector<double>>("step_slots", "a list of numbers");
+  if (std::int64_t(run.step_slots.size()) != kStepStateSize)
+    throw FileError(fmt::format("[checkpoint] {}: field 'run.step_slots' must hold {} numbers, got {}", file.string(),
+                                std::int64_t(kStepStateSize), run.step_slots.size()));
+  run.machine = top.get<std::map<std::string, std::string>>("machine", "an object of texts");
+  run.options = top.get<std::map<std::string, std::string>>("options", "an object of texts");
+}
+
+void read_tensor(const SafetensorsFile& file, const std::string& name, const Tensor& like, void* to) {
+  const TensorRecord expected = record_of(like, name, nullptr);
+  const TensorRecord found = file.get(name);
+  if (found.dtype != expected.dtype || found.shape != expected.shape)
+    throw FileError(fmt::format("[checkpoint] {}: tensor '{}' must be {} {} as state.json says, but is {} with {} bytes",
+                                file.path().string(), name, expected.dtype, like.shape().text(), found.dtype, found.bytes));
+  std::memcpy(to, found.data, expected.bytes);
+}
+
+}  // namespace
+
+std::map<std::string, std::string> machine_description() {
+  const BlasInfo blas = blas_info();
+  return {{"device", "cpu"},
+          {"processor", cpu_model()},
+          {"blas", blas.library + (blas.core.empty() ? "" : " " + blas.core)},
+          {"threads", std::to_string(thread_count())},
+          {"version", HH_VERSION}};
+}
+
+void save_checkpoint(const fs::path& directory, Gpt& model, const Tokenizer& tokenizer, const RunState& run) {
+  const FlatParameters& flat = model.parameters().flatten();
+  const Tensors& all = model.parameters().all();
+  save_directory(directory, [&](const fs::path& temporary) {
+    std::vector<TensorRecord> weights, moments;
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      weights.push_back(record_of(all[i], all[i].name(), all[i].data()));
+      moments.push_back(record_of(all[i], "first_moment." + all[i].name(), slice(flat, flat.first_moment, i)));
+      moments.push_back(record_of(all[i], "second_moment." + all[i].name(), slice(flat, flat.second_moment, i)));
+    }
+    write_safetensors(temporary / "model.safetensors", weights, {{"format", "hedgehog"}, {"attention", model.options().attention}});
+    write_safetensors(temporary / "optimizer.safetensors", moments);
+    write_file(temporary / "state.json", state_json(model.options(), run).dump(2) + "\n");
+    save_tokenizer(tokenizer, temporary / "tokenizer.json");
+  });
+}
+
+Checkpoint load_checkpoint(const fs::path& directory, bool moments) {
+  const fs::path state_file = directory / "state.json";
+  json root;
+  try {
+    root = json::parse(read_file(state_file, std::size_t(64) << 20));
+  } catch (const json::exception& e) {
+    throw FileError(fmt::format("[checkpoint] {} is not valid JSON ({}); the checkpoint is damaged", state_file.string(), e.what()));
+  }
+  Checkpoint c;
+  GptOptions options;
+  read_state(root, state_file, options, c.run);
+  c.tokenizer = load_tokenizer(directory / "tokenizer.json");
+  if (c.tokenizer->size() != options.vocabulary)
+    throw FileError(fmt::format("[checkpoint] {}: tokenizer.json has {} tokens, but the model has {}", directory.string(),
+                                c.tokenizer->size(), options.vocabulary));
+  const SafetensorsFile weights(directory / "model.safetensors");
+  try {
+    c.model = std::make_unique<Gpt>(options);
+  } catch (const ShapeError& e) {
+    throw FileError(fmt::format("[checkpoint] {}: {}", state_file.string(), e.what()));
+  }
+  const Tensors& all = c.model->parameters().all();
+  if (weights.names().size() != all.size())
+    throw FileError(fmt::format("[checkpoint] {} holds {} tensors, a model with attention '{}' and {} layers has {}",
+                                weights.path().string(), weights.names().size(), options.attention, options.layers, all.size()));
+  for (const Tensor& p : all) read_tensor(weights, p.name(), p, p.data());
+  if (!moments) return c;
+  const FlatParameters& flat = c.model->parameters().flatten();
+  const SafetensorsFile file(directory / "optimizer.safetensors");
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    read_tensor(file, "first_moment." + all[i].name(), all[i], slice(flat, flat.first_moment, i));
+    read_tensor(file, "second_moment." + all[i].name(), all[i], slice(flat, flat.second_moment, i));
+  }
+  return c;
+}
+
+fs::path find_checkpoint(const std::string& name) {
+  fs::path path = name == "latest" ? fs::path("runs") / "latest" : fs::path(name);
+  if (!fs::exists(path) && !fs::exists(recover(path)))
+    throw FileError(name == "latest" ? "there is no run yet under runs/; train one with ./hedgehog train"
+                                     : fmt::format("checkpoint '{}' does not exist; give a run's or a checkpoint's directory", name));
+  if (fs::is_directory(path) && !fs::exists(path / "state.json")) {
+    const fs::path last = recover(path / "last");
+    if (!fs::exists(last))
+      throw FileError(fmt::format("'{}' holds no checkpoint (no state.json and no 'last' directory); train first or name another", name));
+    return last;
+  }
+  return recover(path);
+}
+
+}  // namespace hedgehog

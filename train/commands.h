@@ -1,0 +1,17 @@
+#pragma once
+#include "train/config.h"
+
+namespace hedgehog {
+
+/// Exit codes of the program.
+enum ExitCode { kGood = 0, kRunFailed = 1, kUsage = 2, kBadFile = 3, kInterrupted = 130 };
+
+/// The commands of the program; each returns its exit code and throws the errors of core/error.h.
+int train_command(Config& config);
+int sample_command(Config& config);
+int eval_command(Config& config);
+int gradcheck_command(Config& config);
+int bench_command(Config& config);
+int info_command(Config& config);
+
+}  // namespace hedgehog

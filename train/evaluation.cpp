@@ -1,0 +1,124 @@
+#include "train/evaluation.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "train/training_step.h"
+
+namespace hedgehog {
+
+Evaluator::Evaluator(const Gpt& model, std::int64_t rows, std::int64_t context, bool documents, std::shared_ptr<Arena> arena)
+    : rows_(rows), tokens_(input({rows, context}, "tokens", Dtype::i32)), targets_(input({rows, context}, "targets", Dtype::i32)) {
+  if (documents) documents_ = input({rows, context}, "document_start", Dtype::i32);
+  const no_grad guard;
+  Program program = record([&] {
+    const TokenLosses loss = model.loss(tokens_, targets_, {}, {documents_, {}});
+    return Tensors{loss.losses};
+  });
+  ExecutorOptions options;
+  options.arena = std::move(arena);
+  executor_ = std::make_unique<Executor>(std::move(program), options);
+}
+
+double Evaluator::total_loss(const Batch& batch) {
+  copy_ids(batch.tokens, tokens_);
+  copy_ids(batch.targets, targets_);
+  if (documents_) copy_ids(batch.document_start, documents_);
+  executor_->run();
+  double sum = 0;
+  for (double loss : executor_->output(0).to_vector()) sum += loss;
+  return sum;
+}
+
+double Evaluator::mean_loss(const BatchSource& source, std::int64_t count) {
+  const std::int64_t all = source.validation_batches(rows_);
+  double sum = 0;
+  std::int64_t valid = 0;
+  for (std::int64_t i = 0; i < (count > 0 ? std::min(count, all) : all); ++i) {
+    const Batch batch = source.validation(i, rows_);
+    sum += total_loss(batch);
+    valid += batch.valid;
+  }
+  return sum / double(std::max<std::int64_t>(valid, 1));
+}
+
+namespace {
+
+/// The most likely next token at every position of a batch.
+class Predictor {
+ public:
+  Predictor(const Gpt& model, std::int64_t rows, std::int64_t context) : tokens_(input({rows, context}, "tokens", Dtype::i32)) {
+    const no_grad guard;
+    executor_ = std::make_unique<Executor>(record([&] {
+      return Tensors{matmul(model.hidden(tokens_), model.parameters().find("wte.weight"), false, true)};
+    }));
+  }
+
+  std::vector<std::int32_t> run(const Batch& batch) {
+    copy_ids(batch.tokens, tokens_);
+    executor_->run();
+    const Tensor logits = executor_->output(0);
+    const std::vector<double> v = logits.to_vector();
+    const std::int64_t vocabulary = logits.shape().last();
+    std::vector<std::int32_t> best(batch.tokens.size());
+    for (std::size_t i = 0; i < best.size(); ++i) {
+      const auto row = v.begin() + std::ptrdiff_t(i) * vocabulary;
+      best[i] = std::int32_t(std::max_element(row, row + vocabulary) - row);
+    }
+    return best;
+  }
+
+ private:
+  Tensor tokens_;
+  std::unique_ptr<Executor> executor_;
+};
+
+const char* question_name(StoryFact fact) {
+  switch (fact) {
+    case StoryFact::visits: return "what does … visit";
+    case StoryFact::carries: return "what does … carry";
+    case StoryFact::eats: return "what does … eat";
+  }
+  return "";
+}
+
+const char* distance_name(std::int64_t distance) {
+  return distance <= 32 ? "fact at most 32 tokens back" : distance <= 64 ? "fact 33 to 64 tokens back" : "fact over 64 tokens back";
+}
+
+}  // namespace
+
+std::vector<RecallRow> measure_recall(const Gpt& model, const StoryBatches& stories, std::int64_t rows) {
+  Predictor predictor(model, rows, model.options().context);
+  std::vector<RecallRow> table{{"all questions"}};
+  auto count = [&](const std::string& name, const StoryQuestion& q, bool right, bool recency) {
+    auto found = std::find_if(table.begin(), table.end(), [&](const RecallRow& r) { return r.name == name; });
+    if (found == table.end()) found = table.insert(table.end(), RecallRow{name});
+    ++found->questions;
+    found->right += right;
+    found->recency_right += recency;
+    found->guess += 1.0 / q.candidates;
+  };
+  const auto& all = stories.validation_stories();
+  for (std::int64_t b = 0; b < stories.validation_batches(rows); ++b) {
+    const std::vector<std::int32_t> best = predictor.run(stories.validation(b, rows));
+    for (std::int64_t r = 0; r < rows && b * rows + r < std::int64_t(all.size()); ++r) {
+      const Story& story = all[std::size_t(b * rows + r)];
+      for (const StoryQuestion& q : story.questions) {
+        const std::int32_t answer = story.tokens[std::size_t(q.position)];
+        const bool right = best[std::size_t(r * model.options().context + q.position - 1)] == answer;
+        const bool recency = q.recency_guess == answer;
+        count("all questions", q, right, recency);
+        count(question_name(q.fact), q, right, recency);
+        count(distance_name(q.distance), q, right, recency);
+        if (q.held_out) count("pairs never seen in training", q, right, recency);
+      }
+    }
+  }
+  for (RecallRow& row : table) row.guess /= double(std::max<std::int64_t>(row.questions, 1));
+  std::sort(table.begin() + 1, table.end(), [](const RecallRow& a, const RecallRow& b) { return a.name < b.name; });
+  return table;
+}
+
+}  // namespace hedgehog

@@ -1,0 +1,41 @@
+#pragma once
+#include <memory>
+#include <vector>
+
+#include "core/executor.h"
+#include "nn/gpt.h"
+#include "train/batch_source.h"
+
+namespace hedgehog {
+
+/// Loss of a model on batches of one shape, without gradients. Shares the parameters with training and, if given, the
+/// arena.
+class Evaluator {
+ public:
+  Evaluator(const Gpt& model, std::int64_t rows, std::int64_t context, bool documents, std::shared_ptr<Arena> arena = {});
+  /// Sum of the losses of all valid targets, nats.
+  double total_loss(const Batch& batch);
+  /// Mean loss over validation batches first … first + count - 1 (0: all), nats a token.
+  double mean_loss(const BatchSource& source, std::int64_t count = 0);
+
+ private:
+  std::int64_t rows_;
+  Tensor tokens_, targets_, documents_;
+  std::unique_ptr<Executor> executor_;
+};
+
+/// Answers to the story corpus's questions.
+struct RecallRow {
+  std::string name;          // "all", "what does … like", "more than 64 tokens away", …
+  std::int64_t questions = 0;
+  std::int64_t right = 0;
+  std::int64_t recency_right = 0;  // by naming the newest candidate
+  double guess = 0;                // mean share right when guessing among the candidates
+  double share() const { return questions ? double(right) / double(questions) : 0; }
+};
+
+/// Reads all validation stories and counts where the most likely token is the answer: all questions first, then by type,
+/// by distance (at most 32, 33-64, more than 64 tokens), and for held-out pairs.
+std::vector<RecallRow> measure_recall(const Gpt& model, const StoryBatches& stories, std::int64_t rows);
+
+}  // namespace hedgehog

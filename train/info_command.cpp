@@ -1,0 +1,76 @@
+#include <fmt/format.h>
+
+#include <nlohmann/json.hpp>
+
+#include "core/blas.h"
+#include "core/cpu.h"
+#include "ops/register.h"
+#include "train/checkpoint.h"
+#include "train/commands.h"
+#include "train/report.h"
+#include "train/setup.h"
+#include "version.h"
+
+namespace hedgehog {
+namespace {
+
+NamedValues machine_rows() {
+  const BlasInfo blas = blas_info();
+  register_ops();
+  return {{"version", HH_VERSION},
+          {"processor", cpu_model()},
+          {"threads", std::to_string(thread_count())},
+          {"free memory", bytes_text(double(available_memory()))},
+          {"blas", blas.library},
+          {"blas kernel", (blas.core.empty() ? "unknown" : blas.core) + ", chosen by " + blas.chosen_by},
+          {"ops", std::to_string(registered_ops().size())},
+          {"cuda", "not in this build"}};
+}
+
+NamedValues checkpoint_rows(const std::string& name) {
+  const auto path = find_checkpoint(name);
+  const Checkpoint c = load_checkpoint(path, false);
+  const GptOptions& o = c.model->options();
+  NamedValues rows{{"checkpoint", path.string()},
+                   {"step", std::to_string(c.run.step)},
+                   {"attention", o.attention},
+                   {"shape", fmt::format("{} layers, {} heads, width {}, context {}, vocabulary {} ({})", o.layers, o.heads, o.width, o.context,
+                                         o.vocabulary, c.tokenizer->kind())},
+                   {"parameters", std::to_string(c.model->parameters().count())},
+                   {"data", c.run.data},
+                   {"last validation loss", fmt::format("{:.4f}", c.run.last_validation)}};
+  for (const auto& [key, value] : c.run.machine) rows.emplace_back("trained with " + key, value);
+  return rows;
+}
+
+NamedValues model_rows(const Config& config) {
+  const std::int64_t vocabulary = config.has("preset") && config.text("preset").starts_with("gpt2") ? 50304 : 256;
+  const GptOptions o = gpt_options(config, vocabulary);
+  const double parameters = double(parameter_count(o));
+  return {{"model", fmt::format("{} layers, {} heads, width {}, context {}, vocabulary {}, {} attention", o.layers, o.heads, o.width, o.context,
+                                o.vocabulary, o.attention)},
+          {"parameters", count_text(parameters)},
+          {"memory", bytes_text(parameters * 16) + " for weights, gradients and optimiser in f32"},
+          {"work", flops_text(6 * parameters) + " a training token, attention not counted"}};
+}
+
+}  // namespace
+
+int info_command(Config& config) {
+  configure_threads_from(config);
+  NamedValues rows = machine_rows();
+  if (config.was_set("checkpoint"))
+    for (auto& row : checkpoint_rows(config.text("checkpoint"))) rows.push_back(row);
+  if (config.has("preset") || config.was_set("layers") || config.was_set("width"))
+    for (auto& row : model_rows(config)) rows.push_back(row);
+  if (config.flag("json")) {
+    nlohmann::ordered_json out;
+    for (const auto& [key, value] : rows) out[key] = value;
+    fmt::print("{}\n", out.dump(2));
+  } else {
+    for (const auto& [key, value] : rows) fmt::print("{:<24} {}\n", key, value);
+  }
+  return kGood;
+}
+
+}  // namespace hedgehog

@@ -1,0 +1,56 @@
+#include <fmt/format.h>
+
+#include <cstdio>
+#include <map>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "core/blas.h"
+#include "core/error.h"
+#include "train/commands.h"
+
+namespace {
+
+using hedgehog::Config;
+
+int dispatch(const std::string& name, const std::vector<std::string>& arguments) {
+  static const std::map<std::string, int (*)(Config&)> kCommands = {
+      {"train", hedgehog::train_command},         {"sample", hedgehog::sample_command}, {"eval", hedgehog::eval_command},
+      {"gradcheck", hedgehog::gradcheck_command}, {"bench", hedgehog::bench_command},   {"info", hedgehog::info_command}};
+  Config config(name);
+  config.parse(arguments);
+  if (config.help()) {
+    fmt::print("{}", hedgehog::help_text(name));
+    return hedgehog::kGood;
+  }
+  return kCommands.at(name)(config);
+}
+
+int complain(const char* message, int code) {
+  std::fflush(stdout);
+  fmt::print(stderr, "hedgehog: {}\n", message);
+  return code;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  hedgehog::ensure_best_blas(argc, argv);
+  const std::vector<std::string> arguments(argv + 1, argv + argc);
+  if (arguments.empty() || arguments[0] == "--help" || arguments[0] == "help") {
+    fmt::print("{}", hedgehog::help_text());
+    return hedgehog::kGood;
+  }
+  try {
+    return dispatch(arguments[0], {arguments.begin() + 1, arguments.end()});
+  } catch (const hedgehog::UsageError& e) {
+    return complain(e.what(), hedgehog::kUsage);
+  } catch (const hedgehog::FileError& e) {
+    return complain(e.what(), hedgehog::kBadFile);
+  } catch (const std::bad_alloc&) {
+    return complain("out of memory; use a smaller --batch, --context or --width", hedgehog::kRunFailed);
+  } catch (const std::exception& e) {
+    return complain(e.what(), hedgehog::kRunFailed);
+  }
+}

@@ -1,0 +1,206 @@
+#include <algorithm>
+
+#include "train/config.h"
+
+namespace hedgehog {
+
+namespace {
+
+using enum OptionType;
+
+constexpr double kAboveZero = std::numeric_limits<double>::min();
+constexpr double kNoLimit = std::numeric_limits<double>::infinity();
+
+/// An option with a whole-number value.
+Option integer(const char* name, const char* value, const char* unit, const char* group, const char* help,
+               std::vector<std::string> commands, double minimum = 0, double maximum = kNoLimit) {
+  return {name, kInteger, value, unit, group, help, std::move(commands), {}, minimum, maximum};
+}
+
+/// An option with a real value.
+Option real(const char* name, const char* value, const char* unit, const char* group, const char* help,
+            std::vector<std::string> commands, double minimum = 0, double maximum = kNoLimit) {
+  return {name, kReal, value, unit, group, help, std::move(commands), {}, minimum, maximum};
+}
+
+/// An option with a text value, or one of some choices.
+Option text(const char* name, const char* value, const char* group, const char* help, std::vector<std::string> commands,
+            std::vector<std::string> choices = {}) {
+  return {name, kText, value, "", group, help, std::move(commands), std::move(choices)};
+}
+
+/// An option that is true or false.
+Option flag(const char* name, const char* value, const char* group, const char* help,
+            std::vector<std::string> commands) {
+  return {name, kFlag, value, "", group, help, std::move(commands), {}, 0, 0, "true"};
+}
+
+Option outside_file(Option option, const char* bare = "") {
+  option.in_file = false;
+  if (*bare != '\0') option.bare = bare;
+  return option;
+}
+
+const std::vector<std::string> kTrain = {"train"};
+const std::vector<std::string> kModelCommands = {"train", "bench", "info"};
+const std::vector<std::string> kSample = {"sample"};
+const std::vector<std::string> kUseCheckpoint = {"sample", "eval", "info"};
+const std::vector<std::string> kEverywhere = {"train", "sample", "eval", "gradcheck", "bench", "info"};
+const std::vector<std::string> kRunning = {"train", "sample", "eval", "bench"};
+
+std::vector<Option> data_options() {
+  return {
+      text("data", "", "data",
+           "a file, a directory, - for standard input, or shakespeare (downloaded); without it: the built-in stories",
+           {"train", "eval"}),
+      text("tokenizer", "byte", "data", "byte, char, word, or a directory that holds tokenizer.json", kTrain),
+      integer("vocabulary", "8192", "tokens", "data", "largest vocabulary of --tokenizer=word", kTrain, 3, 1 << 24),
+  };
+}
+
+std::vector<Option> model_options() {
+  return {
+      text("preset", "", "model", "a named set of values (listed below); without it chosen by data and device",
+           kModelCommands),
+      text("attention", "hedgehog", "model", "attention or feature map", kModelCommands,
+           {"hedgehog", "hedgehog-softmax", "hedgehog-joint", "softmax", "elu", "relu", "exp"}),
+      integer("layers", "2", "", "model", "number of blocks", kModelCommands, 1, 1024),
+      integer("heads", "2", "", "model", "attention heads a layer; divides width", kModelCommands, 1, 1024),
+      integer("width", "64", "", "model", "channels of the residual stream", kModelCommands, 1, 65536),
+      integer("context", "128", "tokens", "model", "tokens that the model sees at once", kModelCommands, 1, 1 << 24),
+      text("positions", "rotary", "model", "how positions enter", kModelCommands, {"rotary", "learned", "none"}),
+      text("norm", "layer", "model", "normalisation", kModelCommands, {"layer", "rms"}),
+      text("activation", "gelu", "model", "activation of the MLP", kModelCommands, {"gelu", "silu", "relu"}),
+      flag("bias", "false", "model", "biases in linear layers and norms", kModelCommands),
+      real("dropout", "0", "", "model", "share of activations dropped in training", kModelCommands, 0, 0.99),
+      text("init", "default", "model", "initial weights, of size 1/sqrt(fan_in) or 0.02 as in GPT-2", kModelCommands,
+           {"default", "gpt2"}),
+      real("map_init_gain", "3", "", "model", "feature maps start at this times the identity", kModelCommands,
+           kAboveZero),
+  };
+}
+
+std::vector<Option> training_options() {
+  return {
+      integer("steps", "2000", "steps", "training", "optimiser steps", kTrain, 1),
+      real("minutes", "", "minutes", "training", "train about this long: sets steps after a measured warm-up", kTrain,
+           kAboveZero),
+      integer("batch", "16", "rows", "training", "rows of context tokens a micro-batch", {"train", "eval", "bench"}, 1,
+              1 << 20),
+      integer("gradient_accumulation", "1", "micro-batches", "training", "micro-batches a step", {"train", "bench"}, 1,
+              1 << 20),
+      real("learning_rate", "1e-3", "", "training", "highest learning rate", kTrain, kAboveZero),
+      real("min_learning_rate", "", "", "training", "learning rate at the end; without it a tenth of learning_rate",
+           kTrain),
+      text("schedule", "cosine", "training", "how the learning rate falls", kTrain, {"cosine", "linear", "constant"}),
+      integer("warmup", "100", "steps", "training", "steps of rising learning rate", kTrain),
+      real("weight_decay", "0.1", "", "training", "AdamW decay of matrices; never of maps, biases and norms", kTrain),
+      real("beta1", "0.9", "", "training", "AdamW decay of the first moment", kTrain, 0, 0.999999),
+      real("beta2", "0.99", "", "training", "AdamW decay of the second moment", kTrain, 0, 0.999999),
+      real("epsilon", "1e-8", "", "training", "AdamW addend of the denominator", kTrain, kAboveZero),
+      real("clip", "1", "", "training", "largest global gradient norm; 0 for no limit", kTrain),
+      integer("seed", "1", "", "training", "seed of everything random", {"train", "sample", "gradcheck", "bench"}),
+  };
+}
+
+std::vector<Option> run_options() {
+  return {
+      text("out", "", "run", "directory of the run; without it runs/<data>-<attention>-<n>", kTrain),
+      outside_file(text("resume", "", "run", "go on from a run's last checkpoint, by default the latest run", kTrain),
+                   "latest"),
+      integer("evaluate_every", "250", "steps", "run", "validation every so many steps; 0 only at the end", kTrain),
+      integer("evaluate_batches", "0", "batches", "run", "validation batches; 0 for the whole validation set",
+              {"train", "eval"}),
+      integer("save_every", "250", "steps", "run", "checkpoint every so many steps; 0 only at the end", kTrain),
+      integer("log_every", "1", "steps", "run", "a line of log.jsonl every so many steps", kTrain, 1),
+      flag("report", "true", "run", "write report.html", kTrain),
+      flag("quiet", "false", "run", "no progress line", kRunning),
+      text("device", "auto", "run", "where to compute", kRunning, {"auto", "cpu"}),
+      text("dtype", "f32", "run", "type of weights and activations", {"train", "bench"}, {"f32", "f64"}),
+      integer("threads", "", "threads", "run", "CPU threads; without it all cores that the process may use",
+              kEverywhere, 1, 4096),
+      outside_file(
+          text("config", "", "run", "file of options, name = value a line (.toml) or one object (.json)", kEverywhere)),
+  };
+}
+
+std::vector<Option> use_options() {
+  return {
+      text("checkpoint", "latest", "checkpoint", "a run's or checkpoint's directory", kUseCheckpoint),
+      text("prompt", "", "sampling", "text to go on from; without it a session on a terminal", kSample),
+      integer("tokens", "200", "tokens", "sampling", "tokens to write", kSample, 1),
+      real("temperature", "0.8", "", "sampling", "0 always takes the most likely token", kSample, 0, 1000),
+      integer("top_k", "0", "tokens", "sampling", "keep only the k most likely tokens; 0 keeps all", kSample),
+      real("top_p", "1", "", "sampling", "keep the fewest likely tokens that reach this probability", kSample,
+           kAboveZero, 1),
+      integer("count", "1", "samples", "sampling", "how many texts", kSample, 1, 1 << 20),
+      text("op", "", "check", "only this op; without it every op", {"gradcheck", "bench"}),
+      integer("draws", "10", "draws", "check", "random inputs an op", {"gradcheck"}, 1, 100000),
+      flag("json", "false", "output", "print JSON instead of a table", {"eval", "gradcheck", "bench", "info"}),
+  };
+}
+
+/// "a=1 b=2" as pairs.
+std::vector<std::pair<std::string, std::string>> assignments(std::string_view text) {
+  std::vector<std::pair<std::string, std::string>> pairs;
+  while (!text.empty()) {
+    const std::string_view item = text.substr(0, text.find(' '));
+    const size_t equals = item.find('=');
+    pairs.emplace_back(item.substr(0, equals), item.substr(equals + 1));
+    text.remove_prefix(std::min(text.size(), item.size() + 1));
+  }
+  return pairs;
+}
+
+}  // namespace
+
+const std::vector<Option>& option_table() {
+  static const std::vector<Option> table = [] {
+    std::vector<Option> all;
+    for (const auto& part : {data_options(), model_options(), training_options(), use_options(), run_options()}) {
+      all.insert(all.end(), part.begin(), part.end());
+    }
+    return all;
+  }();
+  return table;
+}
+
+const std::vector<Command>& command_table() {
+  static const std::vector<Command> table = {
+      {"train", "train a model; writes checkpoints, a log and a report", "hedgehog train --data=my.txt --minutes=10"},
+      {"sample", "let a trained model write", "hedgehog sample --prompt=\"Once upon a time\" --temperature=0.7"},
+      {"eval", "measure a trained model: loss, perplexity, answers", "hedgehog eval --data=other.txt"},
+      {"gradcheck", "check every gradient against differences", "hedgehog gradcheck --op=layernorm"},
+      {"bench", "time products and training steps against the machine's peak", "hedgehog bench --preset=char-cpu"},
+      {"info", "show devices, BLAS kernel, a checkpoint, a model's size", "hedgehog info --preset=gpt2"},
+  };
+  return table;
+}
+
+const std::vector<Preset>& preset_table() {
+  const auto preset = [](const char* name, const char* help, const char* values) {
+    return Preset{name, help, assignments(values)};
+  };
+  // the values of karpathy/nanoGPT:config/train_shakespeare_char.py, train_gpt2.py and its README
+  static const std::vector<Preset> table = {
+      preset("tiny", "2 layers, width 64: seconds to minutes on a CPU",
+             "layers=2 heads=2 width=64 context=128 batch=16 steps=2000"),
+      preset("char-cpu", "nanoGPT's recipe for a CPU: 4 layers, width 128, context 64",
+             "layers=4 heads=4 width=128 context=64 batch=12 steps=2000 dropout=0 bias=false positions=learned "
+             "tokenizer=char learning_rate=1e-3 min_learning_rate=1e-4 beta2=0.99 warmup=100 weight_decay=0.1"),
+      preset("char", "nanoGPT's recipe for a GPU: 6 layers, width 384, context 256",
+             "layers=6 heads=6 width=384 context=256 batch=64 steps=5000 dropout=0.2 bias=false positions=learned "
+             "tokenizer=char learning_rate=1e-3 min_learning_rate=1e-4 beta2=0.99 warmup=100 weight_decay=0.1"),
+      preset("gpt2", "GPT-2's size: 12 layers, width 768, context 1024",
+             "layers=12 heads=12 width=768 context=1024 batch=12 gradient_accumulation=40 steps=600000 bias=true "
+             "positions=learned init=gpt2 learning_rate=6e-4 min_learning_rate=6e-5 beta2=0.95 warmup=2000 "
+             "weight_decay=0.1"),
+      preset("gpt2-medium", "GPT-2 medium's size: 24 layers, width 1024, context 1024",
+             "layers=24 heads=16 width=1024 context=1024 batch=8 gradient_accumulation=60 steps=600000 bias=true "
+             "positions=learned init=gpt2 learning_rate=3e-4 min_learning_rate=3e-5 beta2=0.95 warmup=2000 "
+             "weight_decay=0.1"),
+  };
+  return table;
+}
+
+}  // namespace hedgehog

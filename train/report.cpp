@@ -1,0 +1,201 @@
+#include "train/report.h"
+
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <functional>
+#include <nlohmann/json.hpp>
+
+#include "train/files.h"
+#include "train/report_page.h"
+#include "train/utf8.h"
+
+namespace hedgehog {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+using Value = std::function<double(const StepRecord&)>;
+
+constexpr size_t kMostPoints = 1500;  // a chart is about 900 pixels wide
+
+/// Text that stands for itself in HTML, inside elements and attributes.
+std::string escape(std::string_view raw) {
+  std::string result;
+  for (const char c : valid_utf8(raw)) {
+    switch (c) {
+      case '&': result += "&amp;"; break;
+      case '<': result += "&lt;"; break;
+      case '>': result += "&gt;"; break;
+      case '"': result += "&quot;"; break;
+      case '\'': result += "&#39;"; break;
+      case '\0': result += "\xEF\xBF\xBD"; break;
+      default: result += c;
+    }
+  }
+  return result;
+}
+
+/// JSON that may stand in a script element: no "</script" or "<!--" can occur.
+std::string script_json(const Json& json) {
+  std::string result;
+  for (const char c : json.dump(-1, ' ', false, Json::error_handler_t::replace))
+    result += c == '<' ? std::string("\\u003c") : std::string(1, c);
+  return result;
+}
+
+/// 5 digits are more than a pixel shows, and keep the page small; NaN and infinities become null.
+Json rounded(double value) {
+  return std::isfinite(value) ? Json(std::strtod(fmt::format("{:.5g}", value).c_str(), nullptr)) : Json(nullptr);
+}
+
+/// Every k-th record, the last always.
+std::vector<size_t> thinned(size_t count) {
+  const size_t stride = std::max<size_t>(1, (count + kMostPoints - 1) / kMostPoints);
+  std::vector<size_t> kept;
+  for (size_t i = 0; i < count; i += stride) kept.push_back(i);
+  if (count > 0 && kept.back() != count - 1) kept.push_back(count - 1);
+  return kept;
+}
+
+Json series(const char* style, const std::string& name, const std::vector<StepRecord>& log, const Value& value) {
+  Json x = Json::array(), y = Json::array();
+  for (const size_t i : thinned(log.size())) {
+    x.push_back(log[i].step);
+    y.push_back(rounded(value(log[i])));
+  }
+  return {{"name", name}, {"style", style}, {"x", std::move(x)}, {"y", std::move(y)}};
+}
+
+/// The measured values only, none thinned away: there are few.
+Json points(const std::string& name, const std::vector<StepRecord>& log, std::optional<double> StepRecord::* field) {
+  Json x = Json::array(), y = Json::array();
+  for (const StepRecord& record : log) {
+    if (!(record.*field)) continue;
+    x.push_back(record.step);
+    y.push_back(rounded(*(record.*field)));
+  }
+  return {{"name", name}, {"style", "points"}, {"x", std::move(x)}, {"y", std::move(y)}};
+}
+
+Json chart(const char* title, Json all_series, bool logarithmic, bool from_zero) {
+  return {{"title", title},
+          {"log", logarithmic},
+          {"zero", from_zero},
+          {"floor", nullptr},
+          {"series", std::move(all_series)}};
+}
+
+Json loss_chart(const Report& report) {
+  std::vector<StepRecord> smoothed = report.log;
+  const std::vector<double> means = smoothed_losses(report.log);
+  for (size_t i = 0; i < means.size(); ++i) smoothed[i].loss = means[i];
+  const Value loss = [](const StepRecord& record) { return record.loss; };
+  Json all = Json::array({series("faint", "each step", report.log, loss), series("line", "smoothed", smoothed, loss)});
+  Json validation = points("validation", report.log, &StepRecord::validation_loss);
+  if (!validation["x"].empty()) all.push_back(std::move(validation));
+  Json result = chart("Loss (nats a token)", std::move(all), false, false);
+  result["floor"] = rounded(report.floor);
+  return result;
+}
+
+Json layer_chart(const Report& report, size_t layers) {
+  Json all = Json::array();
+  for (size_t layer = 0; layer < layers; ++layer) {
+    const std::string name =
+        layer < report.layer_names.size() ? report.layer_names[layer] : fmt::format("layer {}", layer);
+    all.push_back(series("layer", name, report.log, [layer](const StepRecord& record) {
+      return layer < record.layer_gradient_norms.size() ? record.layer_gradient_norms[layer]
+                                                        : std::numeric_limits<double>::quiet_NaN();
+    }));
+  }
+  return chart("Gradient norm per layer", std::move(all), true, false);
+}
+
+Json charts(const Report& report) {
+  const auto one = [&](const char* name, const Value& value) {
+    return Json::array({series("line", name, report.log, value)});
+  };
+  Json all = Json::array({loss_chart(report)});
+  Json recall = points("recall", report.log, &StepRecord::recall);
+  if (!recall["x"].empty())
+    all.push_back(chart("Questions answered right (share)", Json::array({std::move(recall)}), false, true));
+  all.push_back(
+      chart("Learning rate", one("learning rate", [](const StepRecord& r) { return r.learning_rate; }), false, true));
+  all.push_back(chart("Gradient norm, before clipping",
+                      one("all parameters", [](const StepRecord& r) { return r.gradient_norm; }), true, false));
+  size_t layers = 0;
+  for (const StepRecord& record : report.log) layers = std::max(layers, record.layer_gradient_norms.size());
+  if (layers > 0) all.push_back(layer_chart(report, layers));
+  all.push_back(chart("Throughput (tokens a second)",
+                      one("tokens a second", [](const StepRecord& r) { return r.tokens_per_second; }), false, true));
+  return all;
+}
+
+std::string samples_html(const std::vector<ReportSample>& samples) {
+  if (samples.empty()) return "";
+  std::string result = "<h2>Samples</h2>\n";
+  for (const ReportSample& sample : samples) {
+    result += fmt::format("<div class=\"caption\">{}</div>\n<pre><b>{}</b>{}</pre>\n", escape(sample.caption),
+                          escape(sample.prompt), escape(sample.text));
+  }
+  return result;
+}
+
+std::string summary_html(const NamedValues& values) {
+  std::string result = "<dl class=\"summary\">\n";
+  for (const auto& [name, value] : values)
+    result += fmt::format("<div><dt>{}</dt><dd>{}</dd></div>\n", escape(name), escape(value));
+  return result + "</dl>\n";
+}
+
+std::string configuration_html(const NamedValues& values) {
+  if (values.empty()) return "";
+  std::string result = "<h2>Configuration</h2>\n<table>\n";
+  for (const auto& [name, value] : values)
+    result += fmt::format("<tr><td>{}</td><td>{}</td></tr>\n", escape(name), escape(value));
+  return result + "</table>\n";
+}
+
+}  // namespace
+
+std::string report_html(const Report& report) {
+  const std::string title = escape(report.title);
+  return fmt::format(
+      "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"
+      "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n"
+      "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
+      "script-src 'unsafe-inline'\">\n<title>{}</title>\n<style>{}</style>\n</head>\n<body>\n<h1>{}</h1>\n{}"
+      "<div id=\"charts\"><noscript>The charts need JavaScript.</noscript></div>\n{}{}"
+      "<script type=\"application/json\" id=\"data\">{}</script>\n<script>{}</script>\n</body>\n</html>\n",
+      title, kReportStyle, title, summary_html(report.summary), samples_html(report.samples),
+      configuration_html(report.configuration), script_json({{"charts", charts(report)}}), kReportScript);
+}
+
+void write_report(const std::filesystem::path& path, const Report& report) { replace_file(path, report_html(report)); }
+
+std::vector<double> smoothed_losses(std::span<const StepRecord> log) {
+  constexpr double kKeep = 0.95;
+  std::vector<double> result(log.size());
+  SmoothedMean forwards(kKeep), backwards(kKeep);
+  for (size_t i = 0; i < log.size(); ++i) result[i] = forwards.add(log[i].loss);
+  for (size_t i = log.size(); i-- > 0;) {
+    const double back = backwards.add(log[i].loss);
+    result[i] = std::isfinite(result[i]) && std::isfinite(back) ? (result[i] + back) / 2 : std::fmin(result[i], back);
+  }
+  return result;
+}
+
+double SmoothedMean::add(double value) {
+  if (std::isfinite(value)) {
+    mean_ = keep_ * mean_ + (1 - keep_) * value;
+    weight_ = keep_ * weight_ + (1 - keep_);
+  }
+  return this->value();
+}
+
+double SmoothedMean::value() const { return weight_ > 0 ? mean_ / weight_ : std::numeric_limits<double>::quiet_NaN(); }
+
+}  // namespace hedgehog

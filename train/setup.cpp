@@ -1,0 +1,149 @@
+#include "train/setup.h"
+
+#include <fmt/format.h>
+
+#include "core/cpu.h"
+#include "core/error.h"
+#include "train/text_source.h"
+
+namespace hedgehog {
+namespace {
+
+std::string scaled(double value, double base, std::initializer_list<const char*> units, const char* pattern) {
+  auto unit = units.begin();
+  while (value >= base && unit + 1 != units.end()) value /= base, ++unit;
+  return fmt::format(fmt::runtime(pattern), value, *unit);
+}
+
+/// A preset for text of this size on a CPU, and the reason.
+std::pair<const char*, const char*> preset_for(std::size_t bytes) {
+  constexpr std::size_t kSmall = 200'000;
+  if (bytes < kSmall) return {"tiny", "less than 200 KB of text"};
+  return {"char-cpu", "more than 200 KB of text, and a CPU"};
+}
+
+void apply_default_preset(Config& config, const char* preset, const std::string& reason, std::vector<std::string>& notes) {
+  config.apply_preset(preset);
+  notes.push_back(fmt::format("preset {}: {} (--preset=NAME for another)", preset, reason));
+}
+
+std::string fingerprint(std::string_view text) {
+  std::uint64_t hash = 1469598103934665603ull;  // FNV-1a
+  for (unsigned char c : text) hash = (hash ^ c) * 1099511628211ull;
+  return fmt::format("{:016x}-{}", hash, text.size());
+}
+
+/// Word pieces are counted in the training part alone; characters of the whole text get an id.
+TokenizerPointer new_tokenizer(const Config& config, std::string_view text) {
+  const std::string name = config.text("tokenizer");
+  if (name == "word") text = text.substr(0, split_position(text, 0.9));
+  return make_tokenizer(name, text, config.integer("vocabulary"));
+}
+
+RunData story_data(Config& config, TokenizerPointer tokenizer) {
+  RunData data;
+  if (!config.has("preset")) apply_default_preset(config, "story", "the built-in stories", data.notes);
+  auto stories = std::make_unique<StoryBatches>(std::uint64_t(config.integer("seed")), config.integer("context"), kStoryValidationRows);
+  stories->set_rows_per_step(config.integer("batch") * config.integer("gradient_accumulation"));
+  const auto& words = stories->corpus().vocabulary();
+  data.tokenizer = tokenizer ? tokenizer : story_tokenizer(words, stories->corpus().proper_names());
+  if (data.tokenizer->size() != std::int64_t(words.size()))
+    throw FileError("[data] the checkpoint's tokenizer does not belong to the story corpus; give --data");
+  data.stories = stories.get();
+  data.source = std::move(stories);
+  data.name = "stories";
+  data.fingerprint = fmt::format("stories-{}-{}", words.size(), config.integer("context"));
+  return data;
+}
+
+}  // namespace
+
+RunData load_data(Config& config, TokenizerPointer tokenizer) {
+  if (!config.has("data") || config.text("data") == "stories") return story_data(config, std::move(tokenizer));
+  RunData data;
+  const TextSource text = read_text(config.text("data"));
+  data.notes = text.notes;
+  if (!config.has("preset") && config.command() == "train" && !tokenizer) {
+    const auto [preset, reason] = preset_for(text.text.size());
+    const bool own = config.was_set("tokenizer");
+    apply_default_preset(config, preset, reason, data.notes);
+    if (!own) config.set("tokenizer", "byte", OptionSource::kPreset);  // own text: bytes, unless asked otherwise
+  }
+  data.tokenizer = tokenizer ? tokenizer : new_tokenizer(config, text.text);
+  data.name = text.name;
+  data.fingerprint = fingerprint(text.text);
+  data.source = std::make_unique<TextSourceBatches>(TokenDataset::from_text(text, *data.tokenizer), text.name,
+                                                    std::uint64_t(config.has("seed") ? config.integer("seed") : 1),
+                                                    config.integer("context"));
+  return data;
+}
+
+GptOptions gpt_options(const Config& config, std::int64_t vocabulary) {
+  GptOptions o;
+  o.layers = config.integer("layers");
+  o.heads = config.integer("heads");
+  o.width = config.integer("width");
+  o.context = config.integer("context");
+  o.vocabulary = vocabulary;
+  o.attention = config.text("attention");
+  o.positions = config.text("positions");
+  o.norm = config.text("norm");
+  o.activation = config.text("activation");
+  o.bias = config.flag("bias");
+  o.dropout = config.real("dropout");
+  o.init = config.text("init");
+  o.map_init_gain = config.real("map_init_gain");
+  o.dtype = config.has("dtype") && config.text("dtype") == "f64" ? Dtype::f64 : Dtype::f32;
+  o.seed = std::uint64_t(config.has("seed") ? config.integer("seed") : 1);
+  if (o.width % o.heads)
+    throw UsageError(fmt::format("--heads={} must divide --width={}", o.heads, o.width));
+  if (o.positions == "rotary" && o.width / o.heads % 2)
+    throw UsageError(fmt::format("rotary positions need an even head width, but width / heads = {}; choose other --heads or "
+                                 "--positions=learned",
+                                 o.width / o.heads));
+  if (o.attention != "softmax" && o.width / o.heads > 256)
+    throw UsageError(fmt::format("linear attention takes heads up to 256 wide, but width / heads = {}; use more --heads", o.width / o.heads));
+  return o;
+}
+
+OptimizerOptions optimizer_options(const Config& config) {
+  return {config.real("beta1"), config.real("beta2"), config.real("epsilon"), config.real("weight_decay"), config.real("clip")};
+}
+
+Schedule schedule_of(const Config& config) {
+  Schedule s;
+  s.kind = schedule_kind(config.text("schedule"));
+  s.peak = config.real("learning_rate");
+  s.minimum = config.has("min_learning_rate") ? config.real("min_learning_rate") : s.peak / 10;
+  s.steps = config.integer("steps");
+  s.warmup = config.integer("warmup");
+  return s;
+}
+
+Cost check_memory(Gpt& model, const StepShape& shape, const OptimizerOptions& optimizer) {
+  const Cost cost = TrainingStep::predict(model, shape, optimizer);
+  const std::int64_t free = available_memory();
+  if (free == 0 || cost.arena <= free) return cost;
+  StepShape fits = shape;
+  std::int64_t low = 0, high = shape.rows;
+  while (high - low > 1) {
+    fits.rows = (low + high) / 2;
+    (TrainingStep::predict(model, fits, optimizer).arena <= free ? low : high) = fits.rows;
+  }
+  throw UsageError(fmt::format(
+      "--batch={} needs {} for activations, but only {} of memory is free; {}", shape.rows, bytes_text(double(cost.arena)),
+      bytes_text(double(free)),
+      low > 0 ? fmt::format("the largest batch that fits is --batch={} (--gradient_accumulation keeps the step's size)", low)
+              : "not even --batch=1 fits: use a smaller context, width or number of layers"));
+}
+
+void configure_threads_from(const Config& config) {
+  configure_threads();
+  if (config.has("threads")) set_thread_count(int(config.integer("threads")));
+}
+
+std::string bytes_text(double bytes) { return scaled(bytes, 1024, {"B", "KiB", "MiB", "GiB", "TiB"}, "{:.3g} {}"); }
+std::string flops_text(double flops) { return scaled(flops, 1000, {"FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP"}, "{:.3g} {}"); }
+std::string count_text(double count) { return scaled(count, 1000, {"", "K", "M", "G"}, "{:.3g}{}"); }
+
+}  // namespace hedgehog

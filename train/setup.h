@@ -1,0 +1,44 @@
+#pragma once
+#include <memory>
+#include <string>
+
+#include "train/batch_source.h"
+#include "train/config.h"
+#include "train/schedule.h"
+#include "train/tokenizer.h"
+#include "train/training_step.h"
+
+namespace hedgehog {
+
+/// Rows of the story corpus's validation set: over 2,000 questions.
+inline constexpr std::int64_t kStoryValidationRows = 512;
+
+/// Data and tokenizer of a run.
+struct RunData {
+  std::unique_ptr<BatchSource> source;
+  StoryBatches* stories = nullptr;  // the source, if it is the story corpus
+  TokenizerPointer tokenizer;
+  std::string name;                 // for the run's directory
+  std::string fingerprint;          // equal for equal data
+  std::vector<std::string> notes;
+};
+
+/// Reads the data that `config` names (the story corpus without --data), with the given tokenizer or the one it asks
+/// for. Where the user chose no preset, one that fits data and device is applied first, with a note saying why.
+RunData load_data(Config& config, TokenizerPointer tokenizer = {});
+
+GptOptions gpt_options(const Config& config, std::int64_t vocabulary);
+OptimizerOptions optimizer_options(const Config& config);
+Schedule schedule_of(const Config& config);
+
+/// Refuses a step that does not fit the free memory, naming the largest batch that does. Returns the prediction.
+Cost check_memory(Gpt& model, const StepShape& shape, const OptimizerOptions& optimizer);
+
+/// --threads, or all cores that the process may use.
+void configure_threads_from(const Config& config);
+
+std::string bytes_text(double bytes);  // "1.5 GiB"
+std::string flops_text(double flops);  // "3.2 GFLOP"
+std::string count_text(double count);  // "1.2M"
+
+}  // namespace hedgehog

@@ -1,0 +1,122 @@
+#include <fmt/core.h>
+
+#include <array>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "core/error.h"
+#include "train/config.h"
+#include "train/files.h"
+#include "train/tokenizer.h"
+#include "train/utf8.h"
+
+namespace hedgehog {
+
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr size_t kLargestFile = size_t{1} << 28;  // bytes
+constexpr int kMaximumDepth = 2;                  // file, list
+
+/// Reads a tokenizer.json; every error names the file.
+class TokenizerReader {
+ public:
+  explicit TokenizerReader(const std::filesystem::path& file) : file_(file) {}
+
+  TokenizerPointer read() {
+    parse(read_file(file_, kLargestFile));
+    if (text("hedgehog") != "tokenizer") fail("field 'hedgehog' is not \"tokenizer\": the file is not one of ours");
+    if (!json_.contains("version") || json_["version"] != 1) fail("field 'version' is not 1");
+    const std::string type = text("type");
+    if (type == "byte") return byte_tokenizer();
+    if (type == "char") return char_tokenizer(bytes());
+    if (type != "word" && type != "story")
+      fail(fmt::format("field 'type' is '{}', not byte, char, word or story", type));
+    try {
+      return type == "word" ? word_tokenizer(texts("tokens")) : story_tokenizer(texts("tokens"), texts("names"));
+    } catch (const FileError&) {
+      throw;
+    } catch (const Error& error) {
+      fail(error.what());
+    }
+  }
+
+ private:
+  [[noreturn]] void fail(const std::string& what) const {
+    throw FileError(fmt::format("'{}' is not a valid tokenizer: {}", file_.string(), what));
+  }
+
+  void parse(const std::string& content) {
+    const auto shallow = [&](int depth, Json::parse_event_t event, Json&) {
+      if (depth >= kMaximumDepth &&
+          (event == Json::parse_event_t::object_start || event == Json::parse_event_t::array_start)) {
+        fail(fmt::format("it is nested deeper than {} levels", kMaximumDepth));
+      }
+      return true;
+    };
+    try {
+      json_ = Json::parse(content, shallow);
+    } catch (const Json::parse_error& error) {
+      fail(fmt::format("not JSON at byte {}", error.byte));
+    }
+    if (!json_.is_object()) fail("it is not an object");
+  }
+
+  std::string text(const char* field) const {
+    if (!json_.contains(field) || !json_[field].is_string()) fail(fmt::format("field '{}' is not a string", field));
+    return json_[field].get<std::string>();
+  }
+
+  std::vector<std::string> texts(const char* field) const {
+    if (!json_.contains(field) || !json_[field].is_array()) fail(fmt::format("field '{}' is not a list", field));
+    std::vector<std::string> result;
+    for (const Json& item : json_[field]) {
+      if (!item.is_string()) fail(fmt::format("field '{}' item {} is not a string", field, result.size()));
+      result.push_back(item.get<std::string>());
+    }
+    return result;
+  }
+
+  std::string bytes() const {
+    if (!json_.contains("bytes") || !json_["bytes"].is_array()) fail("field 'bytes' is not a list");
+    std::string result;
+    for (const Json& item : json_["bytes"]) {
+      const bool fits = item.is_number_unsigned() && item.get<uint64_t>() < 256;
+      if (!fits || (!result.empty() && uint8_t(result.back()) >= item.get<uint64_t>())) {
+        fail(fmt::format("field 'bytes' item {} is not an ascending number from 0 to 255", result.size()));
+      }
+      result += char(uint8_t(item.get<uint64_t>()));
+    }
+    if (result.empty()) fail("field 'bytes' is empty");
+    return result;
+  }
+
+  const std::filesystem::path& file_;
+  Json json_;
+};
+
+}  // namespace
+
+TokenizerPointer load_tokenizer(const std::filesystem::path& file) { return TokenizerReader(file).read(); }
+
+void save_tokenizer(const Tokenizer& tokenizer, const std::filesystem::path& file) {
+  write_file(file, tokenizer.to_json() + "\n");
+}
+
+TokenizerPointer make_tokenizer(const std::string& name, std::string_view text, int64_t vocabulary) {
+  if (name == "byte") return byte_tokenizer();
+  if (name == "char") return char_tokenizer(text);
+  if (name == "word") return word_tokenizer(text, vocabulary);
+  std::error_code error;
+  const std::filesystem::path path(name);
+  if (std::filesystem::is_directory(path, error)) return load_tokenizer(path / "tokenizer.json");
+  if (std::filesystem::exists(path, error)) return load_tokenizer(path);
+  const std::array<std::string, 3> kinds = {"byte", "char", "word"};
+  const std::string nearest = nearest_name(name, kinds);
+  throw UsageError(
+      fmt::format("--tokenizer expects byte, char, word or a directory that holds tokenizer.json, but got '{}'{}",
+                  valid_utf8(name), nearest.empty() ? "" : fmt::format("; did you mean {}?", nearest)));
+}
+
+}  // namespace hedgehog

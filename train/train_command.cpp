@@ -1,0 +1,139 @@
+#include <fmt/format.h>
+
+#include <cmath>
+
+#include "core/error.h"
+#include "core/random.h"
+#include "train/commands.h"
+#include "train/generation.h"
+#include "train/trainer.h"
+
+namespace hedgehog {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// Options that a checkpoint fixes: giving them with --resume is an error.
+const char* const kFixed[] = {"data",      "preset", "attention", "layers",  "heads",         "width",     "context", "positions",
+                              "norm",      "activation", "bias",  "init",    "map_init_gain", "tokenizer", "vocabulary", "dtype",
+                              "seed",      "batch",  "gradient_accumulation", "out", "minutes"};
+
+Trainer resume(Config& config) {
+  const std::string name = config.text("resume");
+  const fs::path found = find_checkpoint(name);
+  Checkpoint checkpoint = load_checkpoint(found, true);
+  for (const char* option : kFixed)
+    if (config.was_set(option))
+      throw UsageError(fmt::format("--{} cannot change when a run is resumed; leave it out, or start a new run", option));
+  for (const auto& [option, value] : checkpoint.run.options)
+    if (option != "resume" && option != "config") config.set(option, value, OptionSource::kCheckpoint);
+  configure_threads_from(config);
+  const auto now = machine_description();
+  for (const auto& [key, value] : checkpoint.run.machine)
+    if (auto same = now.find(key); same == now.end() || same->second != value)
+      fmt::print(stderr, "note: {} was '{}' and is now '{}': the run goes on, but not bit for bit as it would have\n", key, value,
+                 same == now.end() ? "" : same->second);
+  RunData data = load_data(config, checkpoint.tokenizer);
+  const fs::path run = fs::weakly_canonical(found).parent_path();
+  const fs::path relative = fs::relative(run);
+  return Trainer(std::move(config), std::move(data), std::move(checkpoint), relative.empty() ? run : relative);
+}
+
+std::string resume_command(const Trainer& trainer) { return fmt::format("./hedgehog train --resume={}", trainer.directory().string()); }
+
+std::vector<std::int32_t> first_tokens(const Trainer& trainer, std::int64_t count) {
+  const RunData& data = trainer.data();
+  if (data.stories) {
+    const auto& story = data.stories->validation_stories().front();
+    return {story.tokens.begin(), story.tokens.begin() + count};
+  }
+  const Batch batch = data.source->validation(0, 1);
+  return {batch.tokens.begin(), batch.tokens.begin() + std::min<std::int64_t>(count, std::int64_t(batch.tokens.size()))};
+}
+
+ReportSample write_sample(Trainer& trainer, std::uint64_t seed) {
+  const GptOptions& o = trainer.model().options();
+  const std::int64_t length = trainer.data().stories ? o.context : std::min<std::int64_t>(400, o.positions == "learned" ? o.context : 400);
+  const Sampling sampling{trainer.data().stories ? 1.0 : 0.8, 0, 1.0};
+  Generator generator(trainer.model(), length + 1);
+  const Tokenizer& tokenizer = *trainer.data().tokenizer;
+  std::vector<std::int32_t> ids = first_tokens(trainer, 1);
+  generator.read(ids);
+  const Random random{seed, 0x73616d70u, 0};
+  while (std::int64_t(ids.size()) < length) {
+    ids.push_back(generator.next(sampling, random.uniform(ids.size())));
+    if (ids.back() == tokenizer.end()) break;
+  }
+  return {"", tokenizer.decode(ids), fmt::format("temperature {}, seed {}", sampling.temperature, seed)};
+}
+
+void print_recall(const std::vector<RecallRow>& rows) {
+  fmt::print("{:<32} {:>9} {:>8} {:>14} {:>9}\n", "questions", "asked", "right", "newest fact", "guessing");
+  for (const RecallRow& r : rows)
+    fmt::print("{:<32} {:>9} {:>7.1f}% {:>13.1f}% {:>8.1f}%\n", r.name, r.questions, 100 * r.share(),
+               100 * double(r.recency_right) / double(std::max<std::int64_t>(r.questions, 1)), 100 * r.guess);
+}
+
+void finish(Trainer& trainer) {
+  NamedValues summary;
+  const double loss = trainer.state().last_validation, floor = trainer.data().source->floor();
+  fmt::print("\nvalidation loss {:.4f} nats a token after {} steps, {} tokens, {}\n", loss, trainer.state().step,
+             count_text(double(trainer.state().tokens)), duration_text(trainer.state().seconds));
+  summary.emplace_back("validation loss", fmt::format("{:.4f}", loss));
+  if (!std::isnan(floor)) {
+    fmt::print("exact entropy   {:.4f} nats a token: the model is {:.1f} % above it\n", floor, 100 * (loss / floor - 1));
+    summary.emplace_back("exact entropy", fmt::format("{:.4f}", floor));
+  } else if (auto* text = dynamic_cast<const TextSourceBatches*>(trainer.data().source.get())) {
+    // nanoGPT's published figures are means over 20 random batches
+    const Config& config = trainer.config();
+    Evaluator evaluator(trainer.model(), config.integer("batch"), config.integer("context"), text->documents());
+    double sum = 0;
+    std::int64_t valid = 0;
+    for (std::int64_t i = 0; i < 20; ++i) {
+      const Batch batch = text->dataset().random_validation_batch(1, i, config.integer("batch"), config.integer("context"));
+      sum += evaluator.total_loss(batch);
+      valid += batch.valid;
+    }
+    fmt::print("                {:.4f} on 20 random batches, the usual estimate\n", sum / double(valid));
+    summary.emplace_back("loss on 20 random batches", fmt::format("{:.4f}", sum / double(valid)));
+  }
+  if (trainer.data().stories) {
+    const auto rows = measure_recall(trainer.model(), *trainer.data().stories, 64);
+    fmt::print("\n");
+    print_recall(rows);
+    summary.emplace_back("questions answered right", fmt::format("{:.1f} % of {}", 100 * rows[0].share(), rows[0].questions));
+  }
+  std::vector<ReportSample> samples;
+  for (std::uint64_t seed = 1; seed <= 2; ++seed) {
+    samples.push_back(write_sample(trainer, seed));
+    fmt::print("\nsample {}:\n{}\n", seed, samples.back().text);
+  }
+  trainer.write_report_page(summary, samples);
+  const std::string directory = trainer.directory().string();
+  fmt::print("\ncheckpoint  {}/last\nreport      {}/report.html\nwrite text  ./hedgehog sample --checkpoint={}\n", directory, directory, directory);
+}
+
+}  // namespace
+
+int train_command(Config& config) {
+  configure_threads_from(config);
+  if (config.has("resume")) {
+    Trainer trainer = resume(config);
+    if (trainer.run() == Ending::finished) {
+      finish(trainer);
+      return kGood;
+    }
+    fmt::print("\ninterrupted after step {}; go on with\n  {}\n", trainer.state().step, resume_command(trainer));
+    return kInterrupted;
+  }
+  RunData data = load_data(config);
+  Trainer trainer(config, std::move(data));
+  if (trainer.run() == Ending::interrupted) {
+    fmt::print("\ninterrupted after step {}; go on with\n  {}\n", trainer.state().step, resume_command(trainer));
+    return kInterrupted;
+  }
+  finish(trainer);
+  return kGood;
+}
+
+}  // namespace hedgehog

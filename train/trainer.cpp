@@ -1,0 +1,212 @@
+#include "train/trainer.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+
+#include "core/error.h"
+#include "train/files.h"
+#include "train/run_directory.h"
+
+namespace hedgehog {
+
+namespace fs = std::filesystem;
+using Clock = std::chrono::steady_clock;
+
+namespace {
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+}  // namespace
+
+Trainer::Trainer(Config config, RunData data) : config_(std::move(config)), data_(std::move(data)) {
+  model_ = std::make_unique<Gpt>(gpt_options(config_, data_.tokenizer->size()));
+  prepare();
+  if (config_.has("minutes")) {
+    schedule_.steps = steps_for_minutes(config_.real("minutes"));
+    config_.set("steps", std::to_string(schedule_.steps), OptionSource::kFlag);
+  }
+  directory_ = make_run_directory(config_.has("out") ? config_.text("out") : "",
+                                  fmt::format("{}-{}", data_.name, config_.text("attention")));
+  mark_latest(directory_);
+  write_file(directory_ / "config.toml", config_.to_toml());
+}
+
+Trainer::Trainer(Config config, RunData data, Checkpoint checkpoint, fs::path directory)
+    : config_(std::move(config)), data_(std::move(data)), model_(std::move(checkpoint.model)), run_(std::move(checkpoint.run)),
+      resumed_(true), directory_(std::move(directory)) {
+  if (run_.data_fingerprint != data_.fingerprint)
+    throw UsageError(fmt::format("the data has changed since the checkpoint was made ({} now, {} then); resume needs the same data",
+                                 data_.fingerprint, run_.data_fingerprint));
+  prepare();
+  std::copy(run_.step_slots.begin(), run_.step_slots.end(), step_->step_state().as<double>());
+  truncate_log(directory_ / "log.jsonl", run_.step);
+  mark_latest(directory_);
+}
+
+void Trainer::prepare() {
+  const GptOptions& o = model_->options();
+  const StepShape shape{config_.integer("batch"), o.context, config_.integer("gradient_accumulation"), data_.source->documents()};
+  const OptimizerOptions optimizer = optimizer_options(config_);
+  schedule_ = schedule_of(config_);
+  const Cost cost = check_memory(*model_, shape, optimizer);
+  step_ = std::make_unique<TrainingStep>(*model_, shape, optimizer, std::uint64_t(config_.integer("seed")), arena_);
+  evaluator_ = std::make_unique<Evaluator>(*model_, shape.rows, o.context, shape.documents, arena_);
+  flops_per_step_ = cost.flops;
+  tokens_per_step_ = shape.rows * shape.context * shape.micro_batches;
+  announce(cost);
+}
+
+void Trainer::announce(const Cost& cost) const {
+  if (config_.flag("quiet")) return;
+  fmt::print(stderr, "{}\n", config_.resolved_text());
+  for (const std::string& note : data_.notes) fmt::print(stderr, "note: {}\n", note);
+  const auto machine = machine_description();
+  fmt::print(stderr, "data        {}\n", data_.source->describe());
+  fmt::print(stderr, "device      {}, {} threads, {}\n", machine.at("processor"), machine.at("threads"), machine.at("blas"));
+  fmt::print(stderr, "model       {} parameters\n", count_text(double(model_->parameters().count())));
+  fmt::print(stderr, "memory      {} predicted: {} for weights and optimiser, {} for activations\n", bytes_text(double(cost.peak)),
+             bytes_text(double(cost.persistent)), bytes_text(double(cost.arena)));
+  fmt::print(stderr, "step        {} tokens, {}\n\n", tokens_per_step_, flops_text(cost.flops));
+  if (const auto tokens = data_.source->training_tokens(); tokens > 0 && tokens < model_->parameters().count() / 10)
+    fmt::print(stderr, "warning: {} training tokens are few for {} parameters; expect the model to learn them by heart\n\n", tokens,
+               model_->parameters().count());
+}
+
+/// Times steps that change nothing: the optimiser leaves everything alone while the non-finite flag is up.
+std::int64_t Trainer::steps_for_minutes(double minutes) {
+  double* slots = step_->step_state().as<double>();
+  slots[kNonFinite] = 1;
+  step_->run(step_batches(0), 0);
+  const auto start = Clock::now();
+  int count = 0;
+  while (count < 3 || (seconds_since(start) < 2 && count < 50)) step_->run(step_batches(++count), 0);
+  const double each = seconds_since(start) / count;
+  slots[kNonFinite] = 0;
+  model_->parameters().flatten().gradients.fill(0);
+  return std::max<std::int64_t>(1, std::int64_t(minutes * 60 / each));
+}
+
+std::vector<Batch> Trainer::step_batches(std::int64_t step) const {
+  std::vector<Batch> batches;
+  const std::int64_t rows = config_.integer("batch");
+  for (std::int64_t k = 0; k < config_.integer("gradient_accumulation"); ++k)
+    batches.push_back(data_.source->training(step, k * rows, rows));
+  return batches;
+}
+
+std::vector<std::string> Trainer::layer_names() const {
+  std::vector<std::string> names{"embedding"};
+  for (std::int64_t i = 0; i < model_->options().layers; ++i) names.push_back(fmt::format("block {}", i));
+  names.push_back("final norm");
+  return names;
+}
+
+std::vector<double> Trainer::layer_norms(const std::vector<double>& parameter_norms) const {
+  const Tensors& all = model_->parameters().all();
+  const std::int64_t layers = model_->options().layers;
+  std::vector<double> sums(std::size_t(layers + 2), 0.0);
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    const std::string& name = all[i].name();
+    std::size_t layer = name.starts_with("ln_f") ? std::size_t(layers + 1) : 0;
+    if (name.starts_with("h.")) layer = std::size_t(std::stoll(name.substr(2))) + 1;
+    sums[layer] += parameter_norms[i] * parameter_norms[i];
+  }
+  for (double& s : sums) s = std::sqrt(s);
+  return sums;
+}
+
+void Trainer::fail_non_finite(std::int64_t step, const StepResult& result) {
+  const std::string cause = step_->explain_failure();
+  throw Error(fmt::format("step {}: the loss is {} and the gradient norm {}; first non-finite value: {}. The learning rate was {:.3g}: "
+                          "try a smaller --learning_rate or a longer --warmup. The last good checkpoint is untouched in {}",
+                          step + 1, result.loss, result.gradient_norm, cause, learning_rate(schedule_, step), directory_.string()));
+}
+
+StepRecord Trainer::train_one(std::int64_t step) {
+  const auto start = Clock::now();
+  StepRecord record;
+  record.learning_rate = learning_rate(schedule_, step);
+  const StepResult result = step_->run(step_batches(step), record.learning_rate);
+  if (step_->failed()) fail_non_finite(step, result);
+  run_.step = step + 1;
+  run_.tokens += tokens_per_step_;
+  run_.seconds += seconds_since(start);
+  record.step = run_.step;
+  record.loss = result.loss;
+  record.gradient_norm = result.gradient_norm;
+  record.layer_gradient_norms = layer_norms(result.parameter_norms);
+  record.tokens = run_.tokens;
+  record.tokens_per_second = double(tokens_per_step_) / seconds_since(start);
+  record.seconds = run_.seconds;
+  return record;
+}
+
+void Trainer::evaluate(StepRecord& record, Progress& progress) {
+  const double loss = validation_loss();
+  record.validation_loss = loss;
+  run_.rising_validations = loss > run_.last_validation ? run_.rising_validations + 1 : 0;
+  run_.last_validation = loss;
+  const double floor = data_.source->floor();
+  progress.note(fmt::format("step {:>6}  validation loss {:.4f}{}", run_.step, loss,
+                            std::isnan(floor) ? "" : fmt::format("  ({:+.1f} % over the exact entropy)", 100 * (loss / floor - 1))));
+  if (run_.rising_validations == 3)
+    progress.note("warning: the validation loss rose three times running; the model is learning its data by heart (more data, a smaller "
+                  "model or --dropout help)");
+  if (loss < run_.best_validation) {
+    run_.best_validation = loss;
+    if (config_.integer("save_every") > 0) save("best");
+  }
+}
+
+void Trainer::save(const char* name) {
+  const double* slots = step_->step_state().as<double>();
+  run_.step_slots.assign(slots, slots + kStepStateSize);
+  run_.data = config_.has("data") ? config_.text("data") : "stories";
+  run_.data_fingerprint = data_.fingerprint;
+  run_.machine = machine_description();
+  run_.options.clear();
+  for (const auto& [option, value] : config_.values()) run_.options[option] = value;
+  save_checkpoint(directory_ / name, *model_, *data_.tokenizer, run_);
+}
+
+Ending Trainer::run() {
+  const std::int64_t steps = schedule_.steps, evaluate_every = config_.integer("evaluate_every"), save_every = config_.integer("save_every");
+  LogWriter log(directory_ / "log.jsonl");
+  Progress::Options options;
+  options.quiet = config_.flag("quiet");
+  Progress progress(options);
+  SmoothedMean smoothed;
+  const InterruptGuard guard;
+  const auto start = Clock::now();
+  const std::int64_t first = run_.step;
+  while (run_.step < steps) {
+    StepRecord record = train_one(run_.step);
+    smoothed.add(record.loss);
+    const bool last = run_.step == steps, stop = guard.interrupted();
+    if (last || (evaluate_every > 0 && run_.step % evaluate_every == 0)) evaluate(record, progress);
+    if (last || record.validation_loss || run_.step % config_.integer("log_every") == 0) log.append(record);
+    const double elapsed = seconds_since(start), per_step = elapsed / double(run_.step - first);
+    progress.update({run_.step, steps, record.loss, smoothed.value(), record.learning_rate, double(tokens_per_step_) / per_step,
+                     flops_per_step_ / per_step, 0, per_step * double(steps - run_.step)});
+    if (last || stop || (save_every > 0 && run_.step % save_every == 0)) save("last");
+    if (stop && !last) {
+      progress.finish();
+      return Ending::interrupted;
+    }
+  }
+  progress.finish();
+  return Ending::finished;
+}
+
+void Trainer::write_report_page(NamedValues summary, std::vector<ReportSample> samples) const {
+  Report report;
+  report.title = fmt::format("{}, {} attention", data_.name, model_->options().attention);
+  report.log = read_log(directory_ / "log.jsonl");
+  report.floor = data_.source->floor();
+  report.summary = std::move(summary);
+  report.configuration = config_.values();
+  report.layer_names = layer_names();
+  report.samples = std::move(samples);
+  write_report(directory_ / "report.html", report);
+}
+
+}  // namespace hedgehog

@@ -1,0 +1,70 @@
+#pragma once
+#include <chrono>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "train/checkpoint.h"
+#include "train/evaluation.h"
+#include "train/interrupt.h"
+#include "train/log.h"
+#include "train/progress.h"
+#include "train/report.h"
+#include "train/setup.h"
+
+namespace hedgehog {
+
+/// How training ended.
+enum class Ending { finished, interrupted };
+
+/// One training run: a model, its data, its directory. The directory gets config.toml, log.jsonl, report.html, and the
+/// checkpoints `last` and `best`.
+class Trainer {
+ public:
+  /// A new run.
+  Trainer(Config config, RunData data);
+  /// Goes on from a checkpoint in `directory`.
+  Trainer(Config config, RunData data, Checkpoint checkpoint, std::filesystem::path directory);
+
+  /// Trains to the last step, or until Ctrl-C (then the checkpoint is saved). Throws Error when the loss or a gradient is
+  /// not finite: the last good checkpoint stays, and the message names op, step and statistics.
+  Ending run();
+
+  Gpt& model() { return *model_; }
+  const RunData& data() const { return data_; }
+  const RunState& state() const { return run_; }
+  const Config& config() const { return config_; }
+  const std::filesystem::path& directory() const { return directory_; }
+  /// Validation loss over the whole validation set.
+  double validation_loss() { return evaluator_->mean_loss(*data_.source, config_.integer("evaluate_batches")); }
+  /// Writes report.html from the log, with these headline figures and samples.
+  void write_report_page(NamedValues summary, std::vector<ReportSample> samples) const;
+
+ private:
+  void prepare();
+  void announce(const Cost& cost) const;
+  std::int64_t steps_for_minutes(double minutes);
+  std::vector<Batch> step_batches(std::int64_t step) const;
+  StepRecord train_one(std::int64_t step);
+  void evaluate(StepRecord& record, Progress& progress);
+  void save(const char* name);
+  std::vector<double> layer_norms(const std::vector<double>& parameter_norms) const;
+  std::vector<std::string> layer_names() const;
+  [[noreturn]] void fail_non_finite(std::int64_t step, const StepResult& result);
+
+  Config config_;
+  RunData data_;
+  std::unique_ptr<Gpt> model_;
+  RunState run_;
+  bool resumed_ = false;
+  std::filesystem::path directory_;
+  std::shared_ptr<Arena> arena_ = std::make_shared<Arena>();
+  std::unique_ptr<TrainingStep> step_;
+  std::unique_ptr<Evaluator> evaluator_;
+  Schedule schedule_;
+  double flops_per_step_ = 0;
+  std::int64_t tokens_per_step_ = 0;
+};
+
+}  // namespace hedgehog

@@ -1,0 +1,195 @@
+#include "train/training_step.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/error.h"
+
+namespace hedgehog {
+
+void copy_ids(const std::vector<std::int32_t>& from, const Tensor& to) {
+  if (std::int64_t(from.size()) != to.size())
+    throw Error(fmt::format("[batch] '{}' takes {} = {} ids, got {}", to.name(), to.shape().text(), to.size(), from.size()));
+  std::copy(from.begin(), from.end(), to.as<std::int32_t>());
+}
+
+TrainingStep::Recorded TrainingStep::record_step(Gpt& model, const StepShape& shape, const OptimizerOptions& optimizer) {
+  Recorded r;
+  const Shape ids{shape.rows, shape.context};
+  r.tokens = input(ids, "tokens", Dtype::i32);
+  r.targets = input(ids, "targets", Dtype::i32);
+  r.scale = input({1}, "scale", model.options().dtype);
+  if (shape.documents) r.documents = input(ids, "document_start", Dtype::i32);
+  r.step_state = hedgehog::step_state();
+  const FlatParameters& flat = model.parameters().flatten();
+  r.gradients = record([&] {
+    const TokenLosses loss = model.loss(r.tokens, r.targets, r.scale, {r.documents, r.step_state});
+    backward(loss.loss);
+    return Tensors{loss.loss};
+  });
+  const Tensor loss = shape.micro_batches == 1 ? r.gradients.outputs[0] : Tensor{};
+  r.update = record([&] {
+    const Scope scope("update");
+    const Tensor norms = gradient_norm(flat.gradients, flat.spans, loss, r.step_state);
+    adamw(flat.weights, flat.gradients, flat.first_moment, flat.second_moment, flat.spans, norms, r.step_state,
+          {.beta1 = optimizer.beta1,
+           .beta2 = optimizer.beta2,
+           .epsilon = optimizer.epsilon,
+           .weight_decay = optimizer.weight_decay,
+           .clip = optimizer.clip});
+    return Tensors{norms};
+  });
+  if (shape.micro_batches == 1) {
+    r.gradients = std::move(r.gradients) + std::move(r.update);
+    r.update = {};
+  }
+  return r;
+}
+
+TrainingStep::TrainingStep(Gpt& model, const StepShape& shape, const OptimizerOptions& optimizer, std::uint64_t seed,
+                           std::shared_ptr<Arena> arena)
+    : shape_(shape), parameters_(model.parameters().all().size()) {
+  Recorded r = record_step(model, shape, optimizer);
+  tokens_ = r.tokens;
+  targets_ = r.targets;
+  scale_ = r.scale;
+  documents_ = r.documents;
+  step_state_ = r.step_state;
+  step_state_.as<double>()[kSeed] = double(seed);
+  gradient_buffer_ = model.parameters().flatten().gradients;
+  ExecutorOptions options;
+  options.arena = std::move(arena);
+  gradients_ = std::make_unique<Executor>(std::move(r.gradients), options);
+  if (shape.micro_batches > 1) update_ = std::make_unique<Executor>(std::move(r.update), options);
+}
+
+void TrainingStep::load(const Batch& batch, double scale) {
+  copy_ids(batch.tokens, tokens_);
+  copy_ids(batch.targets, targets_);
+  if (documents_) copy_ids(batch.document_start, documents_);
+  scale_.fill(scale);
+}
+
+StepResult TrainingStep::run(std::span<const Batch> batches, double learning_rate) {
+  if (std::int64_t(batches.size()) != shape_.micro_batches)
+    throw Error(fmt::format("[training step] takes {} micro-batches, got {}", shape_.micro_batches, batches.size()));
+  std::int64_t valid = 0;
+  for (const Batch& b : batches) valid += b.valid;
+  const double scale = 1.0 / double(std::max<std::int64_t>(valid, 1));
+  step_state_.as<double>()[kLearningRate] = learning_rate;
+  StepResult result;
+  for (std::size_t k = 0; k < batches.size(); ++k) {
+    step_state_.as<double>()[kFirstSequence] = double(std::int64_t(k) * shape_.rows);
+    load(batches[k], scale);
+    gradients_->run();
+    result.loss += gradients_->output(0).item();
+  }
+  if (update_) update_->run();
+  const std::vector<double> norms = (update_ ? update_->output(0) : gradients_->output(1)).to_vector();
+  result.parameter_norms.assign(norms.begin(), norms.begin() + std::ptrdiff_t(parameters_));
+  result.gradient_norm = norms.back();
+  if (!std::isfinite(result.loss)) step_state_.as<double>()[kNonFinite] = 1;
+  return result;
+}
+
+bool TrainingStep::failed() const { return step_state_.as<double>()[kNonFinite] != 0; }
+
+std::string TrainingStep::explain_failure() {
+  gradient_buffer_.fill(0);  // the failed step left its own there
+  std::string found = first_non_finite(gradients_->program());
+  return found.empty() ? "every op's result was finite when the last micro-batch was repeated" : found;
+}
+
+Cost TrainingStep::cost() const {
+  Cost cost = account(gradients_->program());
+  if (!update_) return cost;
+  const Cost update = account(update_->program());
+  cost.flops = cost.flops * double(shape_.micro_batches) + update.flops;
+  cost.bytes = cost.bytes * double(shape_.micro_batches) + update.bytes;
+  cost.arena = std::max(cost.arena, update.arena);
+  cost.persistent = std::max(cost.persistent, update.persistent);
+  cost.peak = cost.arena + cost.persistent;
+  return cost;
+}
+
+Cost TrainingStep::predict(Gpt& model, const StepShape& shape, const OptimizerOptions& optimizer) {
+  const Recorded r = record_step(model, shape, optimizer);
+  Cost cost = account(r.gradients);
+  if (shape.micro_batches > 1) {
+    const Cost update = account(r.update);
+    cost.flops = cost.flops * double(shape.micro_batches) + update.flops;
+    cost.persistent = std::max(cost.persistent, update.persistent);
+    cost.peak = cost.arena + cost.persistent;
+  }
+  return cost;
+}
+
+namespace {
+
+struct Statistics {
+  std::int64_t bad = 0, size = 0;
+  double smallest = INFINITY, largest = -INFINITY;
+};
+
+Statistics statistics(const Tensor& x) {
+  Statistics s;
+  for (double v : x.to_vector()) {
+    ++s.size;
+    if (!std::isfinite(v)) {
+      ++s.bad;
+      continue;
+    }
+    s.smallest = std::min(s.smallest, v);
+    s.largest = std::max(s.largest, v);
+  }
+  return s;
+}
+
+std::string describe(const std::string& name, const Tensor& x) {
+  const Statistics s = statistics(x);
+  std::string text = fmt::format("{} {} in [{:.4g}, {:.4g}]", name, x.shape().text(), s.smallest, s.largest);
+  if (s.bad) text += fmt::format(" and {} of {} not finite", s.bad, s.size);
+  return text;
+}
+
+}  // namespace
+
+std::string first_non_finite(const Program& program) {
+  // a plan without reuse keeps every tensor readable until the end
+  Arena arena;
+  const Plan places = plan(program, {.reuse = false});
+  arena.reserve(places.arena);
+  auto address = [&](const Tensor& x) -> void* {
+    auto found = places.slot_of.find(x.root().get());
+    if (found == places.slot_of.end()) return x.data();
+    return arena.data() + places.slots[std::size_t(found->second)].offset + x->offset * size_of(x.dtype());
+  };
+  auto readable = [&](const Tensor& x) {
+    auto value = std::make_shared<Value>(*x.get());
+    value->storage = std::make_shared<Storage>(address(x), std::size_t(0), arena.storage());
+    value->offset = 0;
+    value->base = {};
+    return Tensor(std::move(value));
+  };
+  for (std::size_t i = 0; i < program.entries.size(); ++i) {
+    const Entry& e = program.entries[i];
+    if (e.op->views) continue;
+    ResolvedCall call = resolve(e, address);
+    if (const int w = places.workspace_of[i]; w >= 0) call.workspace = arena.data() + places.slots[std::size_t(w)].offset;
+    call.run();
+    for (const Tensor& y : e.backward ? e.dx : e.outputs) {
+      if (!y || !is_floating(y.dtype()) || statistics(readable(y)).bad == 0) continue;
+      std::string text = fmt::format("{} {} in '{}'", e.op->name, e.backward ? "backward" : "forward", e.scope);
+      std::string inputs;
+      for (std::size_t a = 0; a < e.inputs.size(); ++a)
+        if (e.inputs[a] && is_floating(e.inputs[a].dtype()) && (!e.backward || (e.op->reads.inputs >> a & 1u)))
+          inputs += (inputs.empty() ? "" : "; ") + describe(e.op->arguments[a].name, readable(e.inputs[a]));
+      return text + (inputs.empty() ? "" : ", from " + inputs);
+    }
+  }
+  return {};
+}
+
+}  // namespace hedgehog

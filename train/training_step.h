@@ -1,0 +1,80 @@
+#pragma once
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/executor.h"
+#include "nn/gpt.h"
+#include "train/data.h"
+
+namespace hedgehog {
+
+/// AdamW and clipping; names as on the command line.
+struct OptimizerOptions {
+  double beta1 = 0.9;
+  double beta2 = 0.99;
+  double epsilon = 1e-8;
+  double weight_decay = 0.1;
+  double clip = 1;
+};
+
+/// The shape of one optimiser step.
+struct StepShape {
+  std::int64_t rows = 1;           // of a micro-batch
+  std::int64_t context = 1;        // tokens a row
+  std::int64_t micro_batches = 1;
+  bool documents = false;          // whether rows hold several documents that must not see each other
+};
+
+struct StepResult {
+  double loss = 0;                         // nats a token, over all valid targets of the step
+  double gradient_norm = 0;                // before clipping
+  std::vector<double> parameter_norms;     // gradient norm of each parameter, in order
+};
+
+/// Forward, backward and update of a model, recorded once and run in planned memory.
+///
+/// One micro-batch: one program. Several: the gradient program runs once for each, then the update program.
+class TrainingStep {
+ public:
+  TrainingStep(Gpt& model, const StepShape& shape, const OptimizerOptions& optimizer, std::uint64_t seed,
+               std::shared_ptr<Arena> arena = {});
+
+  /// One step on micro_batches batches. With a non-finite loss or gradient norm nothing is changed and failed() is true.
+  StepResult run(std::span<const Batch> batches, double learning_rate);
+  bool failed() const;
+  /// After a failed step: which op made the first non-finite number, where, and from what inputs.
+  std::string explain_failure();
+
+  /// The optimiser's slots: learning rate, step, random step, flag (ops/optimizer.h).
+  const Tensor& step_state() const { return step_state_; }
+  /// FLOPs of a whole step (all micro-batches), and its memory.
+  Cost cost() const;
+  Executor& gradient_executor() { return *gradients_; }
+  Executor* update_executor() { return update_.get(); }
+
+  /// Memory and FLOPs of a step of this shape, without running or keeping anything.
+  static Cost predict(Gpt& model, const StepShape& shape, const OptimizerOptions& optimizer);
+
+ private:
+  struct Recorded {
+    Tensor tokens, targets, scale, documents, step_state;
+    Program gradients, update;
+  };
+  static Recorded record_step(Gpt& model, const StepShape& shape, const OptimizerOptions& optimizer);
+  void load(const Batch& batch, double scale);
+
+  StepShape shape_;
+  Tensor tokens_, targets_, scale_, documents_, step_state_, gradient_buffer_;
+  std::unique_ptr<Executor> gradients_, update_;
+  std::size_t parameters_ = 0;
+};
+
+/// Copies a batch's rows into input tensors; throws Error if the sizes differ.
+void copy_ids(const std::vector<std::int32_t>& from, const Tensor& to);
+
+/// Runs a program entry by entry and describes the first one whose result is not finite; empty if there is none.
+std::string first_non_finite(const Program& program);
+
+}  // namespace hedgehog
