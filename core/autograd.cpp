@@ -98,7 +98,7 @@ class Backward {
     for (std::size_t i = 0; i < forward.inputs.size(); ++i) {
       const Tensor& x = forward.inputs[i];
       if (!x) continue;
-      if ((forward.op->reads.inputs >> i & 1u) && x.root()->version != forward.versions[i] + (forward.op->updates >> i & 1u))
+      if ((forward.op->reads.inputs >> i & 1u) && x.version() != forward.versions[i] + (forward.op->updates >> i & 1u))
         throw Error(fmt::format("[backward] argument '{}' of {} (line {}) was overwritten after it was used; "
                                 "call backward before the update",
                                 forward.op->arguments[i].name, forward.op->name, forward.where.line()));

@@ -49,29 +49,35 @@ struct Lifetimes {
   }
 
   /// Lets `to` live in the slot of `from`, if from ends and to begins at entry i.
-  void share(const Tensor& from, const Tensor& to, int i) {
-    if (!from || !to || from->base || to->base || bytes_of(from) != bytes_of(to) || kept.count(from.get())) return;
+  bool share(const Tensor& from, const Tensor& to, int i) {
+    if (!from || !to || from->base || to->base || bytes_of(from) != bytes_of(to) || kept.count(from.get())) return false;
     auto a = plan.slot_of.find(from.get()), b = plan.slot_of.find(to.get());
-    if (a == plan.slot_of.end() || b == plan.slot_of.end() || a->second == b->second) return;
+    if (a == plan.slot_of.end() || b == plan.slot_of.end() || a->second == b->second) return false;
     Slot &source = plan.slots[a->second], &target = plan.slots[b->second];
-    if (source.last != i || target.first != i) return;
+    if (source.last != i || target.first != i) return false;
     source.last = target.last;
     target.bytes = 0;  // an empty slot takes no place
     const int gone = b->second, into = a->second;
     for (auto& [value, slot] : plan.slot_of)
       if (slot == gone) slot = into;
+    return true;
   }
 };
+
+/// Whether no other argument of the call lies in the memory of x, itself or as a view.
+bool only_argument(const Entry& e, const Tensor& x) {
+  return std::count_if(e.inputs.begin(), e.inputs.end(), [&](const Tensor& y) { return x && y && y.root() == x.root(); }) == 1;
+}
 
 void share_in_place(const Program& program, Lifetimes& lives) {
   for (int i = 0; i < int(program.entries.size()); ++i) {
     const Entry& e = program.entries[i];
     if (!e.backward) {
       for (auto [in, out] : e.op->alias)
-        if (std::count(e.inputs.begin(), e.inputs.end(), e.inputs[in]) == 1) lives.share(e.inputs[in], e.outputs[out], i);
+        if (only_argument(e, e.inputs[in]) && lives.share(e.inputs[in], e.outputs[out], i)) break;
     } else {
       for (auto [dy, dx] : e.op->alias_backward)
-        if (e.modes[dx] == Mode::write) lives.share(e.dy[dy], e.dx[dx], i);
+        if (e.modes[dx] == Mode::write && lives.share(e.dy[dy], e.dx[dx], i)) break;
     }
   }
 }

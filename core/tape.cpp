@@ -111,7 +111,7 @@ void raise_versions(const Op& op, const Tensors& inputs) {
     if (role == Role::input || role == Role::activation)
       fail(op, fmt::format("would overwrite '{}', which is an {}; only parameters, gradients and states may change in place",
                            op.arguments[i].name, name_of(role)));
-    ++inputs[i].root()->version;
+    ++inputs[i].root()->storage->whole().version;
   }
 }
 
@@ -130,7 +130,7 @@ Tensors apply(const Op& op, Attributes attributes, Tensors inputs, SourceLine wh
   entry.scope = t.scope;
   entry.where = where;
   entry.workspace = layout.forward_workspace;
-  for (const Tensor& x : inputs) entry.versions.push_back(x ? x.root()->version : 0);
+  for (const Tensor& x : inputs) entry.versions.push_back(x ? x.version() : 0);
   if (op.views) {
     entry.outputs = op.views(attributes, inputs[0], layout);
   } else {

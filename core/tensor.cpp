@@ -45,6 +45,10 @@ bool Tensor::wants_gradient() const { return value_ && value_->wants_gradient; }
 bool Tensor::contiguous() const { return value_->columns == value_->stride || value_->columns == size(); }
 std::int64_t Tensor::columns() const { return value_->columns; }
 std::int64_t Tensor::stride() const { return value_->stride; }
+std::uint64_t Tensor::version() const {
+  const Tensor owner = root();
+  return owner->storage ? owner->storage->whole().version : 0;
+}
 Tensor Tensor::root() const { return value_->base ? value_->base : *this; }
 
 void* Tensor::data() const {

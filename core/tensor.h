@@ -25,7 +25,9 @@ class Storage {
   std::byte* data() const { return data_; }
   std::size_t bytes() const { return bytes_; }
   /// The block that the bytes belong to: this one, or the owner it borrows from.
-  const Storage& whole() const { return owner_ ? owner_->whole() : *this; }
+  Storage& whole() { return owner_ ? owner_->whole() : *this; }
+  /// Raised by every update in place of any part of the block.
+  std::uint64_t version = 0;
 
  private:
   std::byte* data_ = nullptr;
@@ -63,6 +65,8 @@ class Tensor {
   std::int64_t stride() const;
   /// The tensor that owns the memory: itself, or the base of a view.
   Tensor root() const;
+  /// How often the memory was updated in place; 0 for recorded activations, which never are.
+  std::uint64_t version() const;
 
   /// First element. Throws Error while recording, naming the tensor: recorded tensors have no elements yet.
   void* data() const;
@@ -94,7 +98,6 @@ struct Value {
   Tensor base;                       // root of a view; empty otherwise
   bool wants_gradient = false;
   bool consumed = false;             // backward already went through the entry that made it
-  std::uint64_t version = 0;         // raised by every update in place
   Tensor gradient;
 };
 

@@ -1,9 +1,10 @@
 // Fits a line to noisy points by gradient descent, and compares it with the least-squares line in closed form.
 //
 // Prints the loss every 20 steps, then the slope and intercept that were learnt and the exact ones:
-//   step   0   loss 4.1...
+//   step   0   loss 1.671742
 //   ...
-//   learnt  y = 1.99... x + -0.5...    exact  y = 1.99... x + -0.5...
+//   learnt  y = 2.0362 x + -0.4971    exact  y = 2.0362 x + -0.4971
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <vector>

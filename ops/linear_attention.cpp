@@ -85,7 +85,8 @@ std::vector<Sample> samples() {
     const Attributes state{{"causal", causal}, {"chunk", 4}, {"final_state", true}};
     list.push_back(sample("states" + suffix, state, usual, {.initial = true}));
     list.push_back(sample("final state" + suffix, state, {.T = 9, .Hq = 6}, {.bias = true}));
-    list.push_back(sample("everything" + suffix, state, {.B = 3, .T = 17, .Hq = 2, .Hkv = 1}, {.bias = true, .documents = true, .initial = true}));
+    list.push_back(sample("everything" + suffix, state, {.B = 3, .T = 17, .Hq = 2, .Hkv = 1},
+                          {.bias = true, .documents = true, .initial = true}));
     list.push_back(sample("mask and states" + suffix, state, usual, {.mask = true, .initial = true}));
     list.push_back(sample("elu states" + suffix, {{"map", "elu"}, {"causal", causal}, {"chunk", 4}, {"final_state", true}}, usual,
                           {.documents = true, .initial = true}));
@@ -98,7 +99,8 @@ std::vector<Sample> samples() {
     for (std::int64_t T : {3, 4, 5, 17})
       list.push_back(sample(fmt::format("T = {}{}", T, suffix), plain, {.B = 3, .T = T, .Hq = 2, .Hkv = 2, .D = 6, .width = 7}, {}));
     list.push_back(sample("chosen chunk" + suffix, {{"causal", causal}}, {.B = 1, .T = 37, .Hq = 2, .Hkv = 2}, {}));
-    list.push_back(sample("smallest" + suffix, {{"causal", causal}}, {.B = 1, .T = 1, .Hq = 1, .Hkv = 1, .D = 1, .Dv = 1}, {.weights = false, .only_v = true}));
+    list.push_back(sample("smallest" + suffix, {{"causal", causal}}, {.B = 1, .T = 1, .Hq = 1, .Hkv = 1, .D = 1, .Dv = 1},
+                          {.weights = false, .only_v = true}));
   }
   return list;
 }
@@ -137,8 +139,10 @@ const Op kLinearAttention{
                                               la::Lost::mask_first, "mask causal")},
 };
 
-LinearAttentionResult linear_attention(const Tensor& q, const Tensor& k, const Tensor& v, const LinearAttentionOptions& o, SourceLine where) {
-  const Attributes attributes{{"map", o.map}, {"causal", o.causal}, {"temperature", o.temperature}, {"chunk", o.chunk}, {"final_state", o.final_state}};
+LinearAttentionResult linear_attention(const Tensor& q, const Tensor& k, const Tensor& v, const LinearAttentionOptions& o,
+                                       SourceLine where) {
+  const Attributes attributes{
+      {"map", o.map}, {"causal", o.causal}, {"temperature", o.temperature}, {"chunk", o.chunk}, {"final_state", o.final_state}};
   const Tensors results = apply(kLinearAttention, attributes,
                                 {q, k, v, o.weight_q, o.weight_k, o.bias_q, o.bias_k, o.document_start, o.mask, o.initial_state}, where);
   return {results[0], results[1]};

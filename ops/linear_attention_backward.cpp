@@ -13,7 +13,7 @@ void Backward<T>::causal(const Head<T>& head, std::int64_t begin, std::int64_t e
     const Chunk<T> c = chunk(head, begin + index * s_.chunk, end, x);
     const State<T>&before = x.states[index], &after = x.states[index + 1];
     if (!after.filled) {
-      zero_gradients(head, c.t0, c.t0 + c.n);
+      zero_gradients(head, c.t0, c.n, x);
       continue;
     }
     const bool goes_on = before.filled;
@@ -47,10 +47,10 @@ void Backward<T>::chunk_backward(const Head<T>& head, const Chunk<T>& c, const S
     shift_gradient(c, before.shift, after, x);
   }
   if (dv_) {
-    T* const dv = dv_.at(head.b, c.t0, head.hkv);
+    T* const dv = dvalues(c.t0, x);
     lower_product<T>(n, F, x.q, F, x.k, F, nullptr, x.scores);
-    lower_transposed_times(n, s_.Dv, x.scores, c.G, c.G_row, beta(head, kV), dv, dv_.row);
-    if (reversed) gemm_serial<T>(false, false, n, s_.Dv, F, 1, x.k, F, x.R, s_.Dv, 1, dv, dv_.row);
+    lower_transposed_times(n, s_.Dv, x.scores, c.G, c.G_row, earlier(head), dv, s_.Dv);
+    if (reversed) gemm_serial<T>(false, false, n, s_.Dv, F, 1, x.k, F, x.R, s_.Dv, 1, dv, s_.Dv);
   }
   if (goes_on) reverse(c, reversed, x.factor, x);
   if (redo) {
@@ -59,6 +59,7 @@ void Backward<T>::chunk_backward(const Head<T>& head, const Chunk<T>& c, const S
   }
   if (wants_q_) through_map(head, c, 0, x);
   if (wants_k_) through_map(head, c, 1, x);
+  store_keys(head, c.t0, n, x);
 }
 
 /// Adds one row that forward made in log space; x.spare holds ln phi of the chunk's keys, [R, y] has the scale of the state
@@ -70,7 +71,6 @@ void Backward<T>::log_space_row(const Head<T>& head, const Chunk<T>& c, std::int
   T* __restrict a = x.row;
   query_features(head, c.t0 + i, 1, x.u, a);
   const T den = saved(head, c.t0 + i), delta = x.delta[i];
-  for (std::int64_t r = 0; r < F; ++r) a[r] -= den;
   const T* __restrict G = c.G + i * c.G_row;
   T* __restrict dq = x.dq + i * F;
   for (std::int64_t j = 0; j <= i; ++j) {
@@ -80,17 +80,17 @@ void Backward<T>::log_space_row(const Head<T>& head, const Chunk<T>& c, std::int
     T* __restrict dk = x.dk + j * F;
     T score = 0;
     for (std::int64_t r = 0; r < F; ++r) {
-      const T p = vector_exp(a[r] + b[r]);
+      const T p = vector_exp((a[r] + b[r]) - den);
       score += p;
       if (wants_q_) dq[r] += dscore * p;
       if (wants_k_) dk[r] += dscore * p;
     }
     if (!dv_) continue;
-    T* __restrict dv = dv_.at(head.b, c.t0 + j, head.hkv);
+    T* __restrict dv = dvalues(c.t0, x) + j * s_.Dv;
     for (std::int64_t e = 0; e < s_.Dv; ++e) dv[e] += score * G[e];
   }
   for (std::int64_t r = 0; r < F && goes_on; ++r) {
-    const T p = vector_exp(a[r] + before.shift[r]);
+    const T p = vector_exp((a[r] + before.shift[r]) - den);
     if (wants_q_) dq[r] += p * (rows::dot(before.S + r * s_.Dv, G, s_.Dv) + delta * before.z[r]);
     for (std::int64_t e = 0; e < s_.Dv; ++e) x.R[r * s_.Dv + e] += p * G[e];
     x.y[r] += p * delta;
@@ -116,7 +116,7 @@ void Backward<T>::bidirectional(const Head<T>& head, std::int64_t begin, std::in
     all.filled = true;
   }
   bool reversed = start_reverse(dfinal, all, x);
-  if (!all.filled) zero_gradients(head, begin, end);
+  for (std::int64_t t0 = begin; t0 < end && !all.filled; t0 += s_.chunk) zero_gradients(head, t0, std::min(s_.chunk, end - t0), x);
   std::fill_n(x.factor, s_.F, T(1));
   for (std::int64_t t0 = begin; t0 < end && all.filled; t0 += s_.chunk) {
     const Chunk<T> c = chunk(head, t0, end, x);
@@ -134,13 +134,14 @@ void Backward<T>::bidirectional(const Head<T>& head, std::int64_t begin, std::in
     const Chunk<T> c = chunk(head, t0, end, x);
     key_features(head, t0, c.n, x.u, x.k);
     scale_keys(s_, head, t0, c.n, all.shift, x.k);
-    if (dv_)
-      gemm_serial<T>(false, false, c.n, s_.Dv, s_.F, 1, x.k, s_.F, x.R, s_.Dv, beta(head, kV), dv_.at(head.b, t0, head.hkv), dv_.row);
-    if (!wants_k_) continue;
-    keys_from_reverse(c, T(0), x);
-    key_working_gradient(head, c, x);
-    shift_gradient(c, initial.shift, all.shift, x);
-    through_map(head, c, 1, x);
+    if (dv_) gemm_serial<T>(false, false, c.n, s_.Dv, s_.F, 1, x.k, s_.F, x.R, s_.Dv, earlier(head), dvalues(t0, x), s_.Dv);
+    if (wants_k_) {
+      keys_from_reverse(c, T(0), x);
+      key_working_gradient(head, c, x);
+      shift_gradient(c, initial.shift, all.shift, x);
+      through_map(head, c, 1, x);
+    }
+    store_keys(head, t0, c.n, x);
   }
   if (!dinitial) return;
   for (std::int64_t r = 0; r < s_.F; ++r)

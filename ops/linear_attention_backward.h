@@ -12,6 +12,7 @@ struct BackwardScratch {
   T *scores, *dscores;            // (chunk, chunk)
   T *delta, *no_gradient;         // (chunk), (chunk, Dv) zeros
   T *factor, *row, *R, *y, *gamma;  // (F), (F), (F, Dv), (F), (F)
+  T *dkeys, *dvalues;             // (chunk, D), (chunk, Dv); all T tokens where query heads share them
   std::int32_t* log_rows;         // (chunk)
   std::vector<State<T>> states;   // before each chunk, and after the last
 
@@ -23,6 +24,9 @@ struct BackwardScratch {
     no_gradient = carver.take<T>(s.chunk * s.Dv);
     for (T** block : {&factor, &row, &y, &gamma}) *block = carver.take<T>(s.F);
     R = carver.take<T>(s.F * s.Dv);
+    const std::int64_t tokens = s.group() > 1 ? s.T : s.chunk;
+    dkeys = carver.take<T>(tokens * s.D);
+    dvalues = carver.take<T>(tokens * s.Dv);
     log_rows = carver.take<std::int32_t>(s.chunk);
     states.resize(std::size_t(s.causal ? s.chunks() + 1 : 2));
     for (State<T>& state : states) state.take(carver, s);
@@ -92,27 +96,40 @@ class Backward {
   void query_features(const Head<T>& head, std::int64_t t0, std::int64_t n, T* u, T* q) const {
     token_features(s_, q_.at(head.b, t0, head.h), q_.row, n, head.weight_q, head.bias_q, u, q);
   }
-  /// Earlier query heads of the group, or earlier readers of the argument, have written there already.
-  T beta(const Head<T>& head, Input i) const {
-    const bool first = i == kQ || head.h % s_.group() == 0;
-    return c_.modes[i] == Mode::accumulate || !first ? T(1) : T(0);
-  }
-
   Chunk<T> chunk(const Head<T>& head, std::int64_t t0, std::int64_t end, const BackwardScratch<T>& x) const {
     Chunk<T> c{t0, std::min(s_.chunk, end - t0), x.no_gradient, v_.at(head.b, t0, head.hkv), s_.Dv, v_.row};
     if (G_) c.G = G_.at(head.b, t0, head.h), c.G_row = G_.row;
     return c;
   }
 
-  void zero_rows(const HeadRows<T>& rows, const Head<T>& head, std::int64_t h, Input i, std::int64_t begin, std::int64_t end,
-                 std::int64_t depth) const {
-    if (!rows || beta(head, i) != T(0)) return;
-    for (std::int64_t t = begin; t < end; ++t) std::fill_n(rows.at(head.b, t, h), depth, T(0));
+  /// dk and dv are summed aside, over the steps of a chunk and the query heads of a group, and reach their arguments in one
+  /// addition.
+  T* dkeys(std::int64_t t0, const BackwardScratch<T>& x) const { return x.dkeys + (s_.group() > 1 ? t0 * s_.D : 0); }
+  T* dvalues(std::int64_t t0, const BackwardScratch<T>& x) const { return x.dvalues + (s_.group() > 1 ? t0 * s_.Dv : 0); }
+  /// Factor of what earlier query heads of the group have left there.
+  T earlier(const Head<T>& head) const { return head.h % s_.group() == 0 ? T(0) : T(1); }
+
+  void store_rows(const T* sums, const HeadRows<T>& to, Input i, const Head<T>& head, std::int64_t t0, std::int64_t n,
+                  std::int64_t depth) const {
+    for (std::int64_t t = 0; t < n && to; ++t) {
+      T* __restrict row = to.at(head.b, t0 + t, head.hkv);
+      const T* __restrict from = sums + t * depth;
+      if (c_.modes[i] == Mode::write) std::copy_n(from, depth, row);
+      else
+        for (std::int64_t e = 0; e < depth; ++e) row[e] += from[e];
+    }
   }
-  void zero_gradients(const Head<T>& head, std::int64_t begin, std::int64_t end) const {
-    zero_rows(dq_, head, head.h, kQ, begin, end, s_.D);
-    zero_rows(dk_, head, head.hkv, kK, begin, end, s_.D);
-    zero_rows(dv_, head, head.hkv, kV, begin, end, s_.Dv);
+  void store_keys(const Head<T>& head, std::int64_t t0, std::int64_t n, const BackwardScratch<T>& x) const {
+    if ((head.h + 1) % s_.group() != 0) return;
+    store_rows(dkeys(t0, x), dk_, kK, head, t0, n, s_.D);
+    store_rows(dvalues(t0, x), dv_, kV, head, t0, n, s_.Dv);
+  }
+
+  /// Tokens that see nothing and that nothing sees.
+  void zero_gradients(const Head<T>& head, std::int64_t t0, std::int64_t n, const BackwardScratch<T>& x) const {
+    for (std::int64_t t = t0; t < t0 + n && dq_ && c_.modes[kQ] == Mode::write; ++t) std::fill_n(dq_.at(head.b, t, head.h), s_.D, T(0));
+    if (earlier(head) == T(0)) std::fill_n(dkeys(t0, x), n * s_.D, T(0)), std::fill_n(dvalues(t0, x), n * s_.Dv, T(0));
+    store_keys(head, t0, n, x);
   }
 
   /// States before each chunk and after the last, each in the scale of its own shift.
@@ -184,7 +201,7 @@ class Backward {
       T largest = -kInfinity<T>;
 #pragma omp simd reduction(max : largest)
       for (std::int64_t r = 0; r < s_.F; ++r) {
-        row[r] += shift[r] - den;
+        row[r] = (row[r] + shift[r]) - den;  // in forward's order: nothing overflows however large the exponents are
         largest = row[r] > largest ? row[r] : largest;
       }
       const bool redo = list && largest > kLargest;
@@ -293,13 +310,14 @@ class Backward {
     for (std::int64_t i = 0; i < c.n; ++i)
       working_features_backward<T>(s_.map, s_.width, x.spare + i * s_.F, dworking + i * s_.F, x.du + i * s_.width);
     const T* weight = side ? head.weight_k : head.weight_q;
-    const HeadRows<T>&from = side ? k_ : q_, &to = side ? dk_ : dq_;
+    const HeadRows<T>& from = side ? k_ : q_;
     const std::int64_t h = side ? head.hkv : head.h, index = head.b * s_.Hq + head.h;
-    const T add = beta(head, side ? kK : kQ);
-    if (to && weight)
-      gemm_serial<T>(false, true, c.n, s_.D, s_.width, 1, x.du, s_.width, weight, s_.width, add, to.at(head.b, c.t0, h), to.row);
+    const T add = side ? earlier(head) : T(c_.modes[kQ] == Mode::accumulate);
+    T* const to = side ? (dk_ ? dkeys(c.t0, x) : nullptr) : dq_ ? dq_.at(head.b, c.t0, h) : nullptr;
+    const std::int64_t to_row = side ? s_.D : dq_.row;
+    if (to && weight) gemm_serial<T>(false, true, c.n, s_.D, s_.width, 1, x.du, s_.width, weight, s_.width, add, to, to_row);
     for (std::int64_t i = 0; i < c.n && to && !weight; ++i) {
-      T* __restrict row = to.at(head.b, c.t0 + i, h);
+      T* __restrict row = to + i * to_row;
       const T* __restrict du = x.du + i * s_.width;
       for (std::int64_t e = 0; e < s_.D; ++e) row[e] = add == T(0) ? du[e] : row[e] + du[e];
     }

@@ -123,10 +123,14 @@ std::vector<Sample> samples() {
                     {positive({2, 1, 4, 3}), positive({2, 1, 1, 3}), normal({2, 1, 1, 5}), positive({2, 4, F, 7}), normal({4, 3, 6}, 0.5, 1),
                      normal({4, 3, 6}, 0.5, 1), omitted(), omitted()}});
   }
-  list.push_back({"several tokens", {}, {normal({2, 5, 3, 4}), normal({2, 5, 3, 4}), normal({2, 5, 3, 6}), positive({2, 3, 14, 8}), normal({3, 4, 7}),
-                                         normal({3, 4, 7}), normal({3, 7}), normal({3, 7})}});
-  list.push_back({"smallest", {}, {normal({1, 1, 1, 1}), normal({1, 1, 1, 1}), normal({1, 1, 1, 1}), positive({1, 1, 2, 3}), omitted(), omitted(),
-                                   omitted(), omitted()}});
+  list.push_back({"several tokens",
+                  {},
+                  {normal({2, 5, 3, 4}), normal({2, 5, 3, 4}), normal({2, 5, 3, 6}), positive({2, 3, 14, 8}), normal({3, 4, 7}), normal({3, 4, 7}),
+                   normal({3, 7}), normal({3, 7})}});
+  list.push_back({"smallest",
+                  {},
+                  {normal({1, 1, 1, 1}), normal({1, 1, 1, 1}), normal({1, 1, 1, 1}), positive({1, 1, 2, 3}), omitted(), omitted(), omitted(),
+                   omitted()}});
   return list;
 }
 

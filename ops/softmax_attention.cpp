@@ -67,7 +67,8 @@ Tensors composed(const Attributes& a, Tensors in, bool loses_row_term) {
   return {heads_first(matmul(p, v))};
 }
 
-Sample sample(std::string label, Attributes attributes, Shape q, std::int64_t Hkv, std::int64_t Dv, bool has_documents = false, bool has_mask = false) {
+Sample sample(std::string label, Attributes attributes, Shape q, std::int64_t Hkv, std::int64_t Dv, bool has_documents = false,
+              bool has_mask = false) {
   const Shape tokens{q[0], q[1]};
   return {std::move(label), std::move(attributes),
           {normal(q), normal({q[0], q[1], Hkv, q[3]}), normal({q[0], q[1], Hkv, Dv}), has_documents ? documents(tokens) : omitted(),
@@ -84,7 +85,8 @@ std::vector<Sample> samples() {
     list.push_back(sample("mask" + suffix, {{"causal", causal}, {"scale", 0.7}}, {2, 11, 3, 4}, 3, 4, false, true));
     list.push_back(sample("documents and mask" + suffix, a, {2, 17, 4, 3}, 2, 5, true, true));
     list.push_back(sample("several tiles" + suffix, a, {1, 67, 2, 3}, 2, 5));
-    list.push_back({"one token" + suffix, a, {constant_input(normal({2, 1, 2, 3})), constant_input(normal({2, 1, 1, 3})), normal({2, 1, 1, 4})}});
+    list.push_back({"one token" + suffix, a,
+                    {constant_input(normal({2, 1, 2, 3})), constant_input(normal({2, 1, 1, 3})), normal({2, 1, 1, 4})}});
   }
   // more keys than a tile has columns
   Sample wide = sample("wide", {}, {1, 530, 1, 2}, 1, 1);

@@ -34,7 +34,7 @@ Tensor softmax_attention(const Tensor& q, const Tensor& k, const Tensor& v, cons
 /// k, v      (B, n, Hkv, D)
 /// cache     (B, P, 2, Hkv, D)  state: keys [.., 0, ..] and values [.., 1, ..] of up to P tokens; rows [position, position + n)
 ///                              are written
-/// position  (1) i32            state: tokens in the cache so far; raised by n
+/// position  (1) i32            tokens in the cache so far; all layers read it, the caller raises it by n after the last
 /// scale     0: 1 / sqrt(D)
 /// returns   (B, n, Hq, D)
 ///

@@ -95,15 +95,19 @@ class Attention {
 
  private:
   const std::int32_t* document_start(std::int64_t b) const { return row_of(kDocumentStart, b); }
-  const std::int32_t* row_of(Input i, std::int64_t b) const { return c_.inputs[i] ? c_.inputs[i].template as<std::int32_t>() + b * s_.T : nullptr; }
+  const std::int32_t* row_of(Input i, std::int64_t b) const {
+    return c_.inputs[i] ? c_.inputs[i].template as<std::int32_t>() + b * s_.T : nullptr;
+  }
   T& lse(const Tile& t, std::int64_t i) const { return lse_[(t.b * s_.T + t.i0 + i) * s_.Hq + t.h]; }
   /// Columns of the tile that row i may see by order.
-  std::int64_t seen(const Tile& t, std::int64_t i) const { return s_.causal ? std::clamp<std::int64_t>(t.i0 + i + 1 - t.j0, 0, t.columns()) : t.columns(); }
+  std::int64_t seen(const Tile& t, std::int64_t i) const {
+    return s_.causal ? std::clamp<std::int64_t>(t.i0 + i + 1 - t.j0, 0, t.columns()) : t.columns();
+  }
 
   /// Scaled scores of a tile, -inf for masked keys.
   void scores(const Tile& t, T* p) const {
-    gemm_serial<T>(false, true, t.rows(), t.columns(), s_.D, T(s_.scale), q_.at(t.b, t.i0, t.h), q_.row, k_.at(t.b, t.j0, t.hkv), k_.row, 0, p,
-                   t.columns());
+    gemm_serial<T>(false, true, t.rows(), t.columns(), s_.D, T(s_.scale), q_.at(t.b, t.i0, t.h), q_.row,
+                   k_.at(t.b, t.j0, t.hkv), k_.row, 0, p, t.columns());
     const std::int32_t* mask = row_of(kMask, t.b);
     for (std::int64_t i = 0; mask && i < t.rows(); ++i)
       for (std::int64_t j = 0; j < t.columns(); ++j)

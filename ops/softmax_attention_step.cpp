@@ -65,11 +65,10 @@ template <class T>
 void forward(const Call& c) {
   const Shape &q = c.inputs[kQ].shape, &cache = c.inputs[kCache].shape;
   const std::int64_t B = q[0], n = q[1], Hq = q[2], D = q[3], P = cache[1], Hkv = cache[3], row = 2 * Hkv * D;
-  std::int32_t& position = *c.inputs[kPosition].as<std::int32_t>();
-  const std::int64_t before = position;
+  const std::int64_t before = *c.inputs[kPosition].as<std::int32_t>();
   if (before < 0 || before + n > P)
-    throw Error(fmt::format("[softmax_attention_step] the cache holds {} of at most {} tokens and has no room for {} more; make a larger cache or "
-                            "start again with a shorter prompt",
+    throw Error(fmt::format("[softmax_attention_step] the cache holds {} of at most {} tokens and has no room for {} more; make a larger "
+                            "cache or start again with a shorter prompt",
                             before, P, n));
   T* const stored = c.inputs[kCache].as<T>();
   for (std::int64_t b = 0; b < B; ++b)
@@ -91,7 +90,6 @@ void forward(const Call& c) {
       attend(c.inputs[kQ].as<T>() + at, keys, keys + Hkv * D, row, before + t + 1, D, scale, weights[worker], c.outputs[0].as<T>() + at);
     }
   });
-  position = std::int32_t(before + n);
 }
 
 }  // namespace
@@ -104,15 +102,19 @@ const Op kSoftmaxAttentionStep{
     .attributes = {{"scale", 0.0}},
     .infer = infer,
     .forward = {[](const Call& c) { dispatch(c.inputs[kQ].dtype, [&](auto zero) { forward<decltype(zero)>(c); }); }},
-    .updates = bits(kCache, kPosition),
+    .updates = bits(kCache),
     .cost =
         [](const Attributes&, std::span<const Meta> in, std::span<const Meta>) {
           const Shape &q = in[kQ].shape, &cache = in[kCache].shape;
           return std::pair<Work, Work>{{4.0 * double(q.size()) * double(cache[1])}, {}};
         },
-    .formula_forward = "cache[position] = [k, v];  o = softmax(scale q K^T) V;  position += n",
-    .samples = {{"several tokens", {}, {normal({2, 3, 6, 5}), normal({2, 3, 3, 5}), normal({2, 3, 3, 5}), normal({2, 9, 2, 3, 5}), integers({1}, 4, 6)}},
-                {"one token", {{"scale", 0.3}}, {normal({1, 1, 2, 3}), normal({1, 1, 2, 3}), normal({1, 1, 2, 3}), normal({1, 1, 2, 2, 3}), integers({1}, 0, 1)}}},
+    .formula_forward = "cache[position] = [k, v];  o = softmax(scale q K^T) V",
+    .samples = {{"several tokens",
+                 {},
+                 {normal({2, 3, 6, 5}), normal({2, 3, 3, 5}), normal({2, 3, 3, 5}), normal({2, 9, 2, 3, 5}), integers({1}, 4, 6)}},
+                {"one token",
+                 {{"scale", 0.3}},
+                 {normal({1, 1, 2, 3}), normal({1, 1, 2, 3}), normal({1, 1, 2, 3}), normal({1, 1, 2, 2, 3}), integers({1}, 0, 1)}}},
 };
 
 Tensor softmax_attention_step(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cache, const Tensor& position, double scale,

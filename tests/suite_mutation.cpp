@@ -19,7 +19,7 @@ namespace {
 
 GradcheckOptions few() {
   GradcheckOptions options;
-  options.full = 6;
+  options.full = 4;
   return options;
 }
 

@@ -191,6 +191,17 @@ TEST_CASE("packed documents do not see each other in a whole model") {
   }
 }
 
+TEST_CASE("a backward after an update through the flat buffers is refused") {
+  Parameters parameters(Dtype::f64, 1);
+  const Tensor w = parameters.add("w", {3, 2}, Init::normal(1), 1);
+  const FlatParameters& flat = parameters.flatten();
+  const Tensor loss = sum(square(matmul(constant({1, 3}, {1, 2, 3}, Dtype::f64), w)));
+  const Tensor step = step_state();
+  adamw(flat.weights, flat.gradients, flat.first_moment, flat.second_moment, flat.spans, gradient_norm(flat.gradients, flat.spans, {}, step), step);
+  CHECK(contains(message_of<Error>([&] { backward(loss); }), "overwritten"));
+  clear_tape();
+}
+
 TEST_CASE("predicted FLOPs and memory are those of the recorded step") {
   Gpt model(small("softmax"));
   const StepShape shape{3, 12, 1, false};

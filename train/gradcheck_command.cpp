@@ -3,11 +3,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <exception>
 #include <nlohmann/json.hpp>
 #include <vector>
 
 #include "core/error.h"
 #include "core/gradcheck.h"
+#include "core/parallel.h"
 #include "ops/register.h"
 #include "train/commands.h"
 
@@ -20,31 +22,45 @@ struct Row {
   std::int64_t samples = 0;  // samples that give this input
   std::int64_t checked = 0;  // elements and directions compared
   double worst = 0;          // largest error
-  double smallest = 0;       // smallest max |numeric| of a check
+  double smallest = 0;       // the smallest max |numeric| of all checks
   bool passed = true;
 };
 
 bool has_backward(const Op& op) { return op.views || op.backward.cpu; }
 
+/// Every sample and draw of one op, checked in parallel: kernels then run in one thread each, and the bits are the same.
+std::vector<GradcheckReport> reports_of(const Op& op, const GradcheckCommand& command) {
+  std::vector<GradcheckReport> reports(op.samples.size() * std::size_t(command.draws));
+  std::vector<std::exception_ptr> errors(reports.size());
+  parallel_tasks(std::int64_t(reports.size()), [&](std::int64_t i) {
+    try {
+      GradcheckOptions options;
+      options.seed = command.seed + std::uint64_t(i % command.draws);
+      reports[std::size_t(i)] = gradcheck(op, op.samples[std::size_t(i / command.draws)], options);
+    } catch (...) {
+      errors[std::size_t(i)] = std::current_exception();
+    }
+    clear_tape();
+  });
+  for (const std::exception_ptr& e : errors)
+    if (e) std::rethrow_exception(e);
+  return reports;
+}
+
 /// The rows of one op, in the order of its arguments.
 std::vector<Row> check_op(const Op& op, const GradcheckCommand& command) {
   std::vector<Row> rows;
   for (const Argument& a : op.arguments) rows.push_back({op.name, a.name});
-  for (const Sample& sample : op.samples) {
-    for (std::int64_t d = 0; d < command.draws; ++d) {
-      GradcheckOptions options;
-      options.seed = command.seed + std::uint64_t(d);
-      for (const GradcheckRow& r : gradcheck(op, sample, options).rows) {
-        Row& row = *std::find_if(rows.begin(), rows.end(), [&](const Row& x) { return x.input == r.argument; });
-        row.smallest = row.checked ? std::min(row.smallest, r.largest) : r.largest;
-        row.samples += d == 0;
-        row.checked += r.checked;
-        row.worst = std::max(row.worst, r.error);
-        row.passed = row.passed && r.passed;
-      }
-      clear_tape();
+  const std::vector<GradcheckReport> reports = reports_of(op, command);
+  for (std::size_t i = 0; i < reports.size(); ++i)
+    for (const GradcheckRow& r : reports[i].rows) {
+      Row& row = *std::find_if(rows.begin(), rows.end(), [&](const Row& x) { return x.input == r.argument; });
+      row.smallest = row.checked ? std::min(row.smallest, r.largest) : r.largest;
+      row.samples += i % std::size_t(command.draws) == 0;
+      row.checked += r.checked;
+      row.worst = std::max(row.worst, r.error);
+      row.passed = row.passed && r.passed;
     }
-  }
   std::erase_if(rows, [](const Row& r) { return r.checked == 0; });
   return rows;
 }
