@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "core/plan.h"
+#include "core/account.h"
 
 namespace hedgehog {
 

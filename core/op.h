@@ -6,40 +6,11 @@
 #include <variant>
 #include <vector>
 
+#include "core/attributes.h"
+#include "core/sample.h"
 #include "core/tensor.h"
 
 namespace hedgehog {
-
-/// Named constants of one call, in order: {{"causal", true}, {"eps", 1e-5}}.
-class Attributes {
- public:
-  using Variant = std::variant<bool, std::int64_t, double, std::string>;
-  struct Item {
-    std::string name;
-    Variant value;
-    Item(std::string n, bool v) : name(std::move(n)), value(v) {}
-    Item(std::string n, int v) : name(std::move(n)), value(std::int64_t(v)) {}
-    Item(std::string n, std::int64_t v) : name(std::move(n)), value(v) {}
-    Item(std::string n, double v) : name(std::move(n)), value(v) {}
-    Item(std::string n, std::string v) : name(std::move(n)), value(std::move(v)) {}
-    Item(std::string n, const char* v) : name(std::move(n)), value(std::string(v)) {}
-  };
-  Attributes() = default;
-  Attributes(std::initializer_list<Item> items) : items_(items) {}
-
-  bool flag(const char* name) const;
-  std::int64_t integer(const char* name) const;
-  double real(const char* name) const;
-  const std::string& text(const char* name) const;
-  bool contains(const std::string& name) const;
-  void set(Item item);
-  const std::vector<Item>& items() const { return items_; }
-  std::string describe() const;  // "causal=true eps=1e-05"
-
- private:
-  const Variant& find(const char* name) const;
-  std::vector<Item> items_;
-};
 
 /// Shape and dtype of an argument as `infer` sees it. `given` is false for an optional argument left out.
 struct Meta {
@@ -108,39 +79,6 @@ constexpr std::uint32_t bits(int first, I... rest) {
 struct Work {
   double flops = 0;
   double bytes = -1;  // -1: counted from the tensors
-};
-
-/// How a sample's argument is filled. Draws are seeded by the suite.
-struct SampleInput {
-  enum class Fill { normal, positive, integers, away_from_zero, none, documents, mask, numbers } fill = Fill::normal;
-  Shape shape;
-  double scale = 1;     // standard deviation, or upper bound (exclusive) of integers
-  double shift = 0;     // mean, or lower bound of integers
-  bool differentiable = true;
-  std::vector<double> values = {};  // of numbers
-};
-SampleInput normal(Shape shape, double scale = 1, double shift = 0);
-/// exp of a normal draw plus 0.1: for arguments that must be positive.
-SampleInput positive(Shape shape, double scale = 1);
-/// Normal draws pushed at least 0.1 away from 0: for kinks there.
-SampleInput away_from_zero(Shape shape, double scale = 1);
-/// i32 in [low, high).
-SampleInput integers(Shape shape, std::int64_t low, std::int64_t high);
-/// i32 (B, T): start of each token's document, several documents a row.
-SampleInput documents(Shape shape);
-/// i32 of zeros and ones with at least one 1 at the start of each row.
-SampleInput mask(Shape shape);
-/// Exactly these numbers, always f64: step states and tables of spans.
-SampleInput numbers(Shape shape, std::vector<double> values);
-/// Optional argument left out.
-SampleInput omitted();
-/// The same argument, but the sample does not ask for its gradient.
-SampleInput constant_input(SampleInput input);
-
-struct Sample {
-  std::string label;
-  Attributes attributes;
-  std::vector<SampleInput> inputs;
 };
 
 /// A deliberately wrong backward that gradcheck must catch: a term that people forget. Either `backward` replaces the

@@ -37,18 +37,6 @@ struct Plan {
 /// compute in place share a slot when the source is not needed afterwards.
 Plan plan(const Program& program, const PlanOptions& options = {});
 
-/// FLOPs, bytes and peak memory of a program; nothing is run.
-struct Cost {
-  double flops = 0;
-  double bytes = 0;     // moved, one pass over every tensor touched
-  Bytes peak = 0;       // arena + persistent
-  Bytes arena = 0, persistent = 0;
-  std::map<std::string, Work> by_op;  // "linear backward" -> work
-};
-Cost account(const Program& program);
-/// Work of one entry.
-Work work_of(const Entry& entry);
-
 /// Trades time for memory: inserts repeated forward entries before the backward entries that need their results, until
 /// the planned arena is at most `budget` bytes or no candidate helps. Cheapest FLOPs per byte first, from each op's
 /// cost. The list stays an ordinary list; results are bit for bit those of the original.
@@ -57,8 +45,6 @@ Program recompute(Program program, Bytes budget);
 /// Calls visit(tensor, writes) for every tensor whose elements an entry touches.
 template <class Visit>
 void for_each_touched(const Entry& entry, const Visit& visit);
-
-
 
 template <class Visit>
 void for_each_touched(const Entry& entry, const Visit& visit) {

@@ -1,7 +1,7 @@
 #include <algorithm>
 #include <unordered_map>
 
-#include "core/plan.h"
+#include "core/account.h"
 
 namespace hedgehog {
 namespace {

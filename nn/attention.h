@@ -20,7 +20,7 @@ class Attention {
     std::int64_t heads = 1, width = 1;
     std::string kind = "hedgehog";  // softmax, or a map of linear attention
     bool bias = false;
-    double map_init_gain = 3;
+    double map_init_gain = 1;
     Init init, output_init;
     Dropout dropout;
   };

@@ -22,7 +22,7 @@ struct GptOptions {
   bool bias = false;
   double dropout = 0;
   std::string init = "default";        // default: 1/sqrt(fan_in); gpt2: 0.02; both: residual outputs / sqrt(2 L)
-  double map_init_gain = 3;            // feature maps start at this times the identity
+  double map_init_gain = 1;            // feature maps start at this times the identity
   Dtype dtype = Dtype::f32;
   std::uint64_t seed = 1;
 };

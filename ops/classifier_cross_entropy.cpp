@@ -1,4 +1,4 @@
-#include "core/blas.h"
+#include "ops/blas.h"
 #include "core/dispatch.h"
 #include "core/parallel.h"
 #include "ops/cross_entropy.h"

@@ -2,7 +2,7 @@
 
 #include <fmt/format.h>
 
-#include "core/blas.h"
+#include "ops/blas.h"
 #include "core/dispatch.h"
 #include "core/nearest_name.h"
 #include "ops/check.h"

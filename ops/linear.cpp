@@ -1,6 +1,6 @@
 #include "ops/linear.h"
 
-#include "core/blas.h"
+#include "ops/blas.h"
 #include "core/dispatch.h"
 #include "ops/check.h"
 #include "ops/elementwise.h"

@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "core/blas.h"
+#include "ops/blas.h"
 #include "ops/linear_attention_sizes.h"
 
 /// Steps on one chunk of n tokens of one head, shared by forward, backward and decoding. Internal to ops/.

@@ -1,6 +1,6 @@
 #include <limits>
 
-#include "core/blas.h"
+#include "ops/blas.h"
 #include "core/dispatch.h"
 #include "ops/feature_map_rows.h"
 #include "ops/head_rows.h"

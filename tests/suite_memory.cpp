@@ -40,6 +40,24 @@ bool runs_backward(const Op& op, const KernelRun& run) { return op.backward.cpu 
 /// Everything one op leaves behind, as bits: results, then gradients of the parameters.
 using Bits = std::vector<std::vector<std::byte>>;
 
+/// Forward and backward once for each number of threads give the same bits every time.
+void same_bits(const Op& op, const Sample& sample, Dtype dtype, const std::vector<int>& threads) {
+  if (dtype == Dtype::f64) return;  // the same template
+  KernelRun run(op, sample, dtype, 7);
+  Bits outputs, gradients;
+  for (std::size_t repeat = 0; repeat < threads.size(); ++repeat) {
+    CAPTURE(repeat);
+    const Threads team(threads[repeat]);
+    const Bits y = bits_of(run.forward());
+    if (repeat == 0) outputs = y;
+    REQUIRE(y == outputs);
+    if (!runs_backward(op, run)) continue;
+    const Bits dx = bits_of(run.backward());
+    if (repeat == 0) gradients = dx;
+    REQUIRE(dx == gradients);
+  }
+}
+
 /// x' = copy(x) first, so that the op reads and differentiates planned tensors; x' is read once more afterwards, so that
 /// gradients are both written and added to.
 Tensors between_copies(const Op& op, const Sample& sample, const Tensors& arguments) {
@@ -149,25 +167,14 @@ TEST_CASE("memory: write then accumulate equals twice write within one rounding"
   });
 }
 
-TEST_CASE("memory: ten repeats, and 1, 2 and 3 threads, give the same bits") {
-  for_each_kernel([](const Op& op, const Sample& sample, Dtype dtype) {
-    if (dtype == Dtype::f64) return;  // the same template
-    KernelRun run(op, sample, dtype, 7);
-    Bits outputs, gradients;
-    for (int repeat = 0; repeat < 12; ++repeat) {
-      // ten repeats in one thread count, then two more
-      const int n = repeat < 10 ? 2 : repeat == 10 ? 1 : 3;
-      CAPTURE(n);
-      const Threads threads(n);
-      const Bits y = bits_of(run.forward());
-      if (repeat == 0) outputs = y;
-      REQUIRE(y == outputs);
-      if (!runs_backward(op, run)) continue;
-      const Bits dx = bits_of(run.backward());
-      if (repeat == 0) gradients = dx;
-      REQUIRE(dx == gradients);
-    }
-  });
+TEST_CASE("memory: 1, 2 and 3 threads give the same bits") {
+  for_each_kernel([](const Op& op, const Sample& sample, Dtype dtype) { same_bits(op, sample, dtype, {1, 2, 3}); });
+}
+
+TEST_SUITE("slow") {
+  TEST_CASE("memory: ten repeats give the same bits") {
+    for_each_kernel([](const Op& op, const Sample& sample, Dtype dtype) { same_bits(op, sample, dtype, std::vector<int>(10, 2)); });
+  }
 }
 
 TEST_CASE("memory: a gradient wanted alone has the same bits as with all others") {

@@ -27,7 +27,7 @@ std::string error_of(F&& f) {
 
 inline bool mentions(const std::string& message, const std::string& part) { return message.find(part) != std::string::npos; }
 
-/// An op of a user: y = x in place of a state, so that versions can be tested. state += x.
+/// state += x, an update in place, so that versions can be tested.
 inline const Op& add_to_state() {
   static const Op op{
       .name = "test_add_to_state",

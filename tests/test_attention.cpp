@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "core/cpu.h"
+#include "ops/cpu.h"
 #include "core/error.h"
 #include "core/gradcheck.h"
 #include "ops/elementwise.h"

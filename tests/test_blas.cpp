@@ -5,8 +5,8 @@
 #include <limits>
 #include <vector>
 
-#include "core/blas.h"
-#include "core/cpu.h"
+#include "ops/blas.h"
+#include "ops/cpu.h"
 #include "core/error.h"
 
 using namespace hedgehog;

@@ -3,7 +3,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "core/cpu.h"
+#include "ops/cpu.h"
 #include "core/error.h"
 #include "tests/temporary_directory.h"
 #include "train/checkpoint.h"

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
-#include "core/blas.h"
-#include "core/cpu.h"
+#include "ops/blas.h"
+#include "ops/cpu.h"
 #include "core/random.h"
 #include "train/ceilings.h"
 #include "train/checkpoint.h"

@@ -4,7 +4,7 @@
 #include <chrono>
 #include <cstring>
 
-#include "core/cpu.h"
+#include "ops/cpu.h"
 #include "core/parallel.h"
 
 namespace hedgehog {

@@ -6,8 +6,8 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 
-#include "core/blas.h"
-#include "core/cpu.h"
+#include "ops/blas.h"
+#include "ops/cpu.h"
 #include "core/error.h"
 #include "core/safetensors.h"
 #include "train/atomic_directory.h"

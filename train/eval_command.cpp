@@ -14,15 +14,17 @@ namespace hedgehog {
 int eval_command(Config& config) {
   configure_threads_from(config);
   Checkpoint checkpoint = load_checkpoint(find_checkpoint(config.text("checkpoint")), false);
-  for (const auto& [name, value] : checkpoint.run.options)
-    if (name == "context" || name == "batch" || name == "seed" || name == "preset") config.set(name, value, OptionSource::kCheckpoint);
-  if (!config.has("data") && checkpoint.run.data != "stories") config.set("data", checkpoint.run.data, OptionSource::kCheckpoint);
-  const RunData data = load_data(config, checkpoint.tokenizer);
+  // the data as the run read it, unless asked otherwise
+  Config run("train");
+  for (const auto& [name, value] : checkpoint.run.options) run.set(name, value, OptionSource::kCheckpoint);
+  if (config.was_set("data")) run.set("data", config.text("data"), OptionSource::kFlag);
+  if (config.was_set("batch")) run.set("batch", std::to_string(config.integer("batch")), OptionSource::kFlag);
+  const RunData data = load_data(run, checkpoint.tokenizer);
   const Gpt& model = *checkpoint.model;
-  Evaluator evaluator(model, config.integer("batch"), model.options().context, data.source->documents());
+  Evaluator evaluator(model, run.integer("batch"), model.options().context, data.source->documents());
   const double loss = evaluator.mean_loss(*data.source, config.integer("evaluate_batches")), floor = data.source->floor();
   std::vector<RecallRow> recall;
-  if (data.stories) recall = measure_recall(model, *data.stories, config.integer("batch"));
+  if (data.stories) recall = measure_recall(model, *data.stories, run.integer("batch"));
   if (config.flag("json")) {
     nlohmann::json out{{"loss", loss}, {"perplexity", std::exp(loss)}, {"step", checkpoint.run.step}, {"data", data.name}};
     if (!std::isnan(floor)) out["entropy"] = floor;

@@ -2,8 +2,8 @@
 
 #include <nlohmann/json.hpp>
 
-#include "core/blas.h"
-#include "core/cpu.h"
+#include "ops/blas.h"
+#include "ops/cpu.h"
 #include "ops/register.h"
 #include "train/checkpoint.h"
 #include "train/commands.h"

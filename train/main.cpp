@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "core/blas.h"
+#include "ops/blas.h"
 #include "core/error.h"
 #include "train/commands.h"
 

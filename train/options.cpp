@@ -75,7 +75,7 @@ std::vector<Option> model_options() {
       real("dropout", "0", "", "model", "share of activations dropped in training", kModelCommands, 0, 0.99),
       text("init", "default", "model", "initial weights, of size 1/sqrt(fan_in) or 0.02 as in GPT-2", kModelCommands,
            {"default", "gpt2"}),
-      real("map_init_gain", "3", "", "model", "feature maps start at this times the identity", kModelCommands,
+      real("map_init_gain", "1", "", "model", "feature maps start at this times the identity", kModelCommands,
            kAboveZero),
   };
 }
@@ -183,6 +183,9 @@ const std::vector<Preset>& preset_table() {
   };
   // the values of karpathy/nanoGPT:config/train_shakespeare_char.py, train_gpt2.py and its README
   static const std::vector<Preset> table = {
+      preset("story", "2 layers, width 128, for the built-in stories: minutes on two cores",
+             "layers=2 heads=4 width=128 context=128 batch=16 steps=4500 learning_rate=2e-3 min_learning_rate=2e-5 beta2=0.99 "
+             "warmup=100 weight_decay=0.01 evaluate_every=500 save_every=500"),
       preset("tiny", "2 layers, width 64: seconds to minutes on a CPU",
              "layers=2 heads=2 width=64 context=128 batch=16 steps=2000"),
       preset("char-cpu", "nanoGPT's recipe for a CPU: 4 layers, width 128, context 64",

@@ -2,7 +2,7 @@
 
 #include <fmt/format.h>
 
-#include "core/cpu.h"
+#include "ops/cpu.h"
 #include "core/error.h"
 #include "train/text_source.h"
 

@@ -80,7 +80,6 @@ StoryCorpus::StoryCorpus(const StoryOptions& options) : options_(options), words
         "the cast must be 4 to 8 people, got " + std::to_string(o.min_cast) + " to " + std::to_string(o.max_cast));
   check(o.question_percent >= 1 && o.question_percent <= 99, "question_percent must be 1 to 99");
   check(o.groups >= 1 && o.groups <= kGroups, "groups must be 1 to 3, got " + std::to_string(o.groups));
-  check(o.quiz_length >= 1 && o.quiz_length <= 64, "quiz_length must be 1 to 64");
   check(o.held_out >= 0 && o.held_out <= 4, "held_out must be 0 to 4");
   check(o.held_out_percent >= 0 && o.held_out_percent <= 100, "held_out_percent must be 0 to 100");
   check(o.context >= 64, "a story needs a context of at least 64 tokens, got " + std::to_string(o.context));

@@ -16,7 +16,6 @@ struct StoryOptions {
   int min_cast = 4;            // people in a group, 4 to 8, said before its facts are told
   int max_cast = 8;
   int question_percent = 50;   // chance that the next sentence asks, while a group's facts are not told
-  int quiz_length = 16;        // mean number of questions in a row, where so many may be asked
   int held_out = 1;            // things per person and kind that training never gives this person
   int held_out_percent = 50;   // chance that a validation statement uses such a thing
 };

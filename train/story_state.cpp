@@ -39,10 +39,20 @@ void StoryState::opening_choices(Choices& out) const {
   for (int32_t t = first; t < last; ++t) out.add(t, 1);
 }
 
-// the end comes when there is room neither for the facts of the largest group nor for a quiz of one question
+// the group mentioned longest ago: its answers then lie far from their facts
+int StoryState::oldest_group() const {
+  int oldest = -1;
+  for (int g = 0; g < options_->groups; ++g)
+    if (cast_[g] > 0 && (oldest < 0 || last_sentence_[g] < last_sentence_[oldest])) oldest = g;
+  return oldest;
+}
+
+// a group's facts are followed by questions about them; the end comes when there is no room for another sentence
 void StoryState::sentence_choices(Choices& out) const {
-  const int untold = options_->groups - static_cast<int>(std::count_if(cast_.begin(), cast_.end(), [](int n) { return n > 0; }));
-  const bool tell = untold > 0 && has_room(2 * options_->max_cast + 4), ask = untold < options_->groups && has_room(4);
+  const int quiz = 2 * (options_->max_cast - 3) + 3, list = 2 * options_->max_cast + 4;
+  if (after_facts_) return out.add(kAsk, 1);
+  const int told = static_cast<int>(std::count_if(cast_.begin(), cast_.end(), [](int n) { return n > 0; }));
+  const bool tell = told < options_->groups && has_room(list + quiz), ask = told > 0 && has_room(quiz);
   if (!tell && !ask) return out.add(kThe, 1);
   const int percent = !tell ? 100 : !ask ? 0 : options_->question_percent;
   const int sizes = options_->max_cast - options_->min_cast + 1;
@@ -50,23 +60,16 @@ void StoryState::sentence_choices(Choices& out) const {
   out.add(kAsk, percent * sizes);
 }
 
-// people of a group whom this quiz has not asked for, as long as four of them are left: even who rules out the answers given
-// has one chance in four
-uint32_t StoryState::askable(int group) const {
-  const uint32_t left = told_[group] & ~asked_[group];
+// people whom this quiz has not asked for, as long as four of them are left: even who rules out the answers given has one
+// chance in four
+uint32_t StoryState::askable() const {
+  const uint32_t left = told_[group_] & ~asked_;
   return std::popcount(left) >= 4 ? left : 0;
 }
 
-// any askable fact; after each answer the quiz ends with chance 1 / quiz_length
 void StoryState::key_choices(Choices& out) const {
-  int facts = 0;
-  for (int g = 0; g < options_->groups; ++g) facts += std::popcount(askable(g));
-  const bool more = facts > 0 && has_room(3);
-  if (questions_ > 0) out.add(kStop, more ? facts : 1);
-  if (!more) return;
-  for (int g = 0; g < options_->groups; ++g)
-    for (int i = 0; i < kSlot; ++i)
-      if (askable(g) >> i & 1) out.add(person_token(g, i), questions_ == 0 ? 1 : options_->quiz_length - 1);
+  for (int i = 0; i < kSlot; ++i) out.add(person_token(group_, i), askable() >> i & 1);
+  if (out.size == 0) out.add(kStop, 1);
 }
 
 bool StoryState::may_take(int32_t token) const {
@@ -103,10 +106,10 @@ void StoryState::push(int32_t token) {
       return read_sentence_start(token);
     case Phase::group:
       group_ = token - kGirls;
-      cast_[group_] = questions_;
+      cast_[group_] = size_;
       return force({kVisit + group_}, Phase::person);
     case Phase::person:
-      if (token == kStop) return force({}, Phase::sentence);
+      if (token == kStop) return end_sentence(true);
       person_ = token - person_token(group_, 0);
       phase_ = Phase::thing;
       return;
@@ -116,8 +119,7 @@ void StoryState::push(int32_t token) {
       return read_key(token);
     case Phase::answer:
       mention_[group_][person_] = count_ - 1;
-      asked_[group_] |= 1u << person_;
-      ++questions_;
+      asked_ |= 1u << person_;
       phase_ = Phase::key;
       return;
     case Phase::done:
@@ -128,18 +130,22 @@ void StoryState::push(int32_t token) {
 void StoryState::read_sentence_start(int32_t token) {
   if (token == kThe) return force({kEndWord, kStop}, Phase::done);
   if (token == kAsk) {
-    asked_ = {};
-    questions_ = 0;
-    phase_ = Phase::key;
-    return;
+    asked_ = 0;
+    if (!after_facts_) group_ = oldest_group();
+    return force({kGirls + group_}, Phase::key);
   }
-  questions_ = token - kFour + 4;
+  size_ = token - kFour + 4;
   phase_ = Phase::group;
 }
 
+void StoryState::end_sentence(bool facts) {
+  after_facts_ = facts;
+  last_sentence_[group_] = count_;
+  phase_ = Phase::sentence;
+}
+
 void StoryState::read_key(int32_t token) {
-  if (token == kStop) return force({}, Phase::sentence);
-  group_ = (token - kPerson0) / kSlot;
+  if (token == kStop) return end_sentence(false);
   person_ = (token - kPerson0) % kSlot;
   phase_ = Phase::answer;
 }
@@ -156,11 +162,11 @@ StoryQuestion StoryState::question() const {
   int newest = person_;
   int64_t at = -1;
   for (int i = 0; i < kSlot; ++i)
-    if ((askable(group_) >> i & 1) && mention_[group_][i] > at) at = mention_[group_][newest = i];
+    if ((askable() >> i & 1) && mention_[group_][i] > at) at = mention_[group_][newest = i];
   return {.fact = static_cast<StoryFact>(group_),
           .position = count_,
           .distance = count_ - mention_[group_][person_],
-          .candidates = std::popcount(askable(group_)),
+          .candidates = std::popcount(askable()),
           .recency_guess = thing_token(group_, thing_of_[group_][newest]),
           .held_out = held_out(*options_, group_, person_, thing_of_[group_][person_])};
 }

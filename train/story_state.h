@@ -58,7 +58,9 @@ class StoryState {
   void tell(int thing);
   void force(std::initializer_list<int32_t> tokens, Phase then);
   bool has_room(int tokens) const { return count_ + tokens + kClosing <= options_->context + 1; }
-  uint32_t askable(int group) const;
+  uint32_t askable() const;
+  int oldest_group() const;
+  void end_sentence(bool facts);
 
   static constexpr int kClosing = 4;  // tokens of "the end . <end>"
   const StoryOptions* options_;
@@ -68,10 +70,12 @@ class StoryState {
   int forced_size_ = 0, forced_at_ = 0;
   std::array<int, kGroups> cast_{};   // people of a group, 0 before its facts are told
   std::array<uint32_t, kGroups> told_{}, used_{};   // bits: people whose fact is told, things given away
-  std::array<uint32_t, kGroups> asked_{};           // bits: people that the quiz under way has asked for
+  uint32_t asked_ = 0;                // bits: people that the quiz under way has asked for
+  std::array<int64_t, kGroups> last_sentence_{};    // where a group's newest sentence ended
+  bool after_facts_ = false;          // the last sentence told a group's facts
   std::array<std::array<int8_t, kSlot>, kGroups> thing_of_{};
   std::array<std::array<int64_t, kSlot>, kGroups> mention_{};  // position of the newest mention of a person's fact
-  int questions_ = 0;                 // of the quiz under way
+  int size_ = 0;                      // people of the group that the sentence under way introduces
   int person_ = 0, group_ = 0;
 };
 

@@ -4,7 +4,7 @@
 #include <cstring>
 
 /// Products with one row or one column of results, as gemm needs them where m or n is 1 (decoding: one token). BLAS
-/// would pack the whole matrix to use it once, or hand over to its own gemv. Private to core/blas.cpp.
+/// would pack the whole matrix to use it once, or hand over to its own gemv. Private to ops/blas.cpp.
 namespace hedgehog::vector_product {
 
 using std::int64_t;

@@ -1,4 +1,4 @@
-#include "core/cpu.h"
+#include "ops/cpu.h"
 
 #include <algorithm>
 #include <cmath>

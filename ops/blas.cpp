@@ -1,4 +1,4 @@
-#include "core/blas.h"
+#include "ops/blas.h"
 
 #include <cblas.h>
 
@@ -9,10 +9,10 @@
 #include <string>
 #include <type_traits>
 
-#include "core/blas_runtime.h"
-#include "core/cpu.h"
+#include "ops/blas_runtime.h"
+#include "ops/cpu.h"
 #include "core/error.h"
-#include "core/vector_product.h"
+#include "ops/vector_product.h"
 
 namespace hedgehog {
 namespace {

@@ -10,9 +10,9 @@
 #include <dlfcn.h>
 #include <unistd.h>
 
-#include "core/blas.h"
-#include "core/blas_runtime.h"
-#include "core/cpu.h"
+#include "ops/blas.h"
+#include "ops/blas_runtime.h"
+#include "ops/cpu.h"
 
 namespace hedgehog {
 namespace {

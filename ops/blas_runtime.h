@@ -3,7 +3,7 @@
 
 namespace hedgehog {
 
-/// The BLAS library of this process, asked once. Private to core/blas*.cpp.
+/// The BLAS library of this process, asked once. Private to ops/blas*.cpp.
 struct BlasRuntime {
   std::string config;              // openblas_get_config(), or what another library says of itself
   std::string core;                // openblas_get_corename(), or empty
