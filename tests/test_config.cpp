@@ -102,7 +102,7 @@ TEST_CASE("config: mistakes on the command line name the option, what is expecte
       {{"--attention=sofmax"}, "--attention expects one of hedgehog, "},
       {{"--attention=sofmax"}, "but got 'sofmax'; did you mean softmax?"},
       {{"--preset=chra"}, "unknown preset 'chra'; did you mean char?"},
-      {{"--preset=zzzzzzzzzz"}, "unknown preset 'zzzzzzzzzz'; there are tiny, char-cpu"},
+      {{"--preset=zzzzzzzzzz"}, "unknown preset 'zzzzzzzzzz'; there are story, tiny, char-cpu"},
       {{"my.txt"}, "unexpected argument 'my.txt'; options are written --name=value"},
       {{"-steps=3"}, "unexpected argument '-steps=3'"},
       {{"--"}, "unexpected argument '--'"},

@@ -10,7 +10,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
 
-options="--layers=1 --heads=2 --width=32 --batch=4 --steps=300 --warmup=20 --save_every=7 --evaluate_every=60 --evaluate_batches=2 --quiet --seed=3"
+options="--layers=1 --heads=2 --width=32 --batch=4 --steps=300 --warmup=20 --save_every=7 --evaluate_every=60 --evaluate_batches=2 --quiet --seed=3 --context=160"
 
 "$program" train $options --out=whole > whole.txt 2>&1
 

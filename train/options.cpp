@@ -184,7 +184,7 @@ const std::vector<Preset>& preset_table() {
   // the values of karpathy/nanoGPT:config/train_shakespeare_char.py, train_gpt2.py and its README
   static const std::vector<Preset> table = {
       preset("story", "2 layers, width 128, for the built-in stories: minutes on two cores",
-             "layers=2 heads=4 width=128 context=128 batch=16 steps=4500 learning_rate=2e-3 min_learning_rate=2e-5 beta2=0.99 "
+             "layers=2 heads=4 width=128 context=160 batch=12 steps=6000 learning_rate=1e-3 min_learning_rate=1e-5 beta2=0.95 "
              "warmup=100 weight_decay=0.01 evaluate_every=500 save_every=500"),
       preset("tiny", "2 layers, width 64: seconds to minutes on a CPU",
              "layers=2 heads=2 width=64 context=128 batch=16 steps=2000"),

@@ -57,6 +57,11 @@ void check(bool ok, const std::string& what) {
   if (!ok) throw UsageError("story: " + what);
 }
 
+bool is_person(int32_t token) { return token >= kPerson0 && token < kThing0; }
+bool is_thing(int32_t token) { return token >= kThing0 && token < kOne; }
+bool is_group(int32_t token) { return token >= kGirls && token < kVisit; }
+bool is_verb(int32_t token) { return token >= kVisit && token < kAsk; }
+
 int edit_distance(const std::string& a, const std::string& b) {
   std::vector<int> row(b.size() + 1);
   for (size_t j = 0; j <= b.size(); ++j) row[j] = static_cast<int>(j);
@@ -145,41 +150,65 @@ bool StoryCorpus::is_held_out(int32_t person, int32_t thing) const {
 
 std::string StoryCorpus::render(const std::vector<int32_t>& tokens) const {
   std::string text;
-  bool capital = true;
+  bool quiz = false, capital = true;
+  int32_t last = kStop;
   for (int32_t token : tokens) {
     if (token == kEnd) continue;
     check(token > 0 && token < kVocabulary, "no word has number " + std::to_string(token));
-    std::string word = words_[token];
-    const bool mark = token == kStop, name = token >= kPerson0 && token < kThing0 + kSlot;
-    if (!mark && !text.empty()) text += ' ';
-    if (capital || name) word[0] = static_cast<char>(std::toupper(static_cast<unsigned char>(word[0])));
-    text += word;
-    capital = mark;
+    if (token == kStop) {
+      if (!text.empty() && text.back() != '.') text += '.';
+      quiz = false;
+    } else {
+      if (is_person(token) && is_group(last)) text += ':';
+      if (is_person(token) && is_verb(last)) text += ':';
+      if (is_person(token) && is_thing(last) && !quiz) text += ',';
+      if (is_group(token) && last == kAsk) text += " the";
+      if (!text.empty()) text += ' ';
+      std::string word = words_[token];
+      const bool name = is_person(token) || (is_thing(token) && (quiz || token < kThing0 + kSlot));
+      if (capital || name) word[0] = static_cast<char>(std::toupper(static_cast<unsigned char>(word[0])));
+      text += word;
+      quiz = quiz || token == kAsk;
+      if (quiz && is_person(token)) text += '?';
+      if (quiz && is_thing(token)) text += '.';
+    }
+    capital = token == kStop;
+    last = token;
   }
   return text;
+}
+
+int32_t StoryCorpus::find_word(const std::string& word) const {
+  const auto found = std::find(words_.begin() + 1, words_.end(), word);
+  if (found != words_.end()) return static_cast<int32_t>(found - words_.begin());
+  const auto nearest = std::min_element(words_.begin() + 2, words_.end(), [&](const auto& a, const auto& b) {
+    return edit_distance(word, a) < edit_distance(word, b);
+  });
+  throw UsageError("story: the model knows no word '" + word + "'; the nearest it knows is '" + *nearest + "'");
 }
 
 std::vector<int32_t> StoryCorpus::parse(const std::string& text) const {
   std::vector<int32_t> tokens;
   std::string word;
+  bool quiz = false;
   const auto finish = [&] {
     if (word.empty()) return;
-    const auto found = std::find(words_.begin() + 1, words_.end(), word);
-    if (found == words_.end()) {
-      const auto nearest = std::min_element(words_.begin() + 3, words_.end(), [&](const auto& a, const auto& b) {
-        return edit_distance(word, a) < edit_distance(word, b);
-      });
-      throw UsageError("story: the model knows no word '" + word + "'; the nearest it knows is '" + *nearest + "'");
-    }
-    tokens.push_back(static_cast<int32_t>(found - words_.begin()));
+    const int32_t token = find_word(word);
     word.clear();
+    const int32_t last = tokens.empty() ? kStop : tokens.back();
+    // "ask the girls" has no article in tokens; a full stop between an answer and the next question has none either
+    if (token == kThe && last == kAsk) return;
+    if (quiz && last == kStop && is_person(token)) tokens.pop_back();
+    else if (last == kStop) quiz = false;
+    quiz = quiz || token == kAsk;
+    tokens.push_back(token);
   };
   for (const char raw : text) {
     const auto c = static_cast<unsigned char>(raw);
-    const bool space = std::isspace(c), mark = c == '.' || c == '?';
-    if (space || mark) finish();
-    if (mark) tokens.push_back(kStop);
-    if (!space && !mark) word += static_cast<char>(std::tolower(c));
+    const bool mark = c == '.' || c == '?' || c == ',' || c == ':';
+    if (std::isspace(c) || mark) finish();
+    if (c == '.') tokens.push_back(kStop);
+    if (!std::isspace(c) && !mark) word += static_cast<char>(std::tolower(c));
   }
   finish();
   return tokens;

@@ -1,6 +1,5 @@
 #pragma once
 #include <cstdint>
-#include <memory>
 #include <string>
 #include <vector>
 
@@ -11,12 +10,12 @@ enum class StoryFact { visits, carries, eats };
 
 /// The knobs of the story law. The defaults are those that corpus, model and budget were fixed with.
 struct StoryOptions {
-  int64_t context = 128;       // tokens that a model reads at once; a row is one longer
+  int64_t context = 160;       // tokens that a model reads at once; a row is one longer
   int groups = 3;              // groups of people in a story, 1 to 3, each with its kind of thing
-  int min_cast = 4;            // people in a group, 4 to 8, said before its facts are told
+  int min_cast = 6;            // people in a group, 4 to 8, said before its facts are told
   int max_cast = 8;
-  int question_percent = 50;   // chance that the next sentence asks, while a group's facts are not told
-  int held_out = 1;            // things per person and kind that training never gives this person
+  int question_percent = 20;   // chance that the next sentence asks, while a group's facts are not told
+  int held_out = 1;            // things per person that training never gives this person, 0 to 4
   int held_out_percent = 50;   // chance that a validation statement uses such a thing
 };
 
@@ -25,8 +24,8 @@ struct StoryQuestion {
   StoryFact fact;          // which kind of fact it asks for
   int64_t position;        // of the one token that holds the answer
   int64_t distance;        // tokens between the answer and the newest mention of its fact
-  int candidates;          // open facts of this kind when asked: a guess is right with 1 / candidates
-  int32_t recency_guess;   // the answer that the newest candidate would give
+  int candidates;          // facts that the answer may come from, after ruling out those that this quiz has asked for
+  int32_t recency_guess;   // the thing among these that was mentioned last
   bool held_out;           // the fact is a person-thing pair that training never shows
 };
 
@@ -75,6 +74,8 @@ class StoryCorpus {
   std::vector<int32_t> parse(const std::string& text) const;
 
  private:
+  int32_t find_word(const std::string& word) const;
+
   StoryOptions options_;
   std::vector<std::string> words_;
 };
