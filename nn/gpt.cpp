@@ -12,8 +12,6 @@
 namespace hedgehog {
 namespace {
 
-constexpr double kEmbeddingDeviation = 0.02;
-
 Init weight_init(const GptOptions& o, std::int64_t fan_in) {
   return Init::normal(o.init == "gpt2" ? 0.02 : 1 / std::sqrt(double(fan_in)));
 }
@@ -76,12 +74,13 @@ Gpt::Gpt(const GptOptions& options) : options_(options) {
   check(options_);
   parameters_ = std::make_unique<Parameters>(options_.dtype, options_.seed);
   Parameters& p = *parameters_;
-  token_table_ = p.add("wte.weight", {options_.vocabulary, options_.width}, Init::normal(kEmbeddingDeviation), 1);
+  token_table_ = p.add("wte.weight", {options_.vocabulary, options_.width}, Init::normal(options_.embedding_init), 1);
   if (options_.positions == "learned")
-    position_table_ = p.add("wpe.weight", {options_.context, options_.width}, Init::normal(kEmbeddingDeviation), 1);
+    position_table_ = p.add("wpe.weight", {options_.context, options_.width}, Init::normal(options_.embedding_init), 1);
   embedding_dropout_ = {options_.dropout, 0};
   for (std::int64_t i = 0; i < options_.layers; ++i) blocks_.push_back(make_block(p, options_, i));
   final_norm_ = Norm(p, "ln_f", options_.norm, options_.width, options_.bias);
+  head_ = options_.tied_head ? token_table_ : p.add("lm_head.weight", {options_.vocabulary, options_.width}, weight_init(options_, options_.width), 1);
 }
 
 Tensor Gpt::hidden(const Tensor& tokens, const AttentionContext& given) const {
@@ -105,8 +104,10 @@ Tensor Gpt::hidden(const Tensor& tokens, const AttentionContext& given) const {
 TokenLosses Gpt::loss(const Tensor& tokens, const Tensor& targets, const Tensor& scale, const AttentionContext& context) const {
   const Tensor x = hidden(tokens, context);
   const Scope scope("classifier");
-  return classifier_cross_entropy(x, token_table_, targets, scale);
+  return classifier_cross_entropy(x, head_, targets, scale);
 }
+
+Tensor Gpt::logits(const Tensor& hidden) const { return matmul(hidden, head_, false, true); }
 
 DecodingState Gpt::decoding_state(std::int64_t batch, std::int64_t capacity) const {
   DecodingState s;
@@ -129,15 +130,14 @@ Tensor Gpt::decode(const Tensor& tokens, DecodingState& state) const {
     x = blocks_[i].mlp(blocks_[i].norm_2(x), x, {});
   }
   const Scope scope("classifier");
-  const Tensor logits = matmul(final_norm_(x), token_table_, false, true);
-  return reshape(logits, {tokens.shape()[0], options_.vocabulary});
+  return reshape(logits(final_norm_(x)), {tokens.shape()[0], options_.vocabulary});
 }
 
 std::int64_t parameter_count(const GptOptions& options) {
   const std::int64_t c = options.width, d = c / options.heads, maps = options.attention.starts_with("hedgehog") ? 2 * options.heads * d * d : 0;
   const std::int64_t norm = c * (options.bias && options.norm == "layer" ? 2 : 1), bias = options.bias ? 9 * c : 0;
   const std::int64_t positions = options.positions == "learned" ? options.context * c : 0;
-  return options.vocabulary * c + positions + options.layers * (12 * c * c + maps + bias + 2 * norm) + norm;
+  return options.vocabulary * c * (options.tied_head ? 1 : 2) + positions + options.layers * (12 * c * c + maps + bias + 2 * norm) + norm;
 }
 
 }  // namespace hedgehog

@@ -21,6 +21,8 @@ struct GptOptions {
   std::string activation = "gelu";     // gelu, silu, relu
   bool bias = false;
   double dropout = 0;
+  bool tied_head = true;               // the classifier's matrix is the token embedding's
+  double embedding_init = 0.02;        // standard deviation of the embeddings at the start
   std::string init = "default";        // default: 1/sqrt(fan_in); gpt2: 0.02; both: residual outputs / sqrt(2 L)
   double map_init_gain = 1;            // feature maps start at this times the identity
   Dtype dtype = Dtype::f32;
@@ -45,7 +47,7 @@ struct DecodingState {
   Tensor position;  // i32 (1): position of the token that is read next
 };
 
-/// A decoder-only Transformer: embedding, L blocks, final norm, classifier tied to the embedding.
+/// A decoder-only Transformer: embedding, L blocks, final norm, classifier (tied to the embedding unless asked otherwise).
 ///
 ///   Gpt model(options);
 ///   Program step = record([&] {
@@ -55,7 +57,7 @@ struct DecodingState {
 ///   });
 ///
 /// Parameter names are GPT-2's: wte.weight, wpe.weight, h.0.ln_1.weight, h.0.attn.c_attn.weight (in, out), …, ln_f.weight;
-/// the feature maps are h.0.attn.map_q.weight and map_k.weight (H, D, D).
+/// the feature maps are h.0.attn.map_q.weight and map_k.weight (H, D, D); an untied classifier is lm_head.weight (V, C).
 class Gpt {
  public:
   /// Throws ShapeError naming the option if the sizes do not fit together.
@@ -66,6 +68,8 @@ class Gpt {
   /// Mean loss over the targets (B, T) that are not -1, or their sum times `scale` (1); and the loss of each token (B*T).
   TokenLosses loss(const Tensor& tokens, const Tensor& targets, const Tensor& scale = {},
                       const AttentionContext& context = {}) const;
+  /// Logits (…, V) of hidden states (…, C).
+  Tensor logits(const Tensor& hidden) const;
   /// Logits (B, V) after one more token each, tokens i32 (B, 1). The state is advanced in place; its position is the
   /// caller's to raise.
   Tensor decode(const Tensor& tokens, DecodingState& state) const;
@@ -81,7 +85,7 @@ class Gpt {
 
   GptOptions options_;
   std::unique_ptr<Parameters> parameters_;
-  Tensor token_table_, position_table_;
+  Tensor token_table_, position_table_, head_;  // head_ (V, C) is token_table_ when tied
   Dropout embedding_dropout_;
   std::vector<Block> blocks_;
   Norm final_norm_;

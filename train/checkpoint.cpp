@@ -42,6 +42,7 @@ json model_json(const GptOptions& o) {
           {"context", o.context},     {"vocabulary", o.vocabulary}, {"attention", o.attention},
           {"positions", o.positions}, {"norm", o.norm},             {"activation", o.activation},
           {"bias", o.bias},           {"dropout", o.dropout},       {"init", o.init},
+          {"tied_head", o.tied_head}, {"embedding_init", o.embedding_init},
           {"map_init_gain", o.map_init_gain}, {"dtype", name_of(o.dtype)}, {"seed", o.seed}};
 }
 
@@ -105,6 +106,8 @@ GptOptions model_options(const Fields& f) {
   o.activation = f.get<std::string>("activation", "text");
   o.bias = f.get<bool>("bias", "true or false");
   o.dropout = f.get<double>("dropout", "a number");
+  o.tied_head = f.get<bool>("tied_head", "true or false");
+  o.embedding_init = f.get<double>("embedding_init", "a number");
   o.init = f.get<std::string>("init", "text");
   o.map_init_gain = f.get<double>("map_init_gain", "a number");
   o.dtype = f.get<std::string>("dtype", "text") == "f64" ? Dtype::f64 : Dtype::f32;

@@ -51,7 +51,7 @@ class Predictor {
   Predictor(const Gpt& model, std::int64_t rows, std::int64_t context) : tokens_(input({rows, context}, "tokens", Dtype::i32)) {
     const no_grad guard;
     executor_ = std::make_unique<Executor>(record([&] {
-      return Tensors{matmul(model.hidden(tokens_), model.parameters().find("wte.weight"), false, true)};
+      return Tensors{model.logits(model.hidden(tokens_))};
     }));
   }
 

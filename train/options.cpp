@@ -75,6 +75,8 @@ std::vector<Option> model_options() {
       real("dropout", "0", "", "model", "share of activations dropped in training", kModelCommands, 0, 0.99),
       text("init", "default", "model", "initial weights, of size 1/sqrt(fan_in) or 0.02 as in GPT-2", kModelCommands,
            {"default", "gpt2"}),
+      flag("tied_head", "true", "model", "the classifier uses the token embedding", kModelCommands),
+      real("embedding_init", "0.02", "", "model", "standard deviation of the embeddings at the start", kModelCommands, kAboveZero),
       real("map_init_gain", "1", "", "model", "feature maps start at this times the identity", kModelCommands,
            kAboveZero),
   };
@@ -183,9 +185,10 @@ const std::vector<Preset>& preset_table() {
   };
   // the values of karpathy/nanoGPT:config/train_shakespeare_char.py, train_gpt2.py and its README
   static const std::vector<Preset> table = {
-      preset("story", "2 layers, width 128, for the built-in stories: minutes on two cores",
-             "layers=2 heads=4 width=128 context=160 batch=12 steps=6000 learning_rate=1e-3 min_learning_rate=1e-5 beta2=0.95 "
-             "warmup=100 weight_decay=0.01 evaluate_every=500 save_every=500"),
+      preset("story", "2 layers, width 64, for the built-in stories: minutes on two cores",
+             "layers=2 heads=2 width=64 context=160 batch=12 steps=15000 norm=rms tied_head=false embedding_init=1 "
+             "learning_rate=1e-3 min_learning_rate=1e-5 beta2=0.95 warmup=200 weight_decay=0.1 evaluate_every=1500 "
+             "save_every=1500"),
       preset("tiny", "2 layers, width 64: seconds to minutes on a CPU",
              "layers=2 heads=2 width=64 context=128 batch=16 steps=2000"),
       preset("char-cpu", "nanoGPT's recipe for a CPU: 4 layers, width 128, context 64",

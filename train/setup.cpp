@@ -91,6 +91,8 @@ GptOptions gpt_options(const Config& config, std::int64_t vocabulary) {
   o.activation = config.text("activation");
   o.bias = config.flag("bias");
   o.dropout = config.real("dropout");
+  o.tied_head = config.flag("tied_head");
+  o.embedding_init = config.real("embedding_init");
   o.init = config.text("init");
   o.map_init_gain = config.real("map_init_gain");
   o.dtype = config.has("dtype") && config.text("dtype") == "f64" ? Dtype::f64 : Dtype::f32;

@@ -15,7 +15,7 @@ namespace fs = std::filesystem;
 
 /// Options that a checkpoint fixes: giving them with --resume is an error.
 const char* const kFixed[] = {"data",      "preset", "attention", "layers",  "heads",         "width",     "context", "positions",
-                              "norm",      "activation", "bias",  "init",    "map_init_gain", "tokenizer", "vocabulary", "dtype",
+                              "norm",      "activation", "bias",  "init",    "tied_head", "embedding_init", "map_init_gain", "tokenizer", "vocabulary", "dtype",
                               "seed",      "batch",  "gradient_accumulation", "out", "minutes"};
 
 Trainer resume(Config& config) {

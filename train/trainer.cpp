@@ -148,7 +148,8 @@ void Trainer::evaluate(StepRecord& record, Progress& progress) {
   const double floor = data_.source->floor();
   progress.note(fmt::format("step {:>6}  validation loss {:.4f}{}", run_.step, loss,
                             std::isnan(floor) ? "" : fmt::format("  ({:+.1f} % over the exact entropy)", 100 * (loss / floor - 1))));
-  if (run_.rising_validations == 3)
+  // stories are never seen twice: there a rise is not learning by heart
+  if (run_.rising_validations == 3 && data_.source->training_tokens() > 0)
     progress.note("warning: the validation loss rose three times running; the model is learning its data by heart (more data, a smaller "
                   "model or --dropout help)");
   if (loss < run_.best_validation) {
