@@ -149,7 +149,7 @@ TEST_CASE("cli: a learning rate that breaks the loss stops, explains, and keeps 
 TEST_CASE("cli: Ctrl-C saves, prints how to go on, and exits with 130") {
   const TemporaryDirectory d;
   d.file("text.txt", some_text());
-  const std::string command = "cd '" + d.path().string() + "' && '" HH_BINARY_DIR "/bin/hedgehog' train --data=text.txt --out=run --layers=1 "
+  const std::string command = "cd '" + d.path().string() + "'; '" HH_BINARY_DIR "/bin/hedgehog' train --data=text.txt --out=run --layers=1 "
                               "--heads=2 --width=16 --context=16 --batch=2 --steps=1000000 --evaluate_every=0 --save_every=0 --quiet & "
                               "child=$!; while kill -0 $child && [ ! -s run/log.jsonl ]; do sleep 0.05; done; kill -INT $child; wait $child";
   // the first line of the log says that training has begun: only then does a background job heed SIGINT
