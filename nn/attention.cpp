@@ -1,5 +1,6 @@
 #include "nn/attention.h"
 
+#include <cmath>
 #include <utility>
 
 namespace hedgehog {
@@ -7,15 +8,41 @@ namespace hedgehog {
 Attention::Attention(Parameters& parameters, const std::string& name, const Options& options)
     : options_(options), qkv_(parameters, name + ".c_attn", options.width, 3 * options.width, options.bias, options.init),
       output_(parameters, name + ".c_proj", options.width, options.width, options.bias, options.output_init) {
+  if (options.short_convolution > 0) {
+    const std::int64_t K = options.short_convolution;
+    // positive weights: tokens in like company start alike, which is where recall begins
+    convolution_ = parameters.add(name + ".conv.weight", {K, 2 * options.width}, Init::uniform(2 / std::sqrt(double(K))), 0);
+  }
+  if (options.mimetic) start_mimetic();
   if (!options.kind.starts_with("hedgehog")) return;
   const std::int64_t D = options.width / options.heads;
   map_q_ = parameters.add(name + ".map_q.weight", {options.heads, D, D}, Init::identity(options.map_init_gain), 0);
   map_k_ = parameters.add(name + ".map_k.weight", {options.heads, D, D}, Init::identity(options.map_init_gain), 0);
 }
 
-Attention::Heads Attention::project(const Tensor& x, const Tensor& rotary) const {
+void Attention::start_mimetic() {
+  const std::size_t C = std::size_t(options_.width);
+  std::vector<double> packed = qkv_.weight.to_vector(), out(C * C);
+  for (std::size_t i = 0; i < C; ++i)
+    for (std::size_t j = 0; j < C; ++j) {
+      packed[i * 3 * C + C + j] = packed[i * 3 * C + j];
+      out[j * C + i] = options_.mimetic_output * packed[i * 3 * C + 2 * C + j];
+    }
+  qkv_.weight.copy_from(packed);
+  output_.weight.copy_from(out);
+}
+
+template <class Convolve>
+Attention::Heads Attention::project(const Tensor& x, const Tensor& rotary, const Convolve& convolve) const {
   const std::int64_t B = x.shape()[0], T = x.shape()[1], C = options_.width, H = options_.heads;
-  const Tensors parts = split(qkv_(x), {C, C, C});
+  Tensors parts;
+  if (convolution_) {
+    const Tensors packed = split(qkv_(x), {2 * C, C});
+    parts = split(convolve(packed[0]), {C, C});
+    parts.push_back(packed[1]);
+  } else {
+    parts = split(qkv_(x), {C, C, C});
+  }
   auto heads = [&](const Tensor& part) { return reshape(part, {B, T, H, C / H}); };
   Heads h{heads(parts[0]), heads(parts[1]), heads(parts[2])};
   if (rotary) {
@@ -33,7 +60,8 @@ Tensor Attention::output(const Tensor& o, const Tensor& residual, const Tensor& 
 
 Tensor Attention::operator()(const Tensor& x, const Tensor& residual, const AttentionContext& context) const {
   const Scope scope("attention");
-  const auto [q, k, v] = project(x, context.rotary);
+  const auto [q, k, v] =
+      project(x, context.rotary, [&](const Tensor& qk) { return short_convolution(qk, convolution_, context.document_start); });
   if (options_.kind == "softmax") {
     SoftmaxAttentionOptions o;
     o.document_start = context.document_start;
@@ -47,21 +75,26 @@ Tensor Attention::operator()(const Tensor& x, const Tensor& residual, const Atte
   return output(linear_attention(q, k, v, o).o, residual, context.step);
 }
 
-Tensor Attention::step(const Tensor& x, const Tensor& residual, const Tensor& state, const Tensor& position, const Tensor& rotary) const {
+Tensor Attention::step(const Tensor& x, const Tensor& residual, const AttentionState& state, const Tensor& position,
+                       const Tensor& rotary) const {
   const Scope scope("attention");
-  const auto [q, k, v] = project(x, rotary);
-  if (options_.kind == "softmax") return output(softmax_attention_step(q, k, v, state, position), residual, {});
+  const auto [q, k, v] =
+      project(x, rotary, [&](const Tensor& qk) { return short_convolution_step(qk, convolution_, state.convolution); });
+  if (options_.kind == "softmax") return output(softmax_attention_step(q, k, v, state.attention, position), residual, {});
   LinearAttentionStepOptions o;
   o.weight_q = map_q_;
   o.weight_k = map_k_;
   o.map = options_.kind;
-  return output(linear_attention_step(q, k, v, state, o), residual, {});
+  return output(linear_attention_step(q, k, v, state.attention, o), residual, {});
 }
 
-Tensor Attention::empty_state(std::int64_t batch, std::int64_t capacity, Dtype dtype) const {
+AttentionState Attention::empty_state(std::int64_t batch, std::int64_t capacity, Dtype dtype) const {
   const std::int64_t H = options_.heads, D = options_.width / H;
-  if (options_.kind == "softmax") return hedgehog::state({batch, capacity, 2, H, D}, dtype, "key_value_cache");
-  return hedgehog::state({batch, H, map_q_ ? 2 * D : D, D + 2}, dtype, "attention_state");  // zeros are the empty state
+  AttentionState s;  // zeros are the empty state
+  s.attention = options_.kind == "softmax" ? state({batch, capacity, 2, H, D}, dtype, "key_value_cache")
+                                           : state({batch, H, map_q_ ? 2 * D : D, D + 2}, dtype, "attention_state");
+  if (convolution_) s.convolution = state({batch, options_.short_convolution - 1, 2 * options_.width}, dtype, "convolution_state");
+  return s;
 }
 
 }  // namespace hedgehog

@@ -12,8 +12,15 @@ struct AttentionContext {
   Tensor rotary = {};          // table of rotary_table(T, D), shared by all layers; empty: no rotary positions
 };
 
-/// Multi-head causal attention: packed projection, rotary positions, softmax or linear attention, output projection.
-/// Grouped heads are (B, T, 3, H, D) in one tensor; q, k, v are windows of it.
+/// What one layer remembers of a stream: the attention's state, and the last queries and keys if a short convolution
+/// mixes them.
+struct AttentionState {
+  Tensor attention, convolution;
+};
+
+/// Multi-head causal attention: packed projection, short convolution of queries and keys (if asked), rotary positions,
+/// softmax or linear attention, output projection. Grouped heads are (B, T, 3, H, D) in one tensor; q, k, v are windows
+/// of it.
 class Attention {
  public:
   struct Options {
@@ -21,6 +28,9 @@ class Attention {
     std::string kind = "hedgehog";  // softmax, or a map of linear attention
     bool bias = false;
     double map_init_gain = 1;
+    std::int64_t short_convolution = 0;  // tokens that it spans; 0: none
+    bool mimetic = false;                // keys start as queries, the output projection as the values' transpose
+    double mimetic_output = 1;           // times this
     Init init, output_init;
     Dropout dropout;
   };
@@ -30,19 +40,24 @@ class Attention {
   /// x (B, T, C); returns residual + attention(x).
   Tensor operator()(const Tensor& x, const Tensor& residual, const AttentionContext& context) const;
   /// The same for one token a stream, x (B, 1, C); advances `state` in place. position i32 (1): of this token.
-  Tensor step(const Tensor& x, const Tensor& residual, const Tensor& state, const Tensor& position, const Tensor& rotary) const;
+  Tensor step(const Tensor& x, const Tensor& residual, const AttentionState& state, const Tensor& position,
+              const Tensor& rotary) const;
   /// The empty state of `batch` streams.
-  Tensor empty_state(std::int64_t batch, std::int64_t capacity, Dtype dtype) const;
+  AttentionState empty_state(std::int64_t batch, std::int64_t capacity, Dtype dtype) const;
 
  private:
   struct Heads {
     Tensor q, k, v;  // (B, T, H, D)
   };
-  Heads project(const Tensor& x, const Tensor& rotary) const;
+  /// `convolve` is the short convolution of queries and keys (B, T, 2 C), over a whole row or of a stream.
+  template <class Convolve>
+  Heads project(const Tensor& x, const Tensor& rotary, const Convolve& convolve) const;
+  void start_mimetic();
   Tensor output(const Tensor& o, const Tensor& residual, const Tensor& dropout_step) const;
 
   Options options_;
   Linear qkv_, output_;
+  Tensor convolution_;    // (K, 2 C), of queries and keys
   Tensor map_q_, map_k_;  // (H, D, D), of the Hedgehog maps
 };
 

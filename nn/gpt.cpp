@@ -30,11 +30,13 @@ void check(const GptOptions& o) {
   if (o.width % o.heads) refuse(fmt::format("heads must divide width, got {} heads and width {}", o.heads, o.width));
   if (o.positions == "rotary" && o.width / o.heads % 2)
     refuse(fmt::format("rotary positions need an even head width, got width / heads = {}", o.width / o.heads));
+  if (o.short_convolution < 0 || o.short_convolution == 1 || o.short_convolution > 64)
+    refuse(fmt::format("short_convolution must be 0, or 2 to 64 tokens, got {}", o.short_convolution));
   for (const auto& [name, value, choices] :
        {std::tuple{"positions", o.positions, std::vector<std::string>{"rotary", "learned", "none"}},
         std::tuple{"norm", o.norm, std::vector<std::string>{"layer", "rms"}},
         std::tuple{"activation", o.activation, std::vector<std::string>{"gelu", "silu", "relu"}},
-        std::tuple{"init", o.init, std::vector<std::string>{"default", "gpt2"}},
+        std::tuple{"init", o.init, std::vector<std::string>{"default", "gpt2", "mimetic"}},
         std::tuple{"attention", o.attention,
                    std::vector<std::string>{"softmax", "hedgehog", "hedgehog-softmax", "hedgehog-joint", "elu", "relu", "exp"}}})
     if (std::find(choices.begin(), choices.end(), value) == choices.end())
@@ -52,6 +54,9 @@ Block make_block(Parameters& p, const GptOptions& o, std::int64_t layer) {
                                .kind = o.attention,
                                .bias = o.bias,
                                .map_init_gain = o.map_init_gain,
+                               .short_convolution = o.short_convolution,
+                               .mimetic = o.init == "mimetic",
+                               .mimetic_output = std::sqrt(2 / double(o.layers)),
                                .init = weight_init(o, o.width),
                                .output_init = residual_init(o, o.width),
                                .dropout = dropout(0)});
@@ -80,7 +85,13 @@ Gpt::Gpt(const GptOptions& options) : options_(options) {
   embedding_dropout_ = {options_.dropout, 0};
   for (std::int64_t i = 0; i < options_.layers; ++i) blocks_.push_back(make_block(p, options_, i));
   final_norm_ = Norm(p, "ln_f", options_.norm, options_.width, options_.bias);
-  head_ = options_.tied_head ? token_table_ : p.add("lm_head.weight", {options_.vocabulary, options_.width}, weight_init(options_, options_.width), 1);
+  head_ = options_.tied_head ? token_table_
+                             : p.add("lm_head.weight", {options_.vocabulary, options_.width}, weight_init(options_, options_.width), 1);
+  if (options_.init == "mimetic" && !options_.tied_head) {
+    std::vector<double> like = token_table_.to_vector();
+    for (double& x : like) x /= options_.embedding_init * std::sqrt(double(options_.width));
+    head_.copy_from(like);
+  }
 }
 
 Tensor Gpt::hidden(const Tensor& tokens, const AttentionContext& given) const {
@@ -108,6 +119,15 @@ TokenLosses Gpt::loss(const Tensor& tokens, const Tensor& targets, const Tensor&
 }
 
 Tensor Gpt::logits(const Tensor& hidden) const { return matmul(hidden, head_, false, true); }
+
+Tensors DecodingState::memory() const {
+  Tensors all;
+  for (const AttentionState& layer : layers) {
+    all.push_back(layer.attention);
+    if (layer.convolution) all.push_back(layer.convolution);
+  }
+  return all;
+}
 
 DecodingState Gpt::decoding_state(std::int64_t batch, std::int64_t capacity) const {
   DecodingState s;
@@ -137,7 +157,8 @@ std::int64_t parameter_count(const GptOptions& options) {
   const std::int64_t c = options.width, d = c / options.heads, maps = options.attention.starts_with("hedgehog") ? 2 * options.heads * d * d : 0;
   const std::int64_t norm = c * (options.bias && options.norm == "layer" ? 2 : 1), bias = options.bias ? 9 * c : 0;
   const std::int64_t positions = options.positions == "learned" ? options.context * c : 0;
-  return options.vocabulary * c * (options.tied_head ? 1 : 2) + positions + options.layers * (12 * c * c + maps + bias + 2 * norm) + norm;
+  return options.vocabulary * c * (options.tied_head ? 1 : 2) + positions + 
+         options.layers * (12 * c * c + maps + 2 * c * options.short_convolution + bias + 2 * norm) + norm;
 }
 
 }  // namespace hedgehog

@@ -23,7 +23,11 @@ struct GptOptions {
   double dropout = 0;
   bool tied_head = true;               // the classifier's matrix is the token embedding's
   double embedding_init = 0.02;        // standard deviation of the embeddings at the start
-  std::string init = "default";        // default: 1/sqrt(fan_in); gpt2: 0.02; both: residual outputs / sqrt(2 L)
+  std::int64_t short_convolution = 0;  // queries and keys mix this many tokens, themselves and those before; 0: none
+  // default: 1/sqrt(fan_in); gpt2: 0.02; both with residual outputs / sqrt(2 L). mimetic: default, but keys start as queries,
+  // the attention's output projection as the transpose of the values' and an untied classifier as the embedding, so that
+  // attention copies from like places from the start (after Trockman and Kolter 2023, arXiv:2305.09828)
+  std::string init = "default";
   double map_init_gain = 1;            // feature maps start at this times the identity
   Dtype dtype = Dtype::f32;
   std::uint64_t seed = 1;
@@ -43,8 +47,10 @@ struct Block {
 /// What a GPT remembers between tokens: one state a layer. Linear attention: constant in size; softmax: a cache of keys
 /// and values.
 struct DecodingState {
-  Tensors layers;
+  std::vector<AttentionState> layers;
   Tensor position;  // i32 (1): position of the token that is read next
+  /// All tensors that decoding overwrites, without the position.
+  Tensors memory() const;
 };
 
 /// A decoder-only Transformer: embedding, L blocks, final norm, classifier (tied to the embedding unless asked otherwise).
@@ -57,7 +63,8 @@ struct DecodingState {
 ///   });
 ///
 /// Parameter names are GPT-2's: wte.weight, wpe.weight, h.0.ln_1.weight, h.0.attn.c_attn.weight (in, out), …, ln_f.weight;
-/// the feature maps are h.0.attn.map_q.weight and map_k.weight (H, D, D); an untied classifier is lm_head.weight (V, C).
+/// the feature maps are h.0.attn.map_q.weight and map_k.weight (H, D, D); the short convolution is h.0.attn.conv.weight
+/// (K, 2 C); an untied classifier is lm_head.weight (V, C).
 class Gpt {
  public:
   /// Throws ShapeError naming the option if the sizes do not fit together.

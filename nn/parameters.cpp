@@ -17,6 +17,8 @@ std::vector<double> draw(const Shape& shape, Init init, Random random) {
   std::vector<double> v(std::size_t(shape.size()), init.kind == Init::Kind::ones ? 1.0 : 0.0);
   if (init.kind == Init::Kind::normal)
     for (std::size_t i = 0; i < v.size(); ++i) v[i] = init.scale * random.normal(i);
+  if (init.kind == Init::Kind::uniform)
+    for (std::size_t i = 0; i < v.size(); ++i) v[i] = init.scale * random.uniform(i);
   if (init.kind == Init::Kind::identity) {
     const std::int64_t rows = shape[-2], columns = shape[-1];
     for (std::int64_t block = 0; block < shape.size() / (rows * columns); ++block)

@@ -9,11 +9,13 @@ namespace hedgehog {
 
 /// How a parameter starts.
 struct Init {
-  enum class Kind : std::uint8_t { zeros, ones, normal, identity } kind = Kind::zeros;
-  double scale = 0;  // standard deviation of normal, factor of identity
+  enum class Kind : std::uint8_t { zeros, ones, normal, uniform, identity } kind = Kind::zeros;
+  double scale = 0;  // standard deviation of normal, upper bound of uniform, factor of identity
   static Init zeros() { return {Kind::zeros, 0}; }
   static Init ones() { return {Kind::ones, 0}; }
   static Init normal(double standard_deviation) { return {Kind::normal, standard_deviation}; }
+  /// Uniform in [0, bound).
+  static Init uniform(double bound) { return {Kind::uniform, bound}; }
   /// The last two axes are `gain` times the identity (rectangular: its leading block).
   static Init identity(double gain) { return {Kind::identity, gain}; }
 };

@@ -15,6 +15,7 @@
 #include "ops/reduce.h"
 #include "ops/rotary.h"
 #include "ops/shape.h"
+#include "ops/short_convolution.h"
 #include "ops/softmax.h"
 #include "ops/softmax_attention.h"
 #include "ops/step_state.h"

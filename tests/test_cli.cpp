@@ -46,6 +46,7 @@ TEST_CASE("cli: help, commands and unknown names") {
   check_refused(run_program("train --attention=hedgehoc"), 2, {"hedgehoc", "hedgehog"});
   check_refused(run_program("train --steps=many"), 2, {"steps", "many"});
   check_refused(run_program("train --width=30 --heads=4"), 2, {"heads", "width"});
+  check_refused(run_program("train --short_convolution=1"), 2, {"short_convolution=1", "2 or more"});
 }
 
 TEST_CASE("cli: bad data is refused with exit code 3") {

@@ -162,6 +162,25 @@ TEST_CASE("rotary: a known angle, both layouts, and odd sizes refused") {
   check_close(far.to_vector(), {std::cos(1e6), std::sin(1e6)}, 1e-7);
 }
 
+TEST_CASE("short convolution: by hand, inside documents, token by token") {
+  const Tensor x = constant({1, 4, 2}, {1, 10, 2, 20, 3, 30, 4, 40}, f64);
+  const Tensor weight = constant({3, 2}, {1, 1, 0.5, 0, 0.25, -1}, f64);
+  check_close(short_convolution(x, weight).to_vector(), {1, 10, 2.5, 20, 4.25, 20, 6, 20}, 1e-15);
+  const Tensor start = constant({1, 4}, {0, 0, 2, 2}, Dtype::i32);
+  check_close(short_convolution(x, weight, start).to_vector(), {1, 10, 2.5, 20, 3, 30, 5.5, 40}, 1e-15);
+  const Tensor memory = state({1, 2, 2}, f64, "memory");
+  const Tensors tokens = split(x, {1, 2, 1}, 1);
+  std::vector<double> rows;
+  for (const Tensor& token : tokens)
+    for (double y : short_convolution_step(token, weight, memory).to_vector()) rows.push_back(y);
+  check_close(rows, {1, 10, 2.5, 20, 4.25, 20, 6, 20}, 1e-15);
+  CHECK(memory.to_vector() == std::vector<double>{3, 30, 4, 40});
+  CHECK(message_of([&] { short_convolution(x, constant({3, 3}, std::vector<double>(9), f64)); }) ==
+        "[short_convolution] weight must have shape (K, C) = (any, 2) to match x (1, 4, 2), but has (3, 3)");
+  CHECK(message_of([&] { short_convolution_step(x, weight, state({1, 3, 2}, f64, "memory")); }) ==
+        "[short_convolution_step] state must have shape (B, K - 1, C) = (1, 2, 2) to match weight (3, 2), but has (1, 3, 2)");
+}
+
 TEST_CASE("cross entropy: uniform logits give ln V, ignored targets nothing") {
   const Tensor logits = parameter({3, 5}, "logits", f64);
   logits.fill(2.5);

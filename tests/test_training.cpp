@@ -155,7 +155,9 @@ TEST_CASE("decoding token by token gives the logits of the whole sequence") {
       GptOptions o = small(attention);
       o.positions = positions;
       o.tied_head = o.positions == "learned";
+      o.short_convolution = o.tied_head ? 0 : 4;
       Gpt model(o);
+      CHECK(model.parameters().count() == parameter_count(o));
       const Batch b = counting_batch(1, 12, 11, 4);
       const Tensor tokens = input({1, 12}, "tokens", Dtype::i32);
       copy_ids(b.tokens, tokens);
@@ -171,11 +173,33 @@ TEST_CASE("decoding token by token gives the logits of the whole sequence") {
     }
 }
 
+TEST_CASE("mimetic start: keys are queries, the output undoes the values, the classifier reads embeddings") {
+  GptOptions o = small("hedgehog");
+  o.width = 64;
+  o.tied_head = false;
+  o.embedding_init = 1;
+  o.init = "mimetic";
+  Gpt model(o);
+  const auto qkv = model.parameters().find("h.1.attn.c_attn.weight").to_vector(), out = model.parameters().find("h.1.attn.c_proj.weight").to_vector();
+  const auto table = model.parameters().find("wte.weight").to_vector(), head = model.parameters().find("lm_head.weight").to_vector();
+  double trace = 0;
+  for (std::size_t i = 0; i < 64; ++i)
+    for (std::size_t j = 0; j < 64; ++j) {
+      CHECK(qkv[i * 192 + j] == qkv[i * 192 + 64 + j]);
+      CHECK(out[j * 64 + i] == doctest::Approx(qkv[i * 192 + 128 + j]));  // sqrt(2 / L) = 1 for two layers
+      trace += qkv[i * 192 + 128 + j] * out[j * 64 + i];
+    }
+  // 4096 squares of deviation 1/8: mean 64, deviation sqrt(2 * 4096) / 64 = 1.4
+  CHECK(trace == doctest::Approx(64).epsilon(0.1));
+  for (std::size_t i = 0; i < table.size(); ++i) CHECK(head[i] == doctest::Approx(table[i] / 8));
+}
+
 TEST_CASE("packed documents do not see each other in a whole model") {
   for (const char* attention : {"softmax", "hedgehog", "elu"}) {
     CAPTURE(attention);
     GptOptions o = small(attention);
     o.positions = "none";
+    o.short_convolution = 3;
     Gpt model(o);
     const Tensor tokens = input({1, 12}, "tokens", Dtype::i32), documents = input({1, 12}, "documents", Dtype::i32);
     Batch b = counting_batch(1, 12, 11, 4);

@@ -43,7 +43,8 @@ json model_json(const GptOptions& o) {
           {"positions", o.positions}, {"norm", o.norm},             {"activation", o.activation},
           {"bias", o.bias},           {"dropout", o.dropout},       {"init", o.init},
           {"tied_head", o.tied_head}, {"embedding_init", o.embedding_init},
-          {"map_init_gain", o.map_init_gain}, {"dtype", name_of(o.dtype)}, {"seed", o.seed}};
+          {"short_convolution", o.short_convolution}, {"map_init_gain", o.map_init_gain},
+          {"dtype", name_of(o.dtype)}, {"seed", o.seed}};
 }
 
 /// Typed access to state.json; errors name file and field.
@@ -108,6 +109,7 @@ GptOptions model_options(const Fields& f) {
   o.dropout = f.get<double>("dropout", "a number");
   o.tied_head = f.get<bool>("tied_head", "true or false");
   o.embedding_init = f.get<double>("embedding_init", "a number");
+  o.short_convolution = f.integer("short_convolution", 0, 64);
   o.init = f.get<std::string>("init", "text");
   o.map_init_gain = f.get<double>("map_init_gain", "a number");
   o.dtype = f.get<std::string>("dtype", "text") == "f64" ? Dtype::f64 : Dtype::f32;

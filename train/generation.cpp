@@ -8,13 +8,14 @@ namespace hedgehog {
 
 Generator::Generator(const Gpt& model, std::int64_t capacity)
     : capacity_(capacity), state_(model.decoding_state(1, capacity)), token_(input({1, 1}, "token", Dtype::i32)) {
-  for (const Tensor& layer : state_.layers) empty_.push_back(layer.to_vector());
+  for (const Tensor& t : state_.memory()) empty_.push_back(t.to_vector());
   const no_grad guard;
   executor_ = std::make_unique<Executor>(record([&] { return Tensors{model.decode(token_, state_)}; }));
 }
 
 void Generator::reset() {
-  for (std::size_t i = 0; i < state_.layers.size(); ++i) state_.layers[i].copy_from(empty_[i]);
+  const Tensors memory = state_.memory();
+  for (std::size_t i = 0; i < memory.size(); ++i) memory[i].copy_from(empty_[i]);
   position_ = 0;
   logits_.clear();
 }

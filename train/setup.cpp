@@ -93,6 +93,7 @@ GptOptions gpt_options(const Config& config, std::int64_t vocabulary) {
   o.dropout = config.real("dropout");
   o.tied_head = config.flag("tied_head");
   o.embedding_init = config.real("embedding_init");
+  o.short_convolution = config.integer("short_convolution");
   o.init = config.text("init");
   o.map_init_gain = config.real("map_init_gain");
   o.dtype = config.has("dtype") && config.text("dtype") == "f64" ? Dtype::f64 : Dtype::f32;
@@ -103,6 +104,8 @@ GptOptions gpt_options(const Config& config, std::int64_t vocabulary) {
     throw UsageError(fmt::format("rotary positions need an even head width, but width / heads = {}; choose other --heads or "
                                  "--positions=learned",
                                  o.width / o.heads));
+  if (o.short_convolution == 1)
+    throw UsageError("--short_convolution=1 mixes nothing; give 2 or more tokens (4 is usual), or 0 for none");
   if (o.attention != "softmax" && o.width / o.heads > 256)
     throw UsageError(fmt::format("linear attention takes heads up to 256 wide, but width / heads = {}; use more --heads", o.width / o.heads));
   return o;

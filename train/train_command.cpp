@@ -14,9 +14,10 @@ namespace {
 namespace fs = std::filesystem;
 
 /// Options that a checkpoint fixes: giving them with --resume is an error.
-const char* const kFixed[] = {"data",      "preset", "attention", "layers",  "heads",         "width",     "context", "positions",
-                              "norm",      "activation", "bias",  "init",    "tied_head", "embedding_init", "map_init_gain", "tokenizer", "vocabulary", "dtype",
-                              "seed",      "batch",  "gradient_accumulation", "out", "minutes"};
+const char* const kFixed[] = {"data",          "preset",        "attention",  "layers", "heads",     "width",
+                              "context",       "positions",     "norm",       "bias",   "activation", "init",
+                              "tied_head",     "embedding_init", "short_convolution", "map_init_gain", "tokenizer", "vocabulary",
+                              "dtype",         "seed",          "batch",      "gradient_accumulation", "out", "minutes"};
 
 Trainer resume(Config& config) {
   const std::string name = config.text("resume");
