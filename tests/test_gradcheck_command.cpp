@@ -17,11 +17,12 @@ struct Printed {
   std::string text;
 };
 
-Printed print(const GradcheckCommand& command) {
+template <class... Ops>
+Printed print(const GradcheckCommand& command, const Ops&... ops) {
   const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::tmpfile(), std::fclose);
   REQUIRE(file != nullptr);
   Printed out;
-  out.code = run_gradcheck(command, file.get());
+  out.code = run_gradcheck(command, ops..., file.get());
   std::rewind(file.get());
   for (int c; (c = std::fgetc(file.get())) != EOF;) out.text += char(c);
   return out;
@@ -37,6 +38,25 @@ TEST_CASE("gradcheck command: one op gives a row for each differentiable input")
   CHECK(p.text.find("2 inputs of 1 ops") != std::string::npos);
   CHECK(p.text.find("all passed") != std::string::npos);
   CHECK(p.text.find("FAILED") == std::string::npos);
+}
+
+TEST_CASE("gradcheck command: a wrong backward is exit code 1 and named, in the table and in JSON") {
+  Op wrong = find_op("divide");
+  wrong.backward.cpu = [right = wrong.backward.cpu](const Call& c) {
+    right(c);
+    if (c.dx[1])
+      for (std::int64_t i = 0; i < c.dx[1].size(); ++i) c.dx[1].as<double>()[i] *= 1.5;
+  };
+  const std::vector<const Op*> ops{&wrong};
+  const Printed p = print({.draws = 2}, ops);
+  CAPTURE(p.text);
+  CHECK(p.code == 1);
+  CHECK(p.text.find("FAILED") != std::string::npos);
+  CHECK(p.text.find("1 failed") != std::string::npos);
+  CHECK(p.text.find("all passed") == std::string::npos);
+  const Printed json = print({.draws = 1, .json = true}, ops);
+  CHECK(json.code == 1);
+  CHECK(nlohmann::json::parse(json.text)["passed"] == false);
 }
 
 TEST_CASE("gradcheck command: JSON holds the same rows") {

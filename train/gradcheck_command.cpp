@@ -86,9 +86,12 @@ nlohmann::json to_json(const std::vector<Row>& rows, const GradcheckCommand& com
 
 int run_gradcheck(const GradcheckCommand& command, std::FILE* out) {
   register_ops();
+  if (command.op.empty()) return run_gradcheck(command, registered_ops(), out);
+  return run_gradcheck(command, {&find_op(command.op)}, out);
+}
+
+int run_gradcheck(const GradcheckCommand& command, const std::vector<const Op*>& ops, std::FILE* out) {
   if (command.draws < 1) throw UsageError(fmt::format("--draws must be at least 1, got {}", command.draws));
-  std::vector<const Op*> ops = registered_ops();
-  if (!command.op.empty()) ops = {&find_op(command.op)};
   if (!command.json)
     fmt::print(out, "cpu, f64, {} draws a sample; error = max|a - n| / max|n|, at most {:g}\n\n{:<24} {:<18} {:>7} {:>10}   {:>8}\n",
                command.draws, GradcheckOptions{}.tolerance, "op", "input", "samples", "gradients", "error");

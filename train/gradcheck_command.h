@@ -2,6 +2,9 @@
 #include <cstdint>
 #include <cstdio>
 #include <string>
+#include <vector>
+
+#include "core/op.h"
 
 namespace hedgehog {
 
@@ -20,5 +23,7 @@ struct GradcheckCommand {
 ///
 /// Returns 0 if all pass, else 1. Throws UsageError naming the nearest op if `op` is unknown, and if `draws` is under 1.
 int run_gradcheck(const GradcheckCommand& command, std::FILE* out);
+/// The same for these records, whether registered or not; `command.op` is not looked at.
+int run_gradcheck(const GradcheckCommand& command, const std::vector<const Op*>& ops, std::FILE* out);
 
 }  // namespace hedgehog
