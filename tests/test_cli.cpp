@@ -112,6 +112,22 @@ TEST_CASE("cli: train, resume, sample, eval and info on one's own text") {
   check_refused(run_program("train --resume --quiet", at), 2, {"data has changed"});
 }
 
+TEST_CASE("cli: train, eval and sample on the built-in stories") {
+  const TemporaryDirectory d;
+  const std::string at = d.path().string();
+  check_refused(run_program(std::string("train ") + kSmall + "--context=55", at), 2, {"story", "at least 56 tokens"});
+  const ProgramResult train = run_program(std::string("train ") + kSmall + "--context=56 --evaluate_batches=2 --threads=1", at);
+  CAPTURE(train.output);
+  CHECK(train.code == 0);
+  for (const char* part : {"exact entropy", "what does … eat", "where does … live", "how does … travel", "who owns the …", "One "})
+    CHECK(contains(train.output, part));
+  CHECK(contains(run_program("eval --json --threads=1", at).output, "who owns the …"));
+  const ProgramResult sample = run_program("sample --prompt='mia eats plums. what does MIA eat?' --tokens=3 --threads=1", at);
+  CAPTURE(sample.output);
+  CHECK(contains(sample.output, "Mia eats plums. What does Mia eat?"));
+  check_refused(run_program("sample --prompt='mia likes plums'", at), 2, {"'likes'", "'lives'"});
+}
+
 TEST_CASE("cli: a damaged, truncated or foreign checkpoint is refused with exit code 3") {
   const TemporaryDirectory d;
   d.file("text.txt", some_text());

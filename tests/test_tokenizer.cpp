@@ -99,6 +99,9 @@ TEST_CASE("story tokenizer: normal writing in and out") {
   CHECK(tokenizer->decode(std::vector<int32_t>{6, 0}) == "Tea");
   CHECK(message_of<UsageError>([&] { (void)tokenizer->encode("mia likse tea"); }) ==
         "[tokenizer] 'likse' is not among the 11 words of the stories; did you mean 'likes'?");
+  // punctuation is never what was meant
+  CHECK(message_of<UsageError>([&] { (void)tokenizer->encode("mia likes 7"); }) ==
+        "[tokenizer] '7' is not among the 11 words of the stories");
   CHECK_THROWS_AS(story_tokenizer({"a", "a"}), Error);
   CHECK_THROWS_AS(story_tokenizer({}), Error);
   CHECK_THROWS_AS(story_tokenizer({"a"}, {"b"}), Error);

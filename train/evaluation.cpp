@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 
 #include "train/training_step.h"
 
@@ -74,31 +75,23 @@ class Predictor {
   std::unique_ptr<Executor> executor_;
 };
 
-const char* question_name(StoryFact fact) {
-  switch (fact) {
-    case StoryFact::visits: return "what does … visit";
-    case StoryFact::carries: return "what does … carry";
-    case StoryFact::eats: return "what does … eat";
-  }
-  return "";
-}
-
-const char* distance_name(std::int64_t distance) {
-  return distance <= 32 ? "fact at most 32 tokens back" : distance <= 64 ? "fact 33 to 64 tokens back" : "fact over 64 tokens back";
-}
+// the rows of a recall table; questions in the order of StoryFact
+constexpr std::array kRecallRows = {
+    "all questions", "what does … eat", "where does … live", "how does … travel", "who owns the …",
+    "fact at most 32 tokens back", "fact 33 to 64 tokens back", "fact over 64 tokens back", "pairs never seen in training"};
+constexpr std::size_t kFirstQuestion = 1, kFirstDistance = 5, kHeldOut = 8;
 
 }  // namespace
 
 std::vector<RecallRow> measure_recall(const Gpt& model, const StoryBatches& stories, std::int64_t rows) {
   Predictor predictor(model, rows, model.options().context);
-  std::vector<RecallRow> table{{"all questions"}};
-  auto count = [&](const std::string& name, const StoryQuestion& q, bool right, bool recency) {
-    auto found = std::find_if(table.begin(), table.end(), [&](const RecallRow& r) { return r.name == name; });
-    if (found == table.end()) found = table.insert(table.end(), RecallRow{name});
-    ++found->questions;
-    found->right += right;
-    found->recency_right += recency;
-    found->guess += 1.0 / q.candidates;
+  std::vector<RecallRow> table(kRecallRows.size());
+  for (std::size_t i = 0; i < table.size(); ++i) table[i].name = kRecallRows[i];
+  auto count = [&](std::size_t row, const StoryQuestion& q, bool right, bool recency) {
+    ++table[row].questions;
+    table[row].right += right;
+    table[row].recency_right += recency;
+    table[row].guess += 1.0 / q.candidates;
   };
   const auto& all = stories.validation_stories();
   for (std::int64_t b = 0; b < stories.validation_batches(rows); ++b) {
@@ -109,15 +102,15 @@ std::vector<RecallRow> measure_recall(const Gpt& model, const StoryBatches& stor
         const std::int32_t answer = story.tokens[std::size_t(q.position)];
         const bool right = best[std::size_t(r * model.options().context + q.position - 1)] == answer;
         const bool recency = q.recency_guess == answer;
-        count("all questions", q, right, recency);
-        count(question_name(q.fact), q, right, recency);
-        count(distance_name(q.distance), q, right, recency);
-        if (q.held_out) count("pairs never seen in training", q, right, recency);
+        count(0, q, right, recency);
+        count(kFirstQuestion + std::size_t(q.fact), q, right, recency);
+        count(kFirstDistance + (q.distance > 32) + (q.distance > 64), q, right, recency);
+        if (q.held_out) count(kHeldOut, q, right, recency);
       }
     }
   }
-  for (RecallRow& row : table) row.guess /= double(std::max<std::int64_t>(row.questions, 1));
-  std::sort(table.begin() + 1, table.end(), [](const RecallRow& a, const RecallRow& b) { return a.name < b.name; });
+  std::erase_if(table, [](const RecallRow& row) { return row.questions == 0; });
+  for (RecallRow& row : table) row.guess /= double(row.questions);
   return table;
 }
 

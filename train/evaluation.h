@@ -26,7 +26,7 @@ class Evaluator {
 
 /// Answers to the story corpus's questions.
 struct RecallRow {
-  std::string name;          // "all", "what does … like", "more than 64 tokens away", …
+  std::string name;          // "all questions", "what does … eat", "fact over 64 tokens back", …
   std::int64_t questions = 0;
   std::int64_t right = 0;
   std::int64_t recency_right = 0;  // by naming the newest candidate
@@ -34,8 +34,9 @@ struct RecallRow {
   double share() const { return questions ? double(right) / double(questions) : 0; }
 };
 
-/// Reads all validation stories and counts where the most likely token is the answer: all questions first, then by type,
-/// by distance (at most 32, 33-64, more than 64 tokens), and for held-out pairs.
+/// Reads all validation stories and counts where the most likely token is the answer: all questions first, then by kind
+/// of fact, by distance (at most 32, 33-64, more than 64 tokens), and for held-out pairs. Rows without a question are left
+/// out.
 std::vector<RecallRow> measure_recall(const Gpt& model, const StoryBatches& stories, std::int64_t rows);
 
 }  // namespace hedgehog

@@ -73,7 +73,7 @@ class Writer {
 
 /// Reads lines and lets the model go on from everything typed so far (stories: up to the next full stop).
 int session(Writer& writer, const Config& config) {
-  fmt::print("{}\n", writer.stories() ? "Type facts (\"Mia likes plums.\") and ask (\"What does Mia like?\"). An empty line ends."
+  fmt::print("{}\n", writer.stories() ? "Type facts (\"Mia eats plums and Leo eats tea.\") and ask (\"What does Mia eat?\"). An empty line ends."
                                       : "Type text; the model goes on from it. An empty line ends.");
   std::string all, line;
   for (std::uint64_t turn = 0; fmt::print("> "), std::fflush(stdout), std::getline(std::cin, line) && !line.empty(); ++turn) {

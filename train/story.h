@@ -3,29 +3,31 @@
 #include <string>
 #include <vector>
 
+#include "train/tokenizer.h"
+
 namespace hedgehog {
 
-/// What a fact is about: the town a girl visits, what a boy carries, what a pet eats.
-enum class StoryFact { visits, carries, eats };
+/// What a fact tells: the food that a person eats, the town they live in, the vehicle they travel by, the object they own.
+enum class StoryFact { eats, lives, travels, owns };
 
 /// The knobs of the story law. The defaults are those that corpus, model and budget were fixed with.
 struct StoryOptions {
   int64_t context = 160;       // tokens that a model reads at once; a row is one longer
-  int groups = 3;              // groups of people in a story, 1 to 3, each with its kind of thing
-  int min_cast = 6;            // people in a group, 4 to 8, said before its facts are told
-  int max_cast = 8;
-  int question_percent = 20;   // chance that the next sentence asks, while a group's facts are not told
-  int held_out = 1;            // things per person that training never gives this person, 0 to 4
-  int held_out_percent = 50;   // chance that a validation statement uses such a thing
+  int kinds = 4;               // kinds of facts that there are, 1 to 4: the first of StoryFact
+  int min_facts = 4;           // facts that one sentence tells, all of one kind, 4 to 8
+  int max_facts = 6;
+  int tell_percent = 40;       // chance that the next sentence tells facts, where it may also ask, 0 to 100
+  int held_out = 1;            // in each kind, things per person that training never gives this person, 0 to 4
+  int held_out_percent = 20;   // chance that a fact told in validation is made such a pair, where one is left
 };
 
 /// A question of a row. Positions are token indices in Story::tokens.
 struct StoryQuestion {
   StoryFact fact;          // which kind of fact it asks for
-  int64_t position;        // of the one token that holds the answer
-  int64_t distance;        // tokens between the answer and the newest mention of its fact
-  int candidates;          // facts that the answer may come from, after ruling out those that this quiz has asked for
-  int32_t recency_guess;   // the thing among these that was mentioned last
+  int64_t position;        // of the one token that holds the answer: the thing, or the person who owns it
+  int64_t distance;        // tokens between the answer and the newest earlier mention of its fact
+  int candidates;          // facts that the answer may come from: of its kind, without the one that was asked for just before
+  int32_t recency_guess;   // the answer if it were the one of these that was mentioned last
   bool held_out;           // the fact is a person-thing pair that training never shows
 };
 
@@ -37,16 +39,23 @@ struct Story {
   std::vector<StoryQuestion> questions;
 };
 
-/// Deterministic stories whose exact p(token | prefix) is known.
+/// Deterministic stories whose exact p(token | prefix) is known:
+///
+///   One cold morning friends meet. Mia eats plums, Leo eats tea, Ann eats soup and Ben eats jam. What does Leo eat? Leo
+///   eats tea. The coin belongs to Ben, the key belongs to Zoe, the hat belongs to Mia and the map belongs to Leo. Who
+///   owns the coin? The coin belongs to Ben. … The end.
+///
+/// A sentence tells 4 to 6 facts of a kind that no sentence has told (people and things occur once in a kind), or asks for
+/// one told before and answers. The story closes when neither is sure to fit the context.
 ///
 /// Stories are drawn token by token from one law, `next_distribution`: a function of the text so far and nothing else, so
 /// the floor of a model's loss is the mean -ln p of the very tokens scored. Training rows never hold a held-out
-/// person-thing pair: the law gives it p = 0. Validation rows follow the same law, except that a statement may be given a
-/// held-out thing from outside; that one token is not scored (target -1), everything after it is, under the same law.
-/// Rows depend on (options, seed, row, validation) by 64-bit integer arithmetic alone.
+/// person-thing pair: the law gives it p = 0. Validation rows follow the same law, except that the token that completes a
+/// fact may be given from outside to make a held-out pair; that one token is not scored (target -1), everything after it
+/// is, under the same law. Rows depend on (options, seed, row, validation) by integer arithmetic alone.
 class StoryCorpus {
  public:
-  /// Throws: UsageError if the options leave no story that fits the context.
+  /// Throws: UsageError if an option is out of its range or the context too short for a story.
   explicit StoryCorpus(const StoryOptions& options = {});
 
   const StoryOptions& options() const { return options_; }
@@ -54,7 +63,7 @@ class StoryCorpus {
   /// Words in token order.
   const std::vector<std::string>& vocabulary() const { return words_; }
 
-  /// The words that are written with a capital everywhere: people and places.
+  /// The words that are written with a capital everywhere: people and towns.
   std::vector<std::string> proper_names() const;
 
   /// Row `row` of the training or validation stream of `seed`.
@@ -67,17 +76,16 @@ class StoryCorpus {
   /// True if training never gives `person` this thing (both are token ids).
   bool is_held_out(int32_t person, int32_t thing) const;
 
-  /// Text with capitals and normal punctuation; padding is left out.
-  std::string render(const std::vector<int32_t>& tokens) const;
+  /// Text with capitals and normal punctuation; padding is left out. Throws: Error if a token is not in the vocabulary.
+  std::string render(const std::vector<int32_t>& tokens) const { return tokenizer_->decode(tokens); }
 
-  /// Tokens of a text, in any case and spacing. Throws: UsageError naming the nearest word for an unknown one.
-  std::vector<int32_t> parse(const std::string& text) const;
+  /// Tokens of a text, in any case and spacing. Throws: UsageError for an unknown word, naming the nearest if one is near.
+  std::vector<int32_t> parse(const std::string& text) const { return tokenizer_->encode(text); }
 
  private:
-  int32_t find_word(const std::string& word) const;
-
   StoryOptions options_;
   std::vector<std::string> words_;
+  TokenizerPointer tokenizer_;
 };
 
 }  // namespace hedgehog

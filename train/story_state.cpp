@@ -1,6 +1,6 @@
 #include "train/story_state.h"
 
-#include <algorithm>
+#include <bit>
 
 namespace hedgehog::story {
 
@@ -12,163 +12,162 @@ void StoryState::choices(Choices& out) const {
       return opening_choices(out);
     case Phase::sentence:
       return sentence_choices(out);
-    case Phase::group:
-      for (int g = 0; g < options_->groups; ++g) out.add(kGirls + g, cast_[g] == 0);
-      return;
-    case Phase::person:
-      if (std::popcount(told_[group_]) == cast_[group_]) return out.add(kStop, 1);
-      for (int i = 0; i < kSlot; ++i) out.add(person_token(group_, i), !(told_[group_] >> i & 1));
-      return;
-    case Phase::thing:
-      for (int t = 0; t < kSlot; ++t)
-        out.add(thing_token(group_, t), !(used_[group_] >> t & 1) && !held_out(*options_, group_, person_, t));
+    case Phase::verb:
+      for (int k = 0; k < options_->kinds; ++k) out.add(kForms[k].verb, kForms[k].begins_with_person() && told_[k] == 0);
       return;
     case Phase::key:
-      return key_choices(out);
+      for (int i = 0; i < form().keys; ++i) out.add(form().key0 + i, !(told_[kind_] >> i & 1));
+      return;
+    case Phase::value:
+      for (int i = 0; i < form().values; ++i) out.add(form().value0 + i, !(used_[kind_] >> i & 1) && !is_held_out(i));
+      return;
+    case Phase::separator: {
+      const int next = std::popcount(told_[kind_]) + 1;  // number of the fact that would follow
+      if (last_fact_) return out.add(kStop, 1);
+      out.add(kComma, next < options_->max_facts);
+      return out.add(kAnd, next >= options_->min_facts);
+    }
+    case Phase::asked:
+      for (int i = 0; i < form().keys; ++i) out.add(form().key0 + i, askable() >> i & 1);
+      return;
     case Phase::answer:
-      return out.add(thing_token(group_, thing_of_[group_][person_]), 1);
+      return out.add(form().value0 + value_of_[kind_][key_], 1);
     case Phase::done:
       return out.add(kEnd, 1);
   }
 }
 
-// "one cold morning friends meet ."
+// "one cold morning"
 void StoryState::opening_choices(Choices& out) const {
   if (count_ == 0) return out.add(kOne, 1);
   const int32_t first = count_ == 1 ? kWeather0 : kTime0, last = count_ == 1 ? kTime0 : kFriends;
   for (int32_t t = first; t < last; ++t) out.add(t, 1);
 }
 
-// the group mentioned longest ago: its answers then lie far from their facts
-int StoryState::oldest_group() const {
-  int oldest = -1;
-  for (int g = 0; g < options_->groups; ++g)
-    if (cast_[g] > 0 && (oldest < 0 || last_sentence_[g] < last_sentence_[oldest])) oldest = g;
-  return oldest;
+int StoryState::kinds_told() const {
+  return static_cast<int>(std::count_if(told_.begin(), told_.end(), [](uint32_t keys) { return keys != 0; }));
 }
 
-// a group's facts are followed by questions about them; the end comes when there is no room for another sentence
+bool StoryState::can_tell() const {
+  return kinds_told() < options_->kinds && has_room(longest_paragraph(*options_) + longest_question(*options_));
+}
+
+bool StoryState::can_ask() const { return kinds_told() > 0 && has_room(longest_question(*options_)); }
+
+// A sentence tells, asks, or closes the story where neither fits. Telling, each untold kind is as likely as another; those
+// that begin with a person share the names, since the verb decides between them.
 void StoryState::sentence_choices(Choices& out) const {
-  const int quiz = 2 * (options_->max_cast - 3) + 3, list = 2 * options_->max_cast + 4;
-  if (after_facts_) return out.add(kAsk, 1);
-  const int told = static_cast<int>(std::count_if(cast_.begin(), cast_.end(), [](int n) { return n > 0; }));
-  const bool tell = told < options_->groups && has_room(list + quiz), ask = told > 0 && has_room(quiz);
-  if (!tell && !ask) return out.add(kThe, 1);
-  const int percent = !tell ? 100 : !ask ? 0 : options_->question_percent;
-  const int sizes = options_->max_cast - options_->min_cast + 1;
-  for (int n = options_->min_cast; n <= options_->max_cast; ++n) out.add(kFour + n - 4, 100 - percent);
-  out.add(kAsk, percent * sizes);
+  const bool tells = can_tell(), asks = can_ask();
+  if (!tells && !asks) return out.add(kThe, 1);
+  const uint64_t percent = !tells ? 0 : !asks ? 100 : options_->tell_percent;
+  const int told = kinds_told(), untold = options_->kinds - told;
+  int by_name = 0;
+  for (int k = 0; k < options_->kinds; ++k) by_name += kForms[k].begins_with_person() && told_[k] == 0;
+  // weights over the common denominator 100 · told · untold · kNames
+  const uint64_t tell = percent * std::max(told, 1), ask = (100 - percent) * std::max(untold, 1) * kNames;
+  for (int i = 0; i < kNames; ++i) out.add(kName0 + i, tell * by_name);
+  out.add(kThe, tell * (untold - by_name) * kNames);
+  for (int k = 0; k < kKinds; ++k) out.add(kForms[k].asks, told_[k] != 0 ? ask : 0);
 }
 
-// people whom this quiz has not asked for, as long as four of them are left: even who rules out the answers given has one
-// chance in four
-uint32_t StoryState::askable() const {
-  const uint32_t left = told_[group_] & ~asked_;
-  return std::popcount(left) >= 4 ? left : 0;
-}
+// keys of the kind's facts, without the one that the sentence before asked for
+uint32_t StoryState::askable() const { return told_[kind_] & ~(asked_kind_ == kind_ ? 1u << asked_key_ : 0u); }
 
-void StoryState::key_choices(Choices& out) const {
-  for (int i = 0; i < kSlot; ++i) out.add(person_token(group_, i), askable() >> i & 1);
-  if (out.size == 0) out.add(kStop, 1);
+bool StoryState::is_held_out(int value) const {
+  return form().begins_with_person() ? held_out(*options_, kind_, key_, value) : held_out(*options_, kind_, value, key_);
 }
 
 bool StoryState::may_take(int32_t token) const {
-  const int thing = token - thing_token(group_, 0);
-  return at_thing() && thing >= 0 && thing < kSlot && !(used_[group_] >> thing & 1);
+  const int value = token - form().value0;
+  return at(Phase::value) && value >= 0 && value < form().values && !(used_[kind_] >> value & 1);
 }
 
 bool StoryState::given_choices(Choices& out, uint64_t percent) const {
   out.clear();
-  if (!at_thing() || percent >= static_cast<uint64_t>(options_->held_out_percent)) return false;
-  for (int t = 0; t < kSlot; ++t)
-    if (held_out(*options_, group_, person_, t) && may_take(thing_token(group_, t))) out.add(thing_token(group_, t), 1);
+  if (!at(Phase::value) || percent >= static_cast<uint64_t>(options_->held_out_percent)) return false;
+  for (int i = 0; i < form().values; ++i) out.add(form().value0 + i, is_held_out(i) && may_take(form().value0 + i));
   return out.size > 0;
 }
 
 void StoryState::force(std::initializer_list<int32_t> tokens, Phase then) {
-  std::copy(tokens.begin(), tokens.end(), forced_.begin());
-  forced_size_ = static_cast<int>(tokens.size());
-  forced_at_ = 0;
+  forced_at_ = forced_size_ = 0;
+  for (const int32_t token : tokens)
+    if (token != kNone) forced_[forced_size_++] = token;
   phase_ = then;
 }
 
 void StoryState::push(int32_t token) {
+  if (forced_at_ < forced_size_) ++forced_at_;
+  else read(token);
   ++count_;
-  if (forced_at_ < forced_size_) {
-    ++forced_at_;
-    return;
-  }
+}
+
+void StoryState::read(int32_t token) {
   switch (phase_) {
     case Phase::opening:
-      if (count_ == 3) force({kFriends, kMeet, kStop}, Phase::sentence);
+      if (count_ == 2) force({kFriends, kMeet, kStop}, Phase::sentence);
       return;
     case Phase::sentence:
       return read_sentence_start(token);
-    case Phase::group:
-      group_ = token - kGirls;
-      cast_[group_] = size_;
-      return force({kVisit + group_}, Phase::person);
-    case Phase::person:
-      if (token == kStop) return end_sentence(true);
-      person_ = token - person_token(group_, 0);
-      phase_ = Phase::thing;
-      return;
-    case Phase::thing:
-      return tell(token - thing_token(group_, 0));
+    case Phase::verb:
+      kind_ = token - kEats;
+      return force({form().link}, Phase::value);
     case Phase::key:
-      return read_key(token);
+      key_ = token - form().key0;
+      return force({form().verb, form().link}, Phase::value);
+    case Phase::value:
+      return tell(token - form().value0);
+    case Phase::separator:
+      if (token == kStop) return force({}, Phase::sentence);
+      last_fact_ = token == kAnd;
+      return force({form().article}, Phase::key);
+    case Phase::asked:
+      key_ = token - form().key0;
+      return force({form().base, kQuestion, form().article, token, form().verb, form().link}, Phase::answer);
     case Phase::answer:
-      mention_[group_][person_] = count_ - 1;
-      asked_ |= 1u << person_;
-      phase_ = Phase::key;
-      return;
+      mention_[kind_][key_] = count_;
+      asked_kind_ = kind_;
+      asked_key_ = key_;
+      return force({kStop}, Phase::sentence);
     case Phase::done:
       return;
   }
 }
 
 void StoryState::read_sentence_start(int32_t token) {
-  if (token == kThe) return force({kEndWord, kStop}, Phase::done);
-  if (token == kAsk) {
-    asked_ = 0;
-    if (!after_facts_) group_ = oldest_group();
-    return force({kGirls + group_}, Phase::key);
+  if (token >= kWhat && token <= kWho) {
+    kind_ = token - kWhat;
+    return force({form().auxiliary, form().article}, Phase::asked);
   }
-  size_ = token - kFour + 4;
-  phase_ = Phase::group;
+  if (!can_tell() && !can_ask()) return force({kEndWord, kStop}, Phase::done);
+  asked_kind_ = -1;
+  last_fact_ = false;
+  if (token == kThe) {
+    kind_ = static_cast<int>(StoryFact::owns);
+    return force({}, Phase::key);
+  }
+  key_ = token - kName0;
+  return force({}, Phase::verb);
 }
 
-void StoryState::end_sentence(bool facts) {
-  after_facts_ = facts;
-  last_sentence_[group_] = count_;
-  phase_ = Phase::sentence;
-}
-
-void StoryState::read_key(int32_t token) {
-  if (token == kStop) return end_sentence(false);
-  person_ = (token - kPerson0) % kSlot;
-  phase_ = Phase::answer;
-}
-
-void StoryState::tell(int thing) {
-  told_[group_] |= 1u << person_;
-  used_[group_] |= 1u << thing;
-  thing_of_[group_][person_] = static_cast<int8_t>(thing);
-  mention_[group_][person_] = count_ - 1;
-  phase_ = Phase::person;
+void StoryState::tell(int value) {
+  told_[kind_] |= 1u << key_;
+  used_[kind_] |= 1u << value;
+  value_of_[kind_][key_] = static_cast<int8_t>(value);
+  mention_[kind_][key_] = count_;
+  phase_ = Phase::separator;
 }
 
 StoryQuestion StoryState::question() const {
-  int newest = person_;
-  int64_t at = -1;
-  for (int i = 0; i < kSlot; ++i)
-    if ((askable() >> i & 1) && mention_[group_][i] > at) at = mention_[group_][newest = i];
-  return {.fact = static_cast<StoryFact>(group_),
+  int newest = key_;
+  for (int i = 0; i < form().keys; ++i)
+    if ((askable() >> i & 1) && mention_[kind_][i] > mention_[kind_][newest]) newest = i;
+  return {.fact = static_cast<StoryFact>(kind_),
           .position = count_,
-          .distance = count_ - mention_[group_][person_],
+          .distance = count_ - mention_[kind_][key_],
           .candidates = std::popcount(askable()),
-          .recency_guess = thing_token(group_, thing_of_[group_][newest]),
-          .held_out = held_out(*options_, group_, person_, thing_of_[group_][person_])};
+          .recency_guess = form().value0 + value_of_[kind_][newest],
+          .held_out = is_held_out(value_of_[kind_][key_])};
 }
 
 }  // namespace hedgehog::story

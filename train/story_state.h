@@ -1,6 +1,6 @@
 #pragma once
+#include <algorithm>
 #include <array>
-#include <bit>
 #include <cstdint>
 #include <initializer_list>
 
@@ -11,8 +11,9 @@ namespace hedgehog::story {
 
 /// Tokens that may follow a prefix, with integer weights: p = weight / total.
 struct Choices {
-  std::array<int32_t, kGroups * kSlot + 1> token;
-  std::array<uint64_t, kGroups * kSlot + 1> weight;
+  static constexpr int kMost = kNames + 1 + kKinds;  // at a sentence's start: names, "the", question words
+  std::array<int32_t, kMost> token;
+  std::array<uint64_t, kMost> weight;
   int size = 0;
   uint64_t total = 0;
 
@@ -25,8 +26,30 @@ struct Choices {
   }
 };
 
-/// What the next token is about.
-enum class Phase { opening, sentence, group, person, thing, key, answer, done };
+inline constexpr int kOpening = 6;  // tokens of "one cold morning friends meet ."
+inline constexpr int kClosing = 4;  // tokens of "the end . <end>"
+
+/// Tokens of the longest sentence that tells facts.
+inline int longest_paragraph(const StoryOptions& options) {
+  int longest = 0;
+  for (int k = 0; k < options.kinds; ++k) longest = std::max(longest, kForms[k].fact_tokens());
+  return options.max_facts * longest;
+}
+
+/// Tokens of the longest question with its answer.
+inline int longest_question(const StoryOptions& options) {
+  int longest = 0;
+  for (int k = 0; k < options.kinds; ++k) longest = std::max(longest, kForms[k].question_tokens());
+  return longest;
+}
+
+/// Held-out pairs: in each kind, every person has equally many things that training never gives this person.
+inline bool held_out(const StoryOptions& options, int kind, int person, int thing) {
+  return ((thing - 7 * person - 3 * kind) & (kThings - 1)) < options.held_out;
+}
+
+/// What the next token is about, once the forced ones are read.
+enum class Phase { opening, sentence, verb, key, value, separator, asked, answer, done };
 
 /// Everything that a prefix says: the facts told so far and the sentence under way. `choices` is the law of the stories.
 class StoryState {
@@ -36,55 +59,45 @@ class StoryState {
   /// The law: the tokens that may come next, with their weights.
   void choices(Choices& out) const;
 
-  /// Reads a token. It must be one of `choices`, or, in a statement, any thing of its kind not given away yet.
+  /// Reads a token. It must be one of `choices`, or one that `may_take` allows.
   void push(int32_t token);
 
-  /// True if a validation row takes its next token from outside the law: a held-out thing when `percent`, uniform in
-  /// [0, 100), is under the options' share. `out` then holds the tokens to draw from.
+  /// True if a validation row takes its next token from outside the law: one that completes a held-out pair, when
+  /// `percent`, uniform in [0, 100), is under the options' share. `out` then holds the tokens to draw from.
   bool given_choices(Choices& out, uint64_t percent) const;
 
-  bool may_take(int32_t token) const;  // a thing not given away, whether held out for this person or not
-  bool at_thing() const { return phase_ == Phase::thing; }
-  bool at_answer() const { return phase_ == Phase::answer; }
-  bool done() const { return phase_ == Phase::done && forced_at_ == forced_size_; }
+  bool may_take(int32_t token) const;  // it completes the fact being told, as a held-out pair or not
+  bool at_answer() const { return at(Phase::answer); }
+  bool done() const { return at(Phase::done); }
   StoryQuestion question() const;      // valid at_answer()
 
  private:
+  const Form& form() const { return kForms[kind_]; }
+  bool at(Phase phase) const { return phase_ == phase && forced_at_ == forced_size_; }
+  bool has_room(int tokens) const { return count_ + tokens + kClosing <= options_->context + 1; }
+  int kinds_told() const;
+  bool can_tell() const;
+  bool can_ask() const;
+  bool is_held_out(int value) const;
+  uint32_t askable() const;
   void opening_choices(Choices& out) const;
   void sentence_choices(Choices& out) const;
-  void key_choices(Choices& out) const;
+  void read(int32_t token);
   void read_sentence_start(int32_t token);
-  void read_key(int32_t token);
-  void tell(int thing);
+  void tell(int value);
   void force(std::initializer_list<int32_t> tokens, Phase then);
-  bool has_room(int tokens) const { return count_ + tokens + kClosing <= options_->context + 1; }
-  uint32_t askable() const;
-  int oldest_group() const;
-  void end_sentence(bool facts);
 
-  static constexpr int kClosing = 4;  // tokens of "the end . <end>"
   const StoryOptions* options_;
   int64_t count_ = 0;                 // tokens read
   Phase phase_ = Phase::opening;
-  std::array<int32_t, 4> forced_{};   // tokens without a choice that come next
+  std::array<int32_t, 6> forced_{};   // tokens without a choice that come next
   int forced_size_ = 0, forced_at_ = 0;
-  std::array<int, kGroups> cast_{};   // people of a group, 0 before its facts are told
-  std::array<uint32_t, kGroups> told_{}, used_{};   // bits: people whose fact is told, things given away
-  uint32_t asked_ = 0;                // bits: people that the quiz under way has asked for
-  std::array<int64_t, kGroups> last_sentence_{};    // where a group's newest sentence ended
-  bool after_facts_ = false;          // the last sentence told a group's facts
-  std::array<std::array<int8_t, kSlot>, kGroups> thing_of_{};
-  std::array<std::array<int64_t, kSlot>, kGroups> mention_{};  // position of the newest mention of a person's fact
-  int size_ = 0;                      // people of the group that the sentence under way introduces
-  int person_ = 0, group_ = 0;
+  int kind_ = 0, key_ = 0;            // of the fact under way
+  bool last_fact_ = false;            // the paragraph's last fact is under way, or was told
+  int asked_kind_ = -1, asked_key_ = 0;            // the fact that the sentence before asked for; kind -1 if it told
+  std::array<uint32_t, kKinds> told_{}, used_{};   // bits: keys whose fact is told, values given away
+  std::array<std::array<int8_t, kNames>, kKinds> value_of_{};
+  std::array<std::array<int64_t, kNames>, kKinds> mention_{};  // position of a fact's value where it was said last
 };
-
-/// Held-out pairs: every thing is held out for as many people of its group as every person has things held out.
-inline bool held_out(const StoryOptions& options, int group, int person, int thing) {
-  return ((thing - 5 * person - 7 * group) & (kSlot - 1)) < options.held_out;
-}
-
-inline int32_t person_token(int group, int person) { return kPerson0 + group * kSlot + person; }
-inline int32_t thing_token(int group, int thing) { return kThing0 + group * kSlot + thing; }
 
 }  // namespace hedgehog::story

@@ -195,7 +195,11 @@ class StoryTokenizer final : public Tokenizer {
                    [](char c) { return c >= 'A' && c <= 'Z' ? char(c + 32) : c; });
     if (const auto found = index_.find(lower); found != index_.end()) return found->second;
     if (const auto unknown = index_.find(kUnknown); unknown != index_.end()) return unknown->second;
-    const std::string nearest = nearest_name(lower, words_);
+    // one change makes any digit a full stop, but nobody means that
+    std::vector<std::string> candidates;
+    std::copy_if(words_.begin(), words_.end(), std::back_inserter(candidates),
+                 [](const std::string& listed) { return std::isalnum(uint8_t(listed[0])) != 0; });
+    const std::string nearest = nearest_name(lower, candidates);
     throw UsageError(fmt::format("[tokenizer] '{}' is not among the {} words of the stories{}", valid_utf8(word),
                                  words_.size(), nearest.empty() ? "" : fmt::format("; did you mean '{}'?", nearest)));
   }
