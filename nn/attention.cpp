@@ -9,15 +9,25 @@ Attention::Attention(Parameters& parameters, const std::string& name, const Opti
     : options_(options), qkv_(parameters, name + ".c_attn", options.width, 3 * options.width, options.bias, options.init),
       output_(parameters, name + ".c_proj", options.width, options.width, options.bias, options.output_init) {
   if (options.short_convolution > 0) {
-    const std::int64_t K = options.short_convolution;
-    // positive weights: tokens in like company start alike, which is where recall begins
-    convolution_ = parameters.add(name + ".conv.weight", {K, 2 * options.width}, Init::uniform(2 / std::sqrt(double(K))), 0);
+    convolution_ = parameters.add(name + ".conv.weight", {options.short_convolution, 3 * options.width},
+                                  Init::uniform(2 / std::sqrt(double(options.short_convolution))), 0);
+    start_values_unmixed();
   }
   if (options.mimetic) start_mimetic();
   if (!options.kind.starts_with("hedgehog")) return;
   const std::int64_t D = options.width / options.heads;
   map_q_ = parameters.add(name + ".map_q.weight", {options.heads, D, D}, Init::identity(options.map_init_gain), 0);
   map_k_ = parameters.add(name + ".map_k.weight", {options.heads, D, D}, Init::identity(options.map_init_gain), 0);
+}
+
+// Queries and keys start with positive weights: tokens in like company are then alike, which is where recall begins. Values
+// start as the token itself, so that what is recalled is what was said there.
+void Attention::start_values_unmixed() {
+  const std::int64_t C = options_.width;
+  std::vector<double> weight = convolution_.to_vector();
+  for (std::int64_t j = 0; j < options_.short_convolution; ++j)
+    for (std::int64_t c = 2 * C; c < 3 * C; ++c) weight[std::size_t(j * 3 * C + c)] = j == 0 ? 1 : 0;
+  convolution_.copy_from(weight);
 }
 
 void Attention::start_mimetic() {
@@ -35,14 +45,8 @@ void Attention::start_mimetic() {
 template <class Convolve>
 Attention::Heads Attention::project(const Tensor& x, const Tensor& rotary, const Convolve& convolve) const {
   const std::int64_t B = x.shape()[0], T = x.shape()[1], C = options_.width, H = options_.heads;
-  Tensors parts;
-  if (convolution_) {
-    const Tensors packed = split(qkv_(x), {2 * C, C});
-    parts = split(convolve(packed[0]), {C, C});
-    parts.push_back(packed[1]);
-  } else {
-    parts = split(qkv_(x), {C, C, C});
-  }
+  const Tensor packed = qkv_(x);
+  const Tensors parts = split(convolution_ ? convolve(packed) : packed, {C, C, C});
   auto heads = [&](const Tensor& part) { return reshape(part, {B, T, H, C / H}); };
   Heads h{heads(parts[0]), heads(parts[1]), heads(parts[2])};
   if (rotary) {
@@ -61,7 +65,7 @@ Tensor Attention::output(const Tensor& o, const Tensor& residual, const Tensor& 
 Tensor Attention::operator()(const Tensor& x, const Tensor& residual, const AttentionContext& context) const {
   const Scope scope("attention");
   const auto [q, k, v] =
-      project(x, context.rotary, [&](const Tensor& qk) { return short_convolution(qk, convolution_, context.document_start); });
+      project(x, context.rotary, [&](const Tensor& qkv) { return short_convolution(qkv, convolution_, context.document_start); });
   if (options_.kind == "softmax") {
     SoftmaxAttentionOptions o;
     o.document_start = context.document_start;
@@ -79,7 +83,7 @@ Tensor Attention::step(const Tensor& x, const Tensor& residual, const AttentionS
                        const Tensor& rotary) const {
   const Scope scope("attention");
   const auto [q, k, v] =
-      project(x, rotary, [&](const Tensor& qk) { return short_convolution_step(qk, convolution_, state.convolution); });
+      project(x, rotary, [&](const Tensor& qkv) { return short_convolution_step(qkv, convolution_, state.convolution); });
   if (options_.kind == "softmax") return output(softmax_attention_step(q, k, v, state.attention, position), residual, {});
   LinearAttentionStepOptions o;
   o.weight_q = map_q_;
@@ -93,7 +97,7 @@ AttentionState Attention::empty_state(std::int64_t batch, std::int64_t capacity,
   AttentionState s;  // zeros are the empty state
   s.attention = options_.kind == "softmax" ? state({batch, capacity, 2, H, D}, dtype, "key_value_cache")
                                            : state({batch, H, map_q_ ? 2 * D : D, D + 2}, dtype, "attention_state");
-  if (convolution_) s.convolution = state({batch, options_.short_convolution - 1, 2 * options_.width}, dtype, "convolution_state");
+  if (convolution_) s.convolution = state({batch, options_.short_convolution - 1, 3 * options_.width}, dtype, "convolution_state");
   return s;
 }
 

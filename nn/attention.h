@@ -12,14 +12,14 @@ struct AttentionContext {
   Tensor rotary = {};          // table of rotary_table(T, D), shared by all layers; empty: no rotary positions
 };
 
-/// What one layer remembers of a stream: the attention's state, and the last queries and keys if a short convolution
-/// mixes them.
+/// What one layer remembers of a stream: the attention's state, and the last queries, keys and values if a short
+/// convolution mixes them.
 struct AttentionState {
   Tensor attention, convolution;
 };
 
-/// Multi-head causal attention: packed projection, short convolution of queries and keys (if asked), rotary positions,
-/// softmax or linear attention, output projection. Grouped heads are (B, T, 3, H, D) in one tensor; q, k, v are windows
+/// Multi-head causal attention: packed projection, short convolution of queries, keys and values (if asked), rotary
+/// positions, softmax or linear attention, output projection. Grouped heads are (B, T, 3, H, D) in one tensor; q, k, v are windows
 /// of it.
 class Attention {
  public:
@@ -49,15 +49,16 @@ class Attention {
   struct Heads {
     Tensor q, k, v;  // (B, T, H, D)
   };
-  /// `convolve` is the short convolution of queries and keys (B, T, 2 C), over a whole row or of a stream.
+  /// `convolve` is the short convolution of the packed projection (B, T, 3 C), over a whole row or of a stream.
   template <class Convolve>
   Heads project(const Tensor& x, const Tensor& rotary, const Convolve& convolve) const;
+  void start_values_unmixed();
   void start_mimetic();
   Tensor output(const Tensor& o, const Tensor& residual, const Tensor& dropout_step) const;
 
   Options options_;
   Linear qkv_, output_;
-  Tensor convolution_;    // (K, 2 C), of queries and keys
+  Tensor convolution_;    // (K, 3 C), of queries, keys and values
   Tensor map_q_, map_k_;  // (H, D, D), of the Hedgehog maps
 };
 

@@ -158,7 +158,7 @@ std::int64_t parameter_count(const GptOptions& options) {
   const std::int64_t norm = c * (options.bias && options.norm == "layer" ? 2 : 1), bias = options.bias ? 9 * c : 0;
   const std::int64_t positions = options.positions == "learned" ? options.context * c : 0;
   return options.vocabulary * c * (options.tied_head ? 1 : 2) + positions + 
-         options.layers * (12 * c * c + maps + 2 * c * options.short_convolution + bias + 2 * norm) + norm;
+         options.layers * (12 * c * c + maps + 3 * c * options.short_convolution + bias + 2 * norm) + norm;
 }
 
 }  // namespace hedgehog

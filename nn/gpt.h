@@ -23,7 +23,7 @@ struct GptOptions {
   double dropout = 0;
   bool tied_head = true;               // the classifier's matrix is the token embedding's
   double embedding_init = 0.02;        // standard deviation of the embeddings at the start
-  std::int64_t short_convolution = 0;  // queries and keys mix this many tokens, themselves and those before; 0: none
+  std::int64_t short_convolution = 0;  // queries, keys and values mix this many tokens, themselves and those before; 0: none
   // default: 1/sqrt(fan_in); gpt2: 0.02; both with residual outputs / sqrt(2 L). mimetic: default, but keys start as queries,
   // the attention's output projection as the transpose of the values' and an untied classifier as the embedding, so that
   // attention copies from like places from the start (after Trockman and Kolter 2023, arXiv:2305.09828)
@@ -64,7 +64,7 @@ struct DecodingState {
 ///
 /// Parameter names are GPT-2's: wte.weight, wpe.weight, h.0.ln_1.weight, h.0.attn.c_attn.weight (in, out), …, ln_f.weight;
 /// the feature maps are h.0.attn.map_q.weight and map_k.weight (H, D, D); the short convolution is h.0.attn.conv.weight
-/// (K, 2 C); an untied classifier is lm_head.weight (V, C).
+/// (K, 3 C); an untied classifier is lm_head.weight (V, C).
 class Gpt {
  public:
   /// Throws ShapeError naming the option if the sizes do not fit together.

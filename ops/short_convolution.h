@@ -3,8 +3,8 @@
 
 namespace hedgehog {
 
-/// Causal depthwise convolution over a few tokens: every channel mixes the token with those just before it. On queries and
-/// keys it lets attention compare what precedes two tokens, which recall of pairs needs, in one layer.
+/// Causal depthwise convolution over a few tokens: every channel mixes the token with those just before it. On queries,
+/// keys and values it lets attention compare what precedes two tokens, which recall of pairs needs, in one layer.
 ///
 ///   y[b, t, c] = sum_j weight[j, c] x[b, t - j, c]     over j < K with t - j inside the token's document
 ///

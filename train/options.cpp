@@ -74,7 +74,7 @@ std::vector<Option> model_options() {
       flag("bias", "false", "model", "biases in linear layers and norms", kModelCommands),
       real("dropout", "0", "", "model", "share of activations dropped in training", kModelCommands, 0, 0.99),
       integer("short_convolution", "0", "tokens", "model",
-              "queries and keys mix this many tokens, themselves and those before; 0 for none", kModelCommands, 0, 64),
+              "queries, keys and values mix this many tokens, themselves and those before; 0 for none", kModelCommands, 0, 64),
       text("init", "default", "model",
            "initial weights: 1/sqrt(fan_in), 0.02 as in GPT-2, or attention that copies from like places (mimetic)", kModelCommands,
            {"default", "gpt2", "mimetic"}),
@@ -189,9 +189,9 @@ const std::vector<Preset>& preset_table() {
   // the values of karpathy/nanoGPT:config/train_shakespeare_char.py, train_gpt2.py and its README
   static const std::vector<Preset> table = {
       preset("story", "2 layers, width 64, for the built-in stories: minutes on two cores",
-             "layers=2 heads=2 width=64 context=160 batch=12 steps=15000 norm=rms tied_head=false embedding_init=1 "
-             "learning_rate=1e-3 min_learning_rate=1e-5 beta2=0.95 warmup=200 weight_decay=0.1 evaluate_every=1500 "
-             "save_every=1500"),
+             "layers=2 heads=2 width=64 context=160 positions=none short_convolution=4 norm=rms init=mimetic tied_head=false "
+             "embedding_init=1 batch=16 steps=10000 learning_rate=3e-3 min_learning_rate=1e-5 beta2=0.95 warmup=200 "
+             "weight_decay=0.1 evaluate_every=1000 save_every=1000"),
       preset("tiny", "2 layers, width 64: seconds to minutes on a CPU",
              "layers=2 heads=2 width=64 context=128 batch=16 steps=2000"),
       preset("char-cpu", "nanoGPT's recipe for a CPU: 4 layers, width 128, context 64",
