@@ -58,7 +58,8 @@ class Backward {
 
   /// Appends the backward entry of one forward entry. False if no gradient reaches it.
   bool visit(const Entry& forward) {
-    if (forward.backward || forward.op->views) return false;
+    // an entry without an op was consumed by a pass that failed on the way
+    if (!forward.op || forward.backward || forward.op->views) return false;
     if (std::none_of(forward.outputs.begin(), forward.outputs.end(), [&](const Tensor& y) { return gradients_.count(y.get()); }))
       return false;
     if (!std::any_of(forward.outputs.begin(), forward.outputs.end(), [](const Tensor& y) { return y.wants_gradient(); })) return false;
@@ -99,15 +100,15 @@ class Backward {
       const Tensor& x = forward.inputs[i];
       if (!x) continue;
       if ((forward.op->reads.inputs >> i & 1u) && x.version() != forward.versions[i] + (forward.op->updates >> i & 1u))
-        throw Error(fmt::format("[backward] argument '{}' of {} (line {}) was overwritten after it was used; "
+        throw Error(fmt::format("[backward] argument '{}' of {} ({}:{}) was overwritten after it was used; "
                                 "call backward before the update",
-                                forward.op->arguments[i].name, forward.op->name, forward.where.line()));
+                                forward.op->arguments[i].name, forward.op->name, forward.where.file_name(), forward.where.line()));
     }
     for (const Tensor& y : forward.outputs)
       if (y->consumed)
-        throw Error(fmt::format("[backward] {} (line {}) was already differentiated once; compute the loss again, "
+        throw Error(fmt::format("[backward] {} ({}:{}) was already differentiated once; compute the loss again, "
                                 "or hold a keep_tape guard for several backward passes",
-                                forward.op->name, forward.where.line()));
+                                forward.op->name, forward.where.file_name(), forward.where.line()));
   }
 
   /// Where a contribution to the gradient of x goes, and whether it writes or adds.
@@ -118,9 +119,9 @@ class Backward {
       return window(root->gradient, x);
     }
     if (root->consumed)
-      throw Error(fmt::format("[backward] an argument of {} (line {}) comes from calls that an earlier backward consumed; "
+      throw Error(fmt::format("[backward] an argument of {} ({}:{}) comes from calls that an earlier backward consumed; "
                               "compute it again, or hold a keep_tape guard",
-                              near.op->name, near.where.line()));
+                              near.op->name, near.where.file_name(), near.where.line()));
     Gradient& g = gradients_[root.get()];
     if (!g.tensor) g.tensor = declare(root.shape(), root.dtype());
     mode = mark(g, x, root.size(), near);
@@ -202,7 +203,7 @@ void check_loss(const Tensor& loss, const Tensor& cotangent) {
 void backward(const Tensor& loss, const Tensor& cotangent) { backward(Tensors{loss}, Tensors{cotangent}); }
 
 void backward(const Tensors& results, const Tensors& cotangents) {
-  if (results.size() != cotangents.size()) throw Error("[backward] needs one cotangent (perhaps empty) for each result");
+  if (results.size() != cotangents.size()) throw Error(fmt::format("[backward] needs one cotangent (perhaps empty) for each result, got {} for {} results", cotangents.size(), results.size()));
   for (std::size_t j = 0; j < results.size(); ++j) check_loss(results[j], cotangents[j]);
   detail::Tape& t = tape();
   Entry near;

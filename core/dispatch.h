@@ -1,19 +1,18 @@
 #pragma once
-#include <fmt/format.h>
-
 #include <utility>
 
-#include "core/error.h"
 #include "core/op.h"
 
 namespace hedgehog {
+
+[[noreturn]] void refuse_dtype(Dtype dtype);
 
 /// Calls f(T{}) with the element type of a computing dtype on the CPU: f32 or f64.
 template <class F>
 void dispatch(Dtype dtype, F&& f) {
   if (dtype == Dtype::f32) return f(float{});
   if (dtype == Dtype::f64) return f(double{});
-  throw DtypeError(fmt::format("the CPU computes in f32 and f64, got {}; cast first", name_of(dtype)));
+  refuse_dtype(dtype);
 }
 
 /// The same for ops that only move elements: i32 and bf16 too (bf16 as its bits).

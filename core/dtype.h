@@ -28,11 +28,4 @@ constexpr const char* name_of(Dtype d) {
 }
 constexpr bool is_floating(Dtype d) { return d != Dtype::i32; }
 
-template <class T>
-constexpr Dtype dtype_of() {
-  if constexpr (sizeof(T) == 8) return Dtype::f64;
-  else if constexpr (sizeof(T) == 2) return Dtype::bf16;
-  else return T(0.5f) == T(0) ? Dtype::i32 : Dtype::f32;
-}
-
 }  // namespace hedgehog

@@ -15,9 +15,9 @@ constexpr unsigned char kGuardByte = 0xa5;
 
 void Arena::reserve(Bytes bytes) {
   if (storage_ && Bytes(storage_->bytes()) >= bytes) return;
+  ++generation_;
   storage_ = nullptr;
   storage_ = std::make_shared<Storage>(std::size_t(std::max<Bytes>(bytes, 64)));
-  ++generation_;
 }
 
 Executor::Executor(Program program, ExecutorOptions options)
@@ -28,6 +28,9 @@ Executor::Executor(Program program, ExecutorOptions options)
   begins_.resize(program_.entries.size() + 1);
   for (std::size_t s = 0; s < plan_.slots.size(); ++s)
     if (plan_.slots[s].bytes) begins_[std::size_t(plan_.slots[s].first)].push_back(int(s));
+  for (const Entry& e : program_.entries)
+    for (std::size_t j = 0; j < e.inputs.size() && !e.backward; ++j)
+      if (e.inputs[j] && (e.op->updates >> j & 1u)) updated_.push_back(e.inputs[j].root());
 }
 
 void Executor::bind() {
@@ -51,7 +54,9 @@ void Executor::bind() {
 }
 
 void Executor::run() {
+  options_.arena->reserve(plan_.arena);
   if (bound_ != options_.arena->generation()) bind();
+  for (const Tensor& x : updated_) ++x->storage->whole().version;
   for (std::size_t i = 0; i < calls_.size(); ++i) {
     if (program_.entries[i].op->views) continue;
     if (options_.poison) {

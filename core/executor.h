@@ -41,6 +41,7 @@ struct Timing {
 class Executor {
  public:
   explicit Executor(Program program, ExecutorOptions options = {});
+  Executor(Executor&&) = default;  // resolved calls point into the program, so no copy
   void run();
   Tensor output(std::size_t i) const;
   const Program& program() const { return program_; }
@@ -48,7 +49,6 @@ class Executor {
   void profile(bool on) { profiling_ = on; }
   /// By op: "linear", "linear backward".
   const std::map<std::string, Timing>& timings() const { return timings_; }
-  void clear_timings() { timings_.clear(); }
 
  private:
   void bind();
@@ -61,6 +61,7 @@ class Executor {
   std::uint64_t bound_ = 0;
   std::vector<ResolvedCall> calls_;           // one an entry; views have none
   std::vector<std::vector<int>> begins_;      // slots that begin at an entry
+  std::vector<Tensor> updated_;               // what a run overwrites in place
   std::map<std::string, Timing> timings_;
   bool profiling_ = false;
 };

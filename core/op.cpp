@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "core/dispatch.h"
 #include "core/error.h"
 #include "core/nearest_name.h"
 
@@ -36,6 +37,8 @@ const Op& find_op(const std::string& name) {
   const std::string nearest = nearest_name(name, names);
   throw UsageError(fmt::format("no op is named '{}'; {}", name, nearest.empty() ? "hedgehog gradcheck lists them all" : "did you mean '" + nearest + "'?"));
 }
+
+void refuse_dtype(Dtype dtype) { throw DtypeError(fmt::format("the CPU computes in f32 and f64, got {}; cast first", name_of(dtype))); }
 
 void fail(const char* op, const std::string& message) { throw ShapeError(fmt::format("[{}] {}", op, message)); }
 void fail(const Op& op, const std::string& message) { fail(op.name.c_str(), message); }

@@ -4,8 +4,8 @@
 
 namespace hedgehog {
 
-/// Calls body(begin, end) over [0, n) in blocks of at least `grain`, in parallel. The block borders depend on the
-/// number of threads: use it only where each index is independent of the others.
+/// Calls body(begin, end) over [0, n) in blocks of at least `grain`, in parallel. The borders of the blocks depend on n and
+/// grain alone. Each index must be independent of the others.
 template <class Body>
 void parallel_for(std::int64_t n, std::int64_t grain, const Body& body) {
   const std::int64_t blocks = std::max<std::int64_t>(1, std::min<std::int64_t>(n / std::max<std::int64_t>(grain, 1), 256));

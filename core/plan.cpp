@@ -1,8 +1,12 @@
 #include "core/plan.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <numeric>
 #include <unordered_set>
+
+#include "core/error.h"
 
 namespace hedgehog {
 namespace {
@@ -21,7 +25,7 @@ struct Lifetimes {
     std::unordered_set<const Storage*> persistent;
     for (int i = 0; i < n; ++i) {
       const Entry& e = program.entries[i];
-      for_each_touched(e, [&](const Tensor& x, bool) { touch(x.root(), i, persistent); });
+      for_each_touched(e, [&](const Tensor& x, bool writes) { touch(x.root(), i, writes, e, persistent); });
       int workspace = -1;
       if (e.workspace > 0) {
         workspace = int(plan.slots.size());
@@ -35,13 +39,16 @@ struct Lifetimes {
     }
   }
 
-  void touch(const Tensor& root, int i, std::unordered_set<const Storage*>& persistent) {
+  void touch(const Tensor& root, int i, bool writes, const Entry& e, std::unordered_set<const Storage*>& persistent) {
     if (!planned(root)) {
       const Storage& block = root->storage->whole();  // slices of one flat buffer count once
       if (persistent.insert(&block).second) plan.persistent += rounded(Bytes(block.bytes()));
       return;
     }
     auto [found, fresh] = plan.slot_of.try_emplace(root.get(), int(plan.slots.size()));
+    if (fresh && !writes)
+      throw Error(fmt::format("[plan] {} reads a tensor {} that no entry before it makes; record both in one program", e.op->name,
+                              root.shape().text()));
     if (fresh) plan.slots.push_back({0, rounded(bytes_of(root)), i, i});
     Slot& s = plan.slots[found->second];
     s.first = std::min(s.first, i);

@@ -44,9 +44,6 @@ Program recompute(Program program, Bytes budget);
 
 /// Calls visit(tensor, writes) for every tensor whose elements an entry touches.
 template <class Visit>
-void for_each_touched(const Entry& entry, const Visit& visit);
-
-template <class Visit>
 void for_each_touched(const Entry& entry, const Visit& visit) {
   if (entry.op->views) return;
   auto each = [&](const Tensors& tensors, std::uint32_t used, bool writes) {

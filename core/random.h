@@ -34,8 +34,7 @@ struct Random {
   /// Standard normal by Box and Muller, two elements from two words.
   double normal(std::uint64_t index) const {
     const auto w = words(index / 2);
-    const int pair = 0;
-    const double u = (double(w[pair]) + 1.0) * 0x1p-32, v = double(w[pair + 1]) * 0x1p-32;
+    const double u = (double(w[0]) + 1.0) * 0x1p-32, v = double(w[1]) * 0x1p-32;
     const double radius = std::sqrt(-2.0 * std::log(u)), angle = 6.283185307179586 * v;
     return radius * (index % 2 ? std::sin(angle) : std::cos(angle));
   }

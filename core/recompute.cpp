@@ -20,14 +20,13 @@ class Recompute {
   explicit Recompute(Program& program) : program_(program) {}
 
   std::vector<Candidate> candidates() const {
-    std::unordered_map<const Value*, std::size_t> maker, last_forward, first_backward, last_use;
+    std::unordered_map<const Value*, std::size_t> maker, first_backward, last_use;
     const auto& list = program_.entries;
     for (std::size_t i = 0; i < list.size(); ++i)
       for_each_touched(list[i], [&](const Tensor& x, bool writes) {
         const Value* root = x.root().get();
         if (writes) maker.try_emplace(root, i);
         else if (list[i].backward) first_backward.try_emplace(root, i);
-        else last_forward[root] = i;
         last_use[root] = i;
       });
     std::vector<Candidate> found;

@@ -32,20 +32,9 @@ constexpr int kMaximumDepth = 3;                     // file, tensor, shape or o
 constexpr size_t kMaximumAxes = 32;
 constexpr std::string_view kMetadataName = "__metadata__";
 
-constexpr std::array<std::pair<std::string_view, size_t>, 14> kElementBytes = {{{"F64", 8},
-                                                                                {"I64", 8},
-                                                                                {"U64", 8},
-                                                                                {"F32", 4},
-                                                                                {"I32", 4},
-                                                                                {"U32", 4},
-                                                                                {"F16", 2},
-                                                                                {"BF16", 2},
-                                                                                {"I16", 2},
-                                                                                {"U16", 2},
-                                                                                {"I8", 1},
-                                                                                {"U8", 1},
-                                                                                {"BOOL", 1},
-                                                                                {"F8_E4M3", 1}}};
+constexpr std::array<std::pair<std::string_view, size_t>, 14> kElementBytes = {
+    {{"F64", 8}, {"I64", 8}, {"U64", 8}, {"F32", 4}, {"I32", 4}, {"U32", 4}, {"F16", 2},
+     {"BF16", 2}, {"I16", 2}, {"U16", 2}, {"I8", 1}, {"U8", 1}, {"BOOL", 1}, {"F8_E4M3", 1}}};
 
 /// The extents as "2, 3".
 std::string shape_text(std::span<const int64_t> shape) {
@@ -65,17 +54,13 @@ bool shape_bytes(std::span<const int64_t> shape, size_t element_bytes, size_t& b
 
 void check_record(const TensorRecord& tensor, std::set<std::string_view>& seen) {
   const size_t element_bytes = safetensors_element_bytes(tensor.dtype);
-  if (element_bytes == 0) {
-    throw Error(fmt::format("[safetensors] tensor '{}' has unknown dtype '{}'", tensor.name, tensor.dtype));
-  }
+  if (element_bytes == 0) throw Error(fmt::format("[safetensors] tensor '{}' has unknown dtype '{}'", tensor.name, tensor.dtype));
   size_t bytes = 0;
   if (!shape_bytes(tensor.shape, element_bytes, bytes) || bytes != tensor.bytes) {
     throw Error(fmt::format("[safetensors] tensor '{}' of dtype {} and shape ({}) takes {} bytes, but has {}",
                             tensor.name, tensor.dtype, shape_text(tensor.shape), bytes, tensor.bytes));
   }
-  if (tensor.data == nullptr && bytes != 0) {
-    throw Error(fmt::format("[safetensors] tensor '{}' has no data", tensor.name));
-  }
+  if (tensor.data == nullptr && bytes != 0) throw Error(fmt::format("[safetensors] tensor '{}' has no data", tensor.name));
   if (tensor.name == kMetadataName || !seen.insert(tensor.name).second) {
     throw Error(fmt::format("[safetensors] tensor name '{}' is reserved or used twice", tensor.name));
   }
@@ -84,9 +69,8 @@ void check_record(const TensorRecord& tensor, std::set<std::string_view>& seen) 
 }  // namespace
 
 size_t safetensors_element_bytes(std::string_view dtype) {
-  for (const auto& [name, bytes] : kElementBytes) {
+  for (const auto& [name, bytes] : kElementBytes)
     if (name == dtype) return bytes;
-  }
   return 0;
 }
 
@@ -187,6 +171,8 @@ class HeaderReader {
       return Json::parse(text, text + length, watch);
     } catch (const Json::parse_error& error) {
       fail(fmt::format("the header is not JSON at offset {}", kLengthBytes + std::max<size_t>(error.byte, 1) - 1));
+    } catch (const Json::exception&) {
+      fail("the header holds a number that is out of range");
     }
   }
 

@@ -12,9 +12,9 @@ namespace hedgehog {
 
 /// One tensor of a safetensors file: what it is called, what it holds, and where its bytes are.
 ///
-/// dtype   "F32", "F64", "BF16", "I32" (ours); a file may also hold "F16", "I64", "U8" and the other names of the
-/// format shape   axes, row-major; empty for a scalar data    little-endian elements in `bytes` bytes; not owned; in a
-/// foreign file maybe unaligned, so copy with memcpy
+/// dtype   "F32", "F64", "BF16", "I32" (ours); a file may also hold "F16", "I64", "U8" and others of the format
+/// shape   axes, row-major; empty for a scalar
+/// data    little-endian elements in `bytes` bytes; not owned; maybe unaligned in a foreign file, so copy with memcpy
 struct TensorRecord {
   std::string name;
   std::string dtype;

@@ -16,8 +16,8 @@ class Shape {
 
   int rank() const { return rank_; }
   /// Extent of axis i; negative counts from the end.
-  std::int64_t operator[](int i) const { return extents_[i < 0 ? i + rank_ : i]; }
-  void set(int i, std::int64_t extent) { extents_[i < 0 ? i + rank_ : i] = extent; }
+  std::int64_t operator[](int i) const { return extents_[axis(i)]; }
+  void set(int i, std::int64_t extent) { extents_[axis(i)] = extent; }
   void push_back(std::int64_t extent);
   std::int64_t last() const { return rank_ == 0 ? 1 : extents_[rank_ - 1]; }
   /// Number of elements.
@@ -28,6 +28,13 @@ class Shape {
   std::string text() const;  // "(4, 3)"
 
  private:
+  std::size_t axis(int i) const {
+    const int at = i < 0 ? i + rank_ : i;
+    if (at < 0 || at >= rank_) no_axis(i);
+    return std::size_t(at);
+  }
+  [[noreturn]] void no_axis(int i) const;
+
   std::array<std::int64_t, kMaxRank> extents_{};
   int rank_ = 0;
 };

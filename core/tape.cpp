@@ -10,7 +10,6 @@
 namespace hedgehog {
 
 namespace detail {
-
 Tape& tape() {
   static thread_local Tape tape;
   return tape;
@@ -36,8 +35,6 @@ void sweep(Tape& tape) {
   tape.sweep_at = std::max<std::size_t>(256, 2 * tape.entries.size());
 }
 
-void* address_of(const Tensor& t) { return t.data(); }
-
 }  // namespace
 
 void execute(Entry entry, bool remember) {
@@ -50,10 +47,9 @@ void execute(Entry entry, bool remember) {
     for (const Tensors* made : {&entry.outputs, &entry.saved, &entry.dx})
       for (const Tensor& x : *made)
         if (x && !x.root()->storage) materialise(x.root());
-    const std::int64_t bytes = entry.workspace;
-    const Storage workspace{std::size_t(bytes)};
-    ResolvedCall call = resolve(entry, address_of);
-    call.workspace = bytes ? workspace.data() : nullptr;
+    const Storage workspace{std::size_t(entry.workspace)};
+    ResolvedCall call = resolve(entry, [](const Tensor& x) { return x.data(); });
+    call.workspace = entry.workspace ? workspace.data() : nullptr;
     call.run();
   }
   if (!remember || entry.op->views) return;
@@ -120,9 +116,9 @@ void raise_versions(const Op& op, const Tensors& inputs) {
 Tensors apply(const Op& op, Attributes attributes, Tensors inputs, SourceLine where) {
   detail::Tape& t = tape();
   complete_attributes(op, attributes);
-  if (t.composed && op.reference) return op.reference(attributes, inputs);
   check_arguments(op, inputs);
   const Layout layout = op.infer(attributes, detail::metas_of(inputs));
+  if (t.composed && op.reference) return op.reference(attributes, inputs);
 
   const bool wants = t.gradients && differentiable(op, inputs);
   Entry entry;

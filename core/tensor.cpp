@@ -37,27 +37,32 @@ Storage::~Storage() {
   if (!owner_) std::free(data_);
 }
 
-const Shape& Tensor::shape() const { return value_->shape; }
-Dtype Tensor::dtype() const { return value_->dtype; }
+const Value& Tensor::value() const {
+  if (!value_) throw Error("[tensor] is empty: nothing was computed, or no gradient was kept (hold a keep_tape guard, or ask a parameter)");
+  return *value_;
+}
+
+const Shape& Tensor::shape() const { return value().shape; }
+Dtype Tensor::dtype() const { return value().dtype; }
 Role Tensor::role() const { return root()->role; }
-const std::string& Tensor::name() const { return value_->name; }
+const std::string& Tensor::name() const { return value().name; }
 bool Tensor::wants_gradient() const { return value_ && value_->wants_gradient; }
-bool Tensor::contiguous() const { return value_->columns == value_->stride || value_->columns == size(); }
-std::int64_t Tensor::columns() const { return value_->columns; }
-std::int64_t Tensor::stride() const { return value_->stride; }
+bool Tensor::contiguous() const { return value().columns == value().stride || value().columns == size(); }
+std::int64_t Tensor::columns() const { return value().columns; }
+std::int64_t Tensor::stride() const { return value().stride; }
 std::uint64_t Tensor::version() const {
   const Tensor owner = root();
   return owner->storage ? owner->storage->whole().version : 0;
 }
-Tensor Tensor::root() const { return value_->base ? value_->base : *this; }
+Tensor Tensor::root() const { return value().base ? value().base : *this; }
 
 void* Tensor::data() const {
   const Tensor owner = root();
   if (!owner->storage)
     throw Error(fmt::format(
-        "[record] tensor '{}' {} has no elements while a program is recorded; read values after the program has run",
+        "[record] tensor '{}' {} has no elements: it was only recorded; return it from record and read Executor::output after a run",
         name().empty() ? "unnamed" : name(), shape().text()));
-  return owner->storage->data() + value_->offset * size_of(dtype());
+  return owner->storage->data() + value().offset * size_of(dtype());
 }
 
 namespace {
@@ -109,14 +114,12 @@ void Tensor::copy_from(const std::vector<double>& values) const {
     throw ShapeError(fmt::format("[copy] tensor {} takes {} numbers, got {}", shape().text(), size(), values.size()));
   void* to = data();
   for_each_element(*this, [&](std::int64_t i, std::int64_t at) { store(*this, to, at, values[i]); });
+  ++root()->storage->whole().version;
 }
 
-void Tensor::fill(double value) const {
-  void* to = data();
-  for_each_element(*this, [&](std::int64_t, std::int64_t at) { store(*this, to, at, value); });
-}
+void Tensor::fill(double value) const { copy_from(std::vector<double>(std::size_t(size()), value)); }
 
-Tensor Tensor::grad() const { return value_->gradient; }
+Tensor Tensor::grad() const { return value().gradient; }
 
 Tensor declare(Shape shape, Dtype dtype, Role role, std::string name) {
   auto value = std::make_shared<Value>();
@@ -138,13 +141,11 @@ Tensor allocate(Shape shape, Dtype dtype, Role role, std::string name) {
   return t;
 }
 
-namespace {
-Tensor zeroed(Shape shape, Dtype dtype, Role role, std::string name) {
+static Tensor zeroed(Shape shape, Dtype dtype, Role role, std::string name) {
   Tensor t = allocate(std::move(shape), dtype, role, std::move(name));
   std::memset(t.data(), 0, std::size_t(t.size() * size_of(dtype)));
   return t;
 }
-}  // namespace
 
 Tensor parameter(Shape shape, std::string name, Dtype dtype) {
   if (!is_floating(dtype)) throw ShapeError(fmt::format("[parameter] '{}' must be floating, got {}", name, name_of(dtype)));

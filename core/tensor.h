@@ -83,6 +83,7 @@ class Tensor {
   Tensor grad() const;
 
  private:
+  const Value& value() const;  // throws Error if there is none
   std::shared_ptr<Value> value_;
 };
 

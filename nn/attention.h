@@ -19,8 +19,7 @@ struct AttentionState {
 };
 
 /// Multi-head causal attention: packed projection, short convolution of queries, keys and values (if asked), rotary
-/// positions, softmax or linear attention, output projection. Grouped heads are (B, T, 3, H, D) in one tensor; q, k, v are windows
-/// of it.
+/// positions, softmax or linear attention, output projection. The projection is one tensor (B, T, 3 C); q, k, v are windows of it.
 class Attention {
  public:
   struct Options {

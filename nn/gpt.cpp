@@ -1,13 +1,13 @@
 #include "nn/gpt.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cmath>
 #include <tuple>
 
 #include "core/error.h"
-#include "core/nearest_name.h"
 
 namespace hedgehog {
 namespace {
@@ -30,6 +30,8 @@ void check(const GptOptions& o) {
   if (o.width % o.heads) refuse(fmt::format("heads must divide width, got {} heads and width {}", o.heads, o.width));
   if (o.positions == "rotary" && o.width / o.heads % 2)
     refuse(fmt::format("rotary positions need an even head width, got width / heads = {}", o.width / o.heads));
+  if (!(o.dropout >= 0 && o.dropout < 1)) refuse(fmt::format("dropout must be at least 0 and below 1, got {}", o.dropout));
+  if (!(o.embedding_init > 0)) refuse(fmt::format("embedding_init must be above 0, got {}", o.embedding_init));
   if (o.short_convolution < 0 || o.short_convolution == 1 || o.short_convolution > 64)
     refuse(fmt::format("short_convolution must be 0, or 2 to 64 tokens, got {}", o.short_convolution));
   for (const auto& [name, value, choices] :
@@ -40,7 +42,7 @@ void check(const GptOptions& o) {
         std::tuple{"attention", o.attention,
                    std::vector<std::string>{"softmax", "hedgehog", "hedgehog-softmax", "hedgehog-joint", "elu", "relu", "exp"}}})
     if (std::find(choices.begin(), choices.end(), value) == choices.end())
-      refuse(fmt::format("{} '{}' is not known; the nearest is '{}'", name, value, nearest_name(value, choices)));
+      refuse(fmt::format("{} '{}' is not known; choose one of {}", name, value, fmt::join(choices, ", ")));
 }
 
 Block make_block(Parameters& p, const GptOptions& o, std::int64_t layer) {
@@ -130,6 +132,9 @@ Tensors DecodingState::memory() const {
 }
 
 DecodingState Gpt::decoding_state(std::int64_t batch, std::int64_t capacity) const {
+  if (position_table_ && capacity > options_.context)
+    throw ShapeError(fmt::format("[gpt] a stream of {} tokens exceeds the context of {} that learned positions have", capacity,
+                                 options_.context));
   DecodingState s;
   for (const Block& block : blocks_) s.layers.push_back(block.attention.empty_state(batch, capacity, options_.dtype));
   s.position = state({1}, Dtype::i32, "position");
@@ -154,6 +159,7 @@ Tensor Gpt::decode(const Tensor& tokens, DecodingState& state) const {
 }
 
 std::int64_t parameter_count(const GptOptions& options) {
+  check(options);
   const std::int64_t c = options.width, d = c / options.heads, maps = options.attention.starts_with("hedgehog") ? 2 * options.heads * d * d : 0;
   const std::int64_t norm = c * (options.bias && options.norm == "layer" ? 2 : 1), bias = options.bias ? 9 * c : 0;
   const std::int64_t positions = options.positions == "learned" ? options.context * c : 0;

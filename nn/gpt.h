@@ -72,7 +72,7 @@ class Gpt {
 
   /// Final hidden states of tokens i32 (B, T): (B, T, C).
   Tensor hidden(const Tensor& tokens, const AttentionContext& context = {}) const;
-  /// Mean loss over the targets (B, T) that are not -1, or their sum times `scale` (1); and the loss of each token (B*T).
+  /// Mean loss over the targets (B, T) that are not -1, or their sum times `scale` (1); and the loss of each token (B, T).
   TokenLosses loss(const Tensor& tokens, const Tensor& targets, const Tensor& scale = {},
                       const AttentionContext& context = {}) const;
   /// Logits (…, V) of hidden states (…, C).
@@ -80,7 +80,8 @@ class Gpt {
   /// Logits (B, V) after one more token each, tokens i32 (B, 1). The state is advanced in place; its position is the
   /// caller's to raise.
   Tensor decode(const Tensor& tokens, DecodingState& state) const;
-  /// An empty state for `batch` streams; `capacity` tokens for the cache of softmax attention.
+  /// An empty state for `batch` streams; `capacity` tokens for the cache of softmax attention. Throws ShapeError if learned
+  /// positions have fewer.
   DecodingState decoding_state(std::int64_t batch, std::int64_t capacity) const;
 
   const GptOptions& options() const { return options_; }
@@ -98,7 +99,7 @@ class Gpt {
   Norm final_norm_;
 };
 
-/// Number of parameters of a GPT of this shape, without building it.
+/// Number of parameters of a GPT of this shape, without building it. Throws as Gpt does.
 std::int64_t parameter_count(const GptOptions& options);
 
 }  // namespace hedgehog

@@ -30,7 +30,7 @@ std::vector<double> draw(const Shape& shape, Init init, Random random) {
 }  // namespace
 
 Tensor Parameters::add(const std::string& name, Shape shape, Init init, double decay) {
-  if (flat_.weights) throw Error(fmt::format("[parameters] '{}' comes too late: the buffers are flat already", name));
+  if (flat_.weights) throw Error(fmt::format("[parameters] '{}' comes too late: the buffers are flat already; add it before flatten()", name));
   for (const Tensor& t : tensors_)
     if (t.name() == name) throw Error(fmt::format("[parameters] the name '{}' is taken; choose another", name));
   Tensor p = parameter(shape, name, dtype_);

@@ -86,13 +86,13 @@ void working_features(const FeatureMap& map, std::int64_t width, const T* __rest
       for (std::int64_t r = 0; r < width; ++r) y[r] = u[r];
       return;
     case MapKind::relu:
-      for (std::int64_t r = 0; r < width; ++r) y[r] = u[r] > floor ? u[r] : floor;
+      for (std::int64_t r = 0; r < width; ++r) y[r] = u[r] < floor ? floor : u[r];
       return;
     case MapKind::elu:
       for (std::int64_t r = 0; r < width; ++r) {
-        const T e = vector_exp(u[r] < T(0) ? u[r] : T(0)), linear = T(1) + (u[r] > T(0) ? u[r] : T(0));
-        const T phi = u[r] > T(0) ? linear : e;
-        y[r] = phi > floor ? phi : floor;
+        const T e = vector_exp(u[r] < T(0) ? u[r] : T(0)), linear = T(1) + (u[r] < T(0) ? T(0) : u[r]);
+        const T phi = u[r] < T(0) ? e : linear;
+        y[r] = phi < floor ? floor : phi;
       }
       return;
     case MapKind::hedgehog_softmax:
@@ -128,11 +128,11 @@ void working_features_backward(const FeatureMap& map, std::int64_t width, const 
       for (std::int64_t r = 0; r < width; ++r) du[r] = dy[r];
       return;
     case MapKind::relu:
-      for (std::int64_t r = 0; r < width; ++r) du[r] = phi[r] > T(kReluFloor) ? dy[r] : T(0);
+      for (std::int64_t r = 0; r < width; ++r) du[r] = phi[r] <= T(kReluFloor) ? T(0) : dy[r];
       return;
     case MapKind::elu:
       for (std::int64_t r = 0; r < width; ++r)
-        du[r] = phi[r] > T(kEluFloor) ? dy[r] * (phi[r] < T(1) ? phi[r] : T(1)) : T(0);
+        du[r] = phi[r] <= T(kEluFloor) ? T(0) : dy[r] * (phi[r] > T(1) ? T(1) : phi[r]);
       return;
     case MapKind::hedgehog:
       for (std::int64_t r = 0; r < width; ++r) du[r] = dy[r] - dminus[r];

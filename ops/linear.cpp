@@ -289,9 +289,7 @@ const Op kLinear{
 
 Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& addend, const std::string& activation,
               SourceLine where) {
-  // rows that are no whole multiples of K cannot be walked
-  const bool broken = x && x.shape().rank() > 0 && !x.contiguous() && x.columns() % x.shape().last() != 0;
-  return apply(kLinear, {{"activation", activation}}, {broken ? contiguous(x) : x, weight, bias, addend}, where)[0];
+  return apply(kLinear, {{"activation", activation}}, {whole_vectors(x), weight, bias, addend}, where)[0];
 }
 
 }  // namespace hedgehog

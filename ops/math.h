@@ -28,11 +28,11 @@ namespace hedgehog {
 }
 [[gnu::always_inline]] inline double vector_exp(double x) { return std::exp(x); }
 
-/// tanh(x) by way of exp; vectorises.
+/// tanh(x); in f32 by way of exp, and vectorises.
 template <class T>
 [[gnu::always_inline]] inline T vector_tanh(T x) {
-  // tanh is 1 in f32 beyond 10 and in f64 beyond 20
   if constexpr (sizeof(T) == 8) return std::tanh(x);
+  // tanh is 1 in f32 beyond 10
   const T clamped = x < T(-10) ? T(-10) : (x > T(10) ? T(10) : x);
   const T square = clamped * clamped;
   // near 0 the difference e - 1 cancels: use the series there

@@ -188,9 +188,7 @@ Tensor rotary_table(std::int64_t length, std::int64_t dimension, double base, co
 }
 
 Tensor rotary(const Tensor& x, const Tensor& table, const std::string& layout, SourceLine where) {
-  // rows that are no whole multiples of D cannot be walked
-  const bool broken = x && x.shape().rank() == 4 && !x.contiguous() && x.columns() % x.shape().last() != 0;
-  return apply(kRotary, {{"layout", layout}}, {broken ? contiguous(x) : x, table}, where)[0];
+  return apply(kRotary, {{"layout", layout}}, {whole_vectors(x), table}, where)[0];
 }
 
 Tensor rotary(const Tensor& x, double base, const std::string& layout, const Tensor& offset, SourceLine where) {

@@ -81,4 +81,10 @@ Tensor repeat_heads(const Tensor& x, std::int64_t times, SourceLine where = Sour
 /// Throws:   ShapeError if dtype is i32.
 Tensor cast(const Tensor& x, Dtype dtype, SourceLine where = SourceLine::current());
 
+/// x itself, or a copy if x is a view whose memory cuts the vectors along its last axis, so that they cannot be walked.
+inline Tensor whole_vectors(const Tensor& x) {
+  const bool cut = x && x.shape().rank() > 0 && !x.contiguous() && x.columns() % x.shape().last() != 0;
+  return cut ? contiguous(x) : x;
+}
+
 }  // namespace hedgehog

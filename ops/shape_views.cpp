@@ -27,6 +27,7 @@ std::int64_t row_length(const Tensor& x) { return x.contiguous() ? x.size() : x.
 
 /// Whether the rows of x are whole in the new shape: leading extents must multiply to the number of rows.
 bool keeps_rows(const Tensor& x, const Shape& shape) {
+  if (x.size() == 0) return true;
   const std::int64_t rows = x.size() / row_length(x);
   std::int64_t leading = 1;
   for (int i = 0; i < shape.rank() && leading < rows; ++i) leading *= shape[i];

@@ -3,7 +3,6 @@
 #include "core/dispatch.h"
 #include "ops/check.h"
 #include "ops/elementwise.h"
-#include "ops/reduce.h"
 #include "ops/rows.h"
 #include "ops/shape.h"
 
@@ -175,11 +174,6 @@ std::pair<Work, Work> cost(std::span<const Meta> in) {
   return {Work{multiply_adds}, Work{2 * multiply_adds}};
 }
 
-Tensor even_rows(const Tensor& x) {
-  const bool broken = x && x.shape().rank() == 3 && !x.contiguous() && x.columns() % x.shape().last() != 0;
-  return broken ? contiguous(x) : x;
-}
-
 }  // namespace
 
 const Op kShortConvolution{
@@ -228,11 +222,11 @@ const Op kShortConvolutionStep{
 };
 
 Tensor short_convolution(const Tensor& x, const Tensor& weight, const Tensor& document_start, SourceLine where) {
-  return apply(kShortConvolution, {}, {even_rows(x), weight, document_start}, where)[0];
+  return apply(kShortConvolution, {}, {whole_vectors(x), weight, document_start}, where)[0];
 }
 
 Tensor short_convolution_step(const Tensor& x, const Tensor& weight, const Tensor& state, SourceLine where) {
-  return apply(kShortConvolutionStep, {}, {even_rows(x), weight, state}, where)[0];
+  return apply(kShortConvolutionStep, {}, {whole_vectors(x), weight, state}, where)[0];
 }
 
 }  // namespace hedgehog

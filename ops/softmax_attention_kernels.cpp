@@ -122,7 +122,8 @@ class Attention {
       T m = x.m[i];
 #pragma omp simd reduction(max : m)
       for (std::int64_t j = 0; j < n; ++j) m = p[j] > m ? p[j] : m;
-      if (m == -kInfinity<T>) {
+      // no score is above -infinity: the row sees nothing, unless they are NaN
+      if (m == -kInfinity<T> && std::all_of(p, p + n, [](T score) { return score == -kInfinity<T>; })) {
         std::fill_n(p, t.columns(), T(0));
         continue;
       }

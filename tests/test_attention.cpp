@@ -8,6 +8,7 @@
 #include "core/gradcheck.h"
 #include "ops/elementwise.h"
 #include "ops/linear_attention.h"
+#include "ops/feature_map.h"
 #include "ops/linear_attention_step.h"
 #include "ops/reduce.h"
 #include "ops/softmax_attention.h"
@@ -114,6 +115,14 @@ Problem with_outlier(Dtype dtype) {
 }
 
 }  // namespace
+
+TEST_CASE("attention: NaN is not hidden by floors, nor in rows of nothing but NaN") {
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  for (const char* map : {"relu", "elu", "hedgehog", "exp"})
+    CHECK(std::isnan(feature_map(constant({1, 1, 1, 2}, {nan, nan}, Dtype::f64), {}, {}, map).to_vector()[0]));
+  const Tensor q = constant({1, 2, 1, 2}, {1, 2, 3, 4}, Dtype::f64), k = constant({1, 2, 1, 2}, {nan, nan, nan, nan}, Dtype::f64);
+  for (double y : softmax_attention(q, k, q).to_vector()) CHECK(std::isnan(y));
+}
 
 TEST_CASE("linear attention: the chunked, recurrent and quadratic forms agree, with the state carried across calls") {
   // f64: a few hundred roundings

@@ -71,6 +71,47 @@ TEST_CASE("autograd: a second backward over the same calls is refused, also from
   clear_tape();
 }
 
+TEST_CASE("autograd: a pass that failed on the way leaves a tape that the next one can use") {
+  const Tensor x = leaf({2}, {1, 2}), w = leaf({2}, {3, 4}, "w");
+  const Tensor early = square(x), product = early * w, loss = sum(square(product));
+  w.fill(5);
+  CHECK(mentions(error_of([&] { backward(loss); }), "overwritten after it was used"));
+  backward(sum(square(w)));
+  CHECK(w.grad().to_vector() == Numbers{10, 10});
+  clear_tape();
+}
+
+TEST_CASE("autograd: an update by an executor counts as an update") {
+  const Tensor x = leaf({1}, {3}), memory = state({1}, Dtype::f64, "memory");
+  Executor update(record([&] { return apply(add_to_state(), {}, {memory, x}); }));
+  const Tensor loss = sum(multiply(memory, x));
+  update.run();
+  CHECK(memory.item() == 3);
+  CHECK(mentions(error_of([&] { backward(loss); }), "overwritten after it was used"));
+  clear_tape();
+}
+
+TEST_CASE("autograd: a bf16 loss starts from one, and empty tensors say so") {
+  const Tensor w = leaf({}, {3}, "w");
+  backward(cast(w, Dtype::bf16));
+  CHECK(w.grad().item() == 1);
+  const Tensor y = square(w);
+  CHECK(mentions(error_of([&] { y.grad().item(); }), "no gradient was kept"));
+  CHECK(mentions(error_of([&] { Executor run(record([&] { return Tensors{Tensor{}}; })); }), "[tensor] is empty"));
+  clear_tape();
+}
+
+TEST_CASE("autograd: a cotangent whose rows are wider than the loss's") {
+  const Tensor x = leaf({2, 2, 6}, std::vector<double>(24, 1));
+  const Tensor loss = split(scale(x, 1), {2, 4})[0];  // (2, 2, 2), rows of 2 every 6
+  std::vector<double> numbers(24);
+  for (std::size_t i = 0; i < 24; ++i) numbers[i] = double(i);
+  const Tensor cotangent = reshape(split(constant({2, 12}, numbers, Dtype::f64), {4, 8})[0], {2, 2, 2});  // rows of 4 every 12
+  backward(loss, cotangent);
+  const auto dx = x.grad().to_vector();
+  CHECK(Numbers{dx[0], dx[1], dx[6], dx[7], dx[12], dx[13], dx[18], dx[19]} == Numbers{0, 1, 2, 3, 12, 13, 14, 15});
+}
+
 TEST_CASE("autograd: keep_tape allows several passes and keeps inner gradients") {
   const Tensor x = leaf({2}, {1, 2});
   const Tensor y = square(x);

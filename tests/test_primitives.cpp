@@ -150,6 +150,12 @@ TEST_CASE("primitives: a NaN is not hidden") {
   }
 }
 
+TEST_CASE("primitives: shapes refuse axes they lack and sizes beyond 64 bits") {
+  CHECK(refusal([] { (void)input({5}, "x").shape()[-2]; }) == "[shape] (5) has 1 axes, so none is number -2");
+  CHECK(refusal([] { Shape({std::int64_t(1) << 40, std::int64_t(1) << 40}); }).find("more than fit 64 bits") != std::string::npos);
+  CHECK(refusal([] { reshape(input({0, 3}, "x"), {3, 0}); }).find("is empty") != std::string::npos);
+}
+
 TEST_CASE("primitives: masks") {
   check_numbers(causal_mask(make({3, 3}, {1, 2, 3, 4, 5, 6, 7, 8, 9}), 0), {3, 3}, {1, 0, 0, 4, 5, 0, 7, 8, 9});
   check_numbers(softmax(causal_mask(make({2, 2}, {5, 7, 3, 3}))), {2, 2}, {1, 0, 0.5, 0.5});

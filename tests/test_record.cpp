@@ -6,6 +6,7 @@
 #include "core/executor.h"
 #include "core/gradcheck.h"
 #include "ops/elementwise.h"
+#include "ops/linear.h"
 #include "ops/matmul.h"
 #include "ops/reduce.h"
 #include "ops/shape.h"
@@ -163,6 +164,19 @@ TEST_CASE("record: an op defined outside works like a built-in one, and Expand::
     CHECK(x.grad().to_vector() == Numbers{12, 3});
   }
   CHECK(names() == std::vector<std::string>{"test_cube"});
+}
+
+TEST_CASE("record: composed ops check their arguments as the fused ones do") {
+  const Expand guard = Expand::composed();
+  CHECK(mentions(error_of([&] { linear(input({2, 3}, "x"), Tensor{}); }), "[linear] argument 1 'weight' is missing"));
+}
+
+TEST_CASE("record: a program that reads what another one made is refused before it runs") {
+  const Tensor x = input({2}, "x", Dtype::f64);
+  Tensor made;
+  record([&] { return Tensors{made = square(x)}; });
+  const Program reads = record([&] { return Tensors{square(made)}; });
+  CHECK(mentions(error_of([&] { Executor run(reads); }), "record both in one program"));
 }
 
 TEST_CASE("record: the registry knows its ops, refuses doubles and offers the nearest name") {

@@ -148,6 +148,7 @@ TEST_CASE("safetensors: every kind of damage is named") {
                 ",\"data_offsets\":[4,8]}}",
                 eight),
        "overlap"},
+      {"a number beyond a double", raw_file("{\"a\":1e999}", ""), "out of range"},
       {"a name that would steer the terminal", raw_file("{\"\\u001b[31m\":1}", ""), "tensor '?[31m'"},
   };
   for (const Damage& damage : damages) {

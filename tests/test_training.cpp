@@ -194,6 +194,28 @@ TEST_CASE("mimetic start: keys are queries, the output undoes the values, the cl
   for (std::size_t i = 0; i < table.size(); ++i) CHECK(head[i] == doctest::Approx(table[i] / 8));
 }
 
+TEST_CASE("a GPT refuses options and streams that cannot be") {
+  auto refused = [](auto&& change) {
+    GptOptions o = small("hedgehog");
+    change(o);
+    try {
+      parameter_count(o);
+    } catch (const ShapeError& e) {
+      return std::string(e.what());
+    }
+    return std::string();
+  };
+  CHECK(refused([](GptOptions&) {}).empty());
+  CHECK(refused([](GptOptions& o) { o.heads = 0; }).find("heads") != std::string::npos);
+  CHECK(refused([](GptOptions& o) { o.dropout = -0.1; }).find("dropout must be at least 0 and below 1") != std::string::npos);
+  CHECK(refused([](GptOptions& o) { o.embedding_init = 0; }).find("embedding_init must be above 0") != std::string::npos);
+  CHECK(refused([](GptOptions& o) { o.norm = "batch"; }).find("choose one of layer, rms") != std::string::npos);
+  CHECK(refused([](GptOptions& o) { o.short_convolution = 1; }).find("0, or 2 to 64") != std::string::npos);
+  GptOptions o = small("hedgehog");
+  o.positions = "learned";
+  CHECK_THROWS_AS(Gpt(o).decoding_state(1, 13), ShapeError);
+}
+
 TEST_CASE("packed documents do not see each other in a whole model") {
   for (const char* attention : {"softmax", "hedgehog", "elu"}) {
     CAPTURE(attention);

@@ -24,11 +24,6 @@ function(hedgehog_flags target)
   set_target_properties(${target} PROPERTIES CXX_STANDARD 20 CXX_EXTENSIONS OFF)
 endfunction()
 
-# "1" after the level of -O3 would win over -O1 above, so a sanitizer build leaves the build type's own level out
-if(HEDGEHOG_SANITIZE)
-  set(hedgehog_release_flags -ffp-contract=fast -fno-math-errno -fno-trapping-math)
-endif()
-
 find_program(HEDGEHOG_CCACHE ccache)
 mark_as_advanced(HEDGEHOG_CCACHE)
 if(HEDGEHOG_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
