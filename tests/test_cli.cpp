@@ -49,6 +49,20 @@ TEST_CASE("cli: help, commands and unknown names") {
   check_refused(run_program("train --short_convolution=1"), 2, {"short_convolution=1", "2 or more"});
 }
 
+TEST_CASE("cli: info knows the size of GPT-2") {
+  // C (V + T) + L (12 C^2 + 13 C) + 2 C, with the vocabulary padded to 50304; two maps of D x D a head besides
+  const std::pair<std::string, const char*> sizes[] = {{"--preset=gpt2 --attention=softmax", "124475904"},
+                                                       {"--preset=gpt2", "125655552"},
+                                                       {"--preset=gpt2-medium --attention=softmax", "354871296"},
+                                                       {"--preset=gpt2-medium", "358017024"}};
+  for (const auto& [arguments, count] : sizes) {
+    const ProgramResult r = run_program("info " + arguments);
+    CAPTURE(r.output);
+    CHECK(r.code == 0);
+    CHECK(contains(r.output, count));
+  }
+}
+
 TEST_CASE("cli: bad data is refused with exit code 3") {
   const TemporaryDirectory d;
   d.file("empty.txt", "");

@@ -182,7 +182,7 @@ void Config::set(const std::string& name, const std::string& value, OptionSource
 }
 
 bool Config::has(std::string_view name) const {
-  find(name);
+  if (!contains(foreign_, name)) find(name);
   const auto found = values_.find(name);
   return found != values_.end() && !found->second.empty();
 }

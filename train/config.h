@@ -95,7 +95,8 @@ class Config {
   double real(std::string_view name) const;
   std::string text(std::string_view name) const;
   bool flag(std::string_view name) const;
-  /// Whether there is a value at all. integer, real, text and flag throw Error without one.
+  /// Whether there is a value at all; never for an option of other commands. integer, real, text and flag throw Error
+  /// without one.
   bool has(std::string_view name) const;
   /// Whether the user gave it, by flag or file.
   bool was_set(std::string_view name) const;

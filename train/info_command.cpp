@@ -49,7 +49,7 @@ NamedValues model_rows(const Config& config) {
   const double parameters = double(parameter_count(o));
   return {{"model", fmt::format("{} layers, {} heads, width {}, context {}, vocabulary {}, {} attention", o.layers, o.heads, o.width, o.context,
                                 o.vocabulary, o.attention)},
-          {"parameters", count_text(parameters)},
+          {"parameters", std::to_string(parameter_count(o))},
           {"memory", bytes_text(parameters * 16) + " for weights, gradients and optimiser in f32"},
           {"work", flops_text(6 * parameters) + " a training token, attention not counted"}};
 }
