@@ -99,6 +99,8 @@ TEST_CASE("config: mistakes on the command line name the option, what is expecte
       {{"--learning_rate=1e999"}, "but got '1e999'"},
       {{"--dropout=1"}, "--dropout expects a number from 0 to 0.99, but got '1'"},
       {{"--bias=yes"}, "--bias expects true or false, but got 'yes'"},
+      {{"--data=caf\xe9.txt"}, "--data expects a text in UTF-8, but got 'caf\uFFFD.txt'"},
+      {{"--out=caf\xe9"}, "--out expects a text in UTF-8, but got 'caf\uFFFD'"},
       {{"--attention=sofmax"}, "--attention expects one of hedgehog, "},
       {{"--attention=sofmax"}, "but got 'sofmax'; did you mean softmax?"},
       {{"--preset=chra"}, "unknown preset 'chra'; did you mean char?"},

@@ -47,7 +47,7 @@ bool parse_real(const std::string& text, double& value) {
 std::string expectation(const Option& option) {
   if (!option.choices.empty()) return fmt::format("one of {}", joined(option.choices));
   if (option.type == OptionType::kFlag) return "true or false";
-  if (option.type == OptionType::kText) return "a text";
+  if (option.type == OptionType::kText) return "a text in UTF-8";
   const std::string kind = option.type == OptionType::kInteger ? "a whole number" : "a number";
   const bool low = std::isfinite(option.minimum);
   const bool high = std::isfinite(option.maximum);
@@ -67,7 +67,8 @@ bool accepts(const Option& option, const std::string& text) {
       return parse_integer(text, integer) && double(integer) >= option.minimum && double(integer) <= option.maximum;
     case OptionType::kReal: return parse_real(text, real) && real >= option.minimum && real <= option.maximum;
     case OptionType::kFlag: return text == "true" || text == "false";
-    case OptionType::kText: return option.choices.empty() || contains(option.choices, text);
+    // checkpoints keep values in JSON, which is UTF-8
+    case OptionType::kText: return option.choices.empty() ? valid_utf8(text) == text : contains(option.choices, text);
   }
   return false;
 }

@@ -86,7 +86,7 @@ class Config {
   void load_file(const std::filesystem::path& path, OptionSource source);
   /// Applies a preset's values to the options this command has. Throws UsageError if it is unknown (nearest offered).
   void apply_preset(const std::string& name);
-  /// Sets one value. Throws UsageError for an unknown name, wrong type or range.
+  /// Sets one value. Throws UsageError for an unknown name, wrong type or range, and for a text that is not UTF-8.
   void set(const std::string& name, const std::string& value, OptionSource source);
   /// Sets the lowest-ranking value: what the program itself works out.
   void set_default(const std::string& name, const std::string& value) { set(name, value, OptionSource::kDefault); }
