@@ -16,6 +16,8 @@ cp "$source_dir/hedgehog" "$tree/"
 # the real sources, so that the check for changes has as many files to look at
 cp -R "$source_dir/core" "$source_dir/ops" "$source_dir/nn" "$tree/"
 export NO_COLOR=1 TERM=dumb
+# the launcher builds with ninja, whatever else CMake would choose
+export CMAKE_GENERATOR='Unix Makefiles'
 
 cat >"$tree/CMakeLists.txt" <<'CMAKE'
 cmake_minimum_required(VERSION 3.25)
@@ -28,6 +30,9 @@ add_executable(hedgehog_tests tests/main.cpp)
 add_test(NAME hedgehog_tests COMMAND hedgehog_tests)
 add_test(NAME good COMMAND ${CMAKE_COMMAND} -E true)
 add_test(NAME bad COMMAND ${CMAKE_COMMAND} -E false)
+add_test(NAME absent COMMAND /nonexistent/program)
+add_test(NAME skipped COMMAND sh -c "exit 77")
+set_tests_properties(skipped PROPERTIES SKIP_RETURN_CODE 77)
 CMAKE
 program() {
   printf '#include <cstdio>\n#include <cstdlib>\nint main(int n, char** a) {\n  puts("%s");\n' "$1"
@@ -83,8 +88,13 @@ sleep 0.02
 program 'program two' >"$tree/train/main.cpp"
 check "a changed source is built" "program two" "$("$tree/hedgehog" x 2>/dev/null | head -n 1)"
 
-check "test runs the other tests, then the test program" "$(lines 'test program' '1,1,0')" \
+check "test runs the other tests, then the test program" "$(lines 'test program' '1,2,1')" \
   "$("$tree/hedgehog" test 2>/dev/null | tail -n 2)"
+mkdir "$work/broken"
+printf '#!/bin/sh\nexit 1\n' >"$work/broken/ctest"
+chmod +x "$work/broken/ctest"
+check "a ctest that does not start is a failure" "$(lines 'test program' '0,1,0')" \
+  "$(PATH="$work/broken:$PATH" "$tree/hedgehog" test 2>/dev/null | tail -n 2)"
 check "test passes arguments on, and then runs nothing else" "$(lines 'test program' '[-tc=one]')" \
   "$("$tree/hedgehog" test -tc=one 2>/dev/null)"
 
