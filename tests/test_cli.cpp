@@ -1,6 +1,7 @@
 #include <doctest/doctest.h>
 
 #include <filesystem>
+#include <nlohmann/json.hpp>
 #include <unistd.h>
 
 #include "tests/counters.h"
@@ -142,6 +143,19 @@ TEST_CASE("cli: train, eval and sample on the built-in stories") {
   check_refused(run_program("sample --prompt='mia likes plums'", at), 2, {"'likes'", "'lives'"});
 }
 
+// sanitizers reserve more addresses than the limit leaves
+#ifndef __SANITIZE_ADDRESS__
+TEST_CASE("cli: out of memory names options that the command has") {
+  const TemporaryDirectory d;
+  d.file("text.txt", some_text());
+  const std::string at = d.path().string();
+  REQUIRE(run_program(std::string("train --data=text.txt --attention=softmax ") + kSmall, at).code == 0);
+  // softmax keeps keys and values of 16 numbers a token: 2 GiB in f32
+  const ProgramResult r = run_program("sample --prompt=the --tokens=16777216 --threads=1", at, "ulimit -v 1500000 &&");
+  check_refused(r, 1, {"could not be allocated", "ask for fewer tokens"});
+}
+#endif
+
 TEST_CASE("cli: a damaged, truncated or foreign checkpoint is refused with exit code 3") {
   const TemporaryDirectory d;
   d.file("text.txt", some_text());
@@ -206,10 +220,30 @@ TEST_CASE("cli: a full disk while saving leaves the old checkpoint good") {
   CAPTURE(r.output);
   CHECK(r.code == 1);
   CHECK(run_program("sample --tokens=3 --checkpoint=disk/run", at).code == 0);
-  test::run_shell("umount '" + disk + "'");
+}
+
+TEST_CASE("cli: bench times the model that the options describe" * doctest::test_suite("slow")) {
+  const ProgramResult r = run_program("bench --json --layers=1 --heads=1 --width=5 --context=4 --batch=2 --attention=elu --positions=learned");
+  CAPTURE(r.output);
+  REQUIRE(r.code == 0);
+  const auto out = nlohmann::json::parse(r.output);
+  REQUIRE(out["steps"].size() == 1);
+  CHECK(out["steps"][0]["model"] == "given");
+  CHECK(out["steps"][0]["attention"] == "elu");
+  CHECK(out["steps"][0]["batch"] == "2 x 4");
+  CHECK(out["steps"][0]["tokens_per_second"] > 0);
+  CHECK(out["decoding"][0]["tokens_per_second_at_2048"] > 0);
+  CHECK(out["products"].size() == 4);
+}
+
+TEST_CASE("cli: what a command has no use for is refused") {
+  check_refused(run_program("train --device=cuda"), 2, {"this build has no CUDA"});
+  for (const char* arguments : {"bench --op=linear", "bench --gradient_accumulation=2", "bench --quiet", "sample --quiet", "eval --quiet"})
+    check_refused(run_program(arguments), 2, {"is not an option of"});
 }
 
 TEST_CASE("cli: gradcheck of one op, and its table") {
+  CHECK(contains(run_program("gradcheck --op=multiply --draws=1 --threads=1 --json").output, "\"threads\": 1"));
   const ProgramResult r = run_program("gradcheck --op=multiply --draws=2");
   CAPTURE(r.output);
   CHECK(r.code == 0);

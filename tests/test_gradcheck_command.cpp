@@ -59,6 +59,16 @@ TEST_CASE("gradcheck command: a wrong backward is exit code 1 and named, in the 
   CHECK(nlohmann::json::parse(json.text)["passed"] == false);
 }
 
+TEST_CASE("gradcheck command: ops without a gradient are named and not counted") {
+  Op none = find_op("divide");
+  none.name = "none";
+  none.backward = {};
+  const Printed p = print({.draws = 1}, std::vector<const Op*>{&find_op("divide"), &none});
+  CAPTURE(p.text);
+  CHECK(p.text.find("without a gradient: none") != std::string::npos);
+  CHECK(p.text.find("2 inputs of 1 ops") != std::string::npos);
+}
+
 TEST_CASE("gradcheck command: JSON holds the same rows") {
   const Printed p = print({.op = "divide", .draws = 1, .seed = 5, .json = true});
   CHECK(p.code == 0);

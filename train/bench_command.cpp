@@ -55,23 +55,26 @@ struct StepCase {
   std::int64_t rows;
 };
 
+/// The model that preset, model options and --batch describe if any is given, else two models of nanoGPT's recipes with
+/// the attention, type and seed asked for.
 std::vector<StepCase> step_cases(const Config& config) {
+  const auto& table = option_table();
+  if (std::any_of(table.begin(), table.end(), [&](const Option& o) {
+        return (o.name == "batch" || (o.group == "model" && o.name != "attention")) && config.was_set(o.name);
+      }))
+    return {{"given", gpt_options(config, 128), config.integer("batch")}};
   std::vector<StepCase> cases;
   auto add = [&](const char* name, const char* preset, std::int64_t rows) {
-    for (const char* attention : {"softmax", "hedgehog"}) {
-      if (config.was_set("attention") && config.text("attention") != attention) continue;
-      Config c("bench");
+    std::vector<std::string> attentions{"softmax", "hedgehog"};
+    if (config.was_set("attention")) attentions = {config.text("attention")};
+    for (const std::string& attention : attentions) {
+      Config c = config;
       c.apply_preset(preset);
       c.set("attention", attention, OptionSource::kFlag);
       c.set("dropout", "0", OptionSource::kFlag);
       cases.push_back({name, gpt_options(c, 128), rows});
     }
   };
-  if (config.has("preset")) {
-    Config c = config;
-    cases.push_back({"given", gpt_options(c, 128), config.integer("batch")});
-    return cases;
-  }
   add("char-cpu", "char-cpu", 12);
   add("char (width 384, context 256)", "char", 8);
   return cases;
@@ -137,7 +140,8 @@ ordered_json bench_step(const StepCase& c, const Ceilings& ceilings) {
 
 ordered_json bench_decoding(const StepCase& c) {
   GptOptions o = c.model;
-  o.positions = "rotary";
+  // learned positions end with the context, and rotary ones need an even head width
+  o.positions = o.width / o.heads % 2 ? "none" : "rotary";
   Gpt model(o);
   constexpr std::int64_t kFar = 2048;
   Generator generator(model, kFar + 512);

@@ -10,8 +10,10 @@
 #include "core/error.h"
 #include "core/gradcheck.h"
 #include "core/parallel.h"
+#include "ops/cpu.h"
 #include "ops/register.h"
 #include "train/commands.h"
+#include "train/setup.h"
 
 namespace hedgehog {
 namespace {
@@ -78,7 +80,7 @@ nlohmann::json to_json(const std::vector<Row>& rows, const GradcheckCommand& com
   for (const Row& r : rows)
     list.push_back({{"op", r.op}, {"input", r.input}, {"samples", r.samples}, {"gradients", r.checked}, {"worst_error", r.worst},
                     {"passed", r.passed}});
-  return {{"device", "cpu"}, {"dtype", "f64"}, {"draws", command.draws}, {"seed", command.seed},
+  return {{"device", "cpu"}, {"threads", thread_count()}, {"dtype", "f64"}, {"draws", command.draws}, {"seed", command.seed},
           {"tolerance", GradcheckOptions{}.tolerance}, {"passed", passed}, {"rows", list}};
 }
 
@@ -97,12 +99,14 @@ int run_gradcheck(const GradcheckCommand& command, const std::vector<const Op*>&
                command.draws, GradcheckOptions{}.tolerance, "op", "input", "samples", "gradients", "error");
   std::vector<Row> all;
   std::string without, unchecked;
+  std::int64_t ops_checked = 0;
   for (const Op* op : ops) {
     if (!has_backward(*op)) {
       without += (without.empty() ? "" : ", ") + op->name;
       continue;
     }
     const std::vector<Row> rows = check_op(*op, command);
+    ops_checked += !rows.empty();
     // an op that claims a backward and checks nothing would pass unseen
     if (rows.empty()) unchecked += (unchecked.empty() ? "" : ", ") + op->name;
     for (std::size_t i = 0; !command.json && i < rows.size(); ++i) print_row(out, rows[i], i == 0);
@@ -118,12 +122,13 @@ int run_gradcheck(const GradcheckCommand& command, const std::vector<const Op*>&
   for (const Row& r : all) checked += r.checked;
   if (!without.empty()) fmt::print(out, "\nwithout a gradient: {}\n", without);
   if (!unchecked.empty()) fmt::print(out, "\nFAILED, no sample wants a gradient: {}\n", unchecked);
-  fmt::print(out, "\n{} inputs of {} ops, {} gradients compared: {}\n", all.size(), ops.size(), checked,
+  fmt::print(out, "\n{} inputs of {} ops, {} gradients compared: {}\n", all.size(), ops_checked, checked,
              passed ? "all passed" : fmt::format("{} failed", failed));
   return passed ? kGood : kRunFailed;
 }
 
 int gradcheck_command(Config& config) {
+  configure_threads_from(config);
   GradcheckCommand command;
   command.op = config.has("op") ? config.text("op") : "";
   command.draws = config.integer("draws");

@@ -60,7 +60,7 @@ std::vector<Option> data_options() {
 
 std::vector<Option> model_options() {
   return {
-      text("preset", "", "model", "a named set of values (listed below); without it chosen by data and device",
+      text("preset", "", "model", "a named set of values (listed below); without it training chooses by the data",
            kModelCommands),
       text("attention", "hedgehog", "model", "attention or feature map", kModelCommands,
            {"hedgehog", "hedgehog-softmax", "hedgehog-joint", "softmax", "elu", "relu", "exp"}),
@@ -92,8 +92,7 @@ std::vector<Option> training_options() {
            kAboveZero),
       integer("batch", "16", "rows", "training", "rows of context tokens a micro-batch", {"train", "eval", "bench"}, 1,
               1 << 20),
-      integer("gradient_accumulation", "1", "micro-batches", "training", "micro-batches a step", {"train", "bench"}, 1,
-              1 << 20),
+      integer("gradient_accumulation", "1", "micro-batches", "training", "micro-batches a step", kTrain, 1, 1 << 20),
       real("learning_rate", "1e-3", "", "training", "highest learning rate", kTrain, kAboveZero),
       real("min_learning_rate", "", "", "training", "learning rate at the end; without it a tenth of learning_rate",
            kTrain),
@@ -119,8 +118,8 @@ std::vector<Option> run_options() {
       integer("save_every", "250", "steps", "run", "checkpoint every so many steps; 0 only at the end", kTrain),
       integer("log_every", "1", "steps", "run", "a line of log.jsonl every so many steps", kTrain, 1),
       flag("report", "true", "run", "write report.html", kTrain),
-      flag("quiet", "false", "run", "no progress line", kRunning),
-      text("device", "auto", "run", "where to compute", kRunning, {"auto", "cpu"}),
+      flag("quiet", "false", "run", "no progress line", kTrain),
+      text("device", "auto", "run", "where to compute", kRunning, {"auto", "cpu", "cuda"}),
       text("dtype", "f32", "run", "type of weights and activations", {"train", "bench"}, {"f32", "f64"}),
       integer("threads", "", "threads", "run", "CPU threads; without it all cores that the process may use",
               kEverywhere, 1, 4096),
@@ -139,8 +138,8 @@ std::vector<Option> use_options() {
       real("top_p", "1", "", "sampling", "keep the fewest likely tokens that reach this probability", kSample,
            kAboveZero, 1),
       integer("count", "1", "samples", "sampling", "how many texts", kSample, 1, 1 << 20),
-      text("op", "", "check", "only this op; without it every op", {"gradcheck", "bench"}),
-      integer("draws", "10", "draws", "check", "random inputs an op", {"gradcheck"}, 1, 100000),
+      text("op", "", "check", "only this op; without it every op", {"gradcheck"}),
+      integer("draws", "10", "draws", "check", "random inputs a sample", {"gradcheck"}, 1, 100000),
       flag("json", "false", "output", "print JSON instead of a table", {"eval", "gradcheck", "bench", "info"}),
   };
 }

@@ -143,6 +143,8 @@ Cost check_memory(Gpt& model, const StepShape& shape, const OptimizerOptions& op
 }
 
 void configure_threads_from(const Config& config) {
+  if (config.has("device") && config.text("device") == "cuda")
+    throw UsageError("--device=cuda: this build has no CUDA; leave it out to compute on the CPU");
   configure_threads();
   if (config.has("threads")) set_thread_count(int(config.integer("threads")));
 }

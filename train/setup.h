@@ -34,7 +34,7 @@ Schedule schedule_of(const Config& config);
 /// Refuses a step that does not fit the free memory, naming the largest batch that does. Returns the prediction.
 Cost check_memory(Gpt& model, const StepShape& shape, const OptimizerOptions& optimizer);
 
-/// --threads, or all cores that the process may use.
+/// --threads, or all cores that the process may use. Refuses a --device that this build lacks.
 void configure_threads_from(const Config& config);
 
 std::string bytes_text(double bytes);  // "1.5 GiB"
