@@ -130,12 +130,14 @@ TEST_CASE("cli: train, resume, sample, eval and info on one's own text") {
 TEST_CASE("cli: train, eval and sample on the built-in stories") {
   const TemporaryDirectory d;
   const std::string at = d.path().string();
+  check_refused(run_program("train --tokenizer=char", at), 2, {"--tokenizer needs --data"});
   check_refused(run_program(std::string("train ") + kSmall + "--context=55", at), 2, {"story", "at least 56 tokens"});
   const ProgramResult train = run_program(std::string("train ") + kSmall + "--context=56 --evaluate_batches=2 --threads=1", at);
   CAPTURE(train.output);
   CHECK(train.code == 0);
   for (const char* part : {"exact entropy", "what does … eat", "where does … live", "how does … travel", "who owns the …", "One "})
     CHECK(contains(train.output, part));
+  CHECK_FALSE(contains(bytes_of(d / "runs/latest/config.toml"), "tokenizer"));
   CHECK(contains(run_program("eval --json --threads=1", at).output, "who owns the …"));
   const ProgramResult sample = run_program("sample --prompt='mia eats plums. what does MIA eat?' --tokens=3 --threads=1", at);
   CAPTURE(sample.output);

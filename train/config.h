@@ -88,8 +88,8 @@ class Config {
   void apply_preset(const std::string& name);
   /// Sets one value. Throws UsageError for an unknown name, wrong type or range, and for a text that is not UTF-8.
   void set(const std::string& name, const std::string& value, OptionSource source);
-  /// Sets the lowest-ranking value: what the program itself works out.
-  void set_default(const std::string& name, const std::string& value) { set(name, value, OptionSource::kDefault); }
+  /// Takes all values away: the option does not apply.
+  void clear(const std::string& name) { values_.erase(name); }
 
   int64_t integer(std::string_view name) const;
   double real(std::string_view name) const;

@@ -42,6 +42,11 @@ TokenizerPointer new_tokenizer(const Config& config, std::string_view text) {
 
 RunData story_data(Config& config, TokenizerPointer tokenizer) {
   RunData data;
+  for (const char* option : {"tokenizer", "vocabulary"}) {
+    if (config.was_set(option))
+      throw UsageError(fmt::format("--{} needs --data: the built-in stories have words of their own", option));
+    config.clear(option);
+  }
   if (!config.has("preset")) apply_default_preset(config, "story", "the built-in stories", data.notes);
   auto stories = std::make_unique<StoryBatches>(std::uint64_t(config.integer("seed")), config.integer("context"), kStoryValidationRows);
   stories->set_rows_per_step(config.integer("batch") * config.integer("gradient_accumulation"));
