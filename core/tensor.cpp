@@ -26,7 +26,7 @@ bool poison_enabled() {
 Storage::Storage(std::size_t bytes) : bytes_(bytes) {
   const std::size_t rounded = (bytes + 63) / 64 * 64 + 64;
   data_ = static_cast<std::byte*>(std::aligned_alloc(64, rounded));
-  if (!data_) throw Error(fmt::format("[memory] {} bytes could not be allocated; use a smaller batch or context", bytes));
+  if (!data_) throw Error(fmt::format("[memory] {} bytes could not be allocated; ask for fewer tokens, a smaller batch or a smaller context", bytes));
   if (poison_enabled()) std::memset(data_, 0xff, rounded);
 }
 

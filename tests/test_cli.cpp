@@ -110,6 +110,7 @@ TEST_CASE("cli: train, resume, sample, eval and info on one's own text") {
   CHECK(contains(sample.output, "the hedge"));
   CHECK(run_program("sample --tokens=5 --seed=4", at).output == run_program("sample --tokens=5 --seed=4", at).output);
   check_refused(run_program("sample --temperature=-1", at), 2, {"temperature"});
+  check_refused(run_program("sample --tokens=9223372036854775807", at), 2, {"--tokens", "16777216"});
 
   const ProgramResult eval = run_program("eval", at);
   CAPTURE(eval.output);

@@ -27,6 +27,14 @@ int dispatch(const std::string& name, const std::vector<std::string>& arguments)
   return kCommands.at(name)(config);
 }
 
+/// What to do when memory runs out, in options that the command has.
+const char* memory_advice(const std::string& command) {
+  if (command == "train" || command == "bench") return "out of memory; use a smaller --batch, --context or --width";
+  if (command == "eval") return "out of memory; use a smaller --batch";
+  if (command == "sample") return "out of memory; ask for fewer --tokens or give a shorter --prompt";
+  return "out of memory; free some and run again";
+}
+
 int complain(const char* message, int code) {
   std::fflush(stdout);
   fmt::print(stderr, "hedgehog: {}\n", message);
@@ -49,7 +57,7 @@ int main(int argc, char** argv) {
   } catch (const hedgehog::FileError& e) {
     return complain(e.what(), hedgehog::kBadFile);
   } catch (const std::bad_alloc&) {
-    return complain("out of memory; use a smaller --batch, --context or --width", hedgehog::kRunFailed);
+    return complain(memory_advice(arguments[0]), hedgehog::kRunFailed);
   } catch (const std::exception& e) {
     return complain(e.what(), hedgehog::kRunFailed);
   }

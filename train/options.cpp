@@ -132,7 +132,7 @@ std::vector<Option> use_options() {
   return {
       text("checkpoint", "latest", "checkpoint", "a run's or checkpoint's directory", kUseCheckpoint),
       text("prompt", "", "sampling", "text to go on from; without it a session on a terminal", kSample),
-      integer("tokens", "200", "tokens", "sampling", "tokens to write", kSample, 1),
+      integer("tokens", "200", "tokens", "sampling", "tokens to write", kSample, 1, 1 << 24),
       real("temperature", "0.8", "", "sampling", "0 always takes the most likely token", kSample, 0, 1000),
       integer("top_k", "0", "tokens", "sampling", "keep only the k most likely tokens; 0 keeps all", kSample),
       real("top_p", "1", "", "sampling", "keep the fewest likely tokens that reach this probability", kSample,

@@ -27,8 +27,8 @@ class Writer {
   const Tokenizer& tokenizer() const { return *checkpoint_.tokenizer; }
   bool stories() const { return tokenizer().kind() == "story"; }
 
-  /// Prints a text that goes on from the prompt's ids, as it is written.
-  void write(const std::vector<std::int32_t>& prompt, std::int64_t tokens, std::uint64_t seed, bool until_sentence) {
+  /// Prints `start` and a text that goes on from the prompt's ids, as it is written.
+  void write(const std::string& start, const std::vector<std::int32_t>& prompt, std::int64_t tokens, std::uint64_t seed, bool until_sentence) {
     const GptOptions& o = checkpoint_.model->options();
     std::int64_t capacity = std::int64_t(prompt.size()) + tokens;
     if (o.positions == "learned") capacity = std::min(capacity, o.context);
@@ -37,6 +37,7 @@ class Writer {
       capacity_ = capacity;
     }
     generator_->reset();
+    fmt::print("{}", start);
     generator_->read(prompt);
     StreamingDecoder decoder(checkpoint_.tokenizer);
     decoder.skip(prompt);
@@ -82,7 +83,7 @@ int session(Writer& writer, const Config& config) {
       const bool question = line.find('?') != std::string::npos;
       const auto ids = writer.tokenizer().encode(all);
       if (writer.stories() && !question) continue;
-      writer.write(ids, config.integer("tokens"), std::uint64_t(config.integer("seed")) + turn, writer.stories());
+      writer.write("", ids, config.integer("tokens"), std::uint64_t(config.integer("seed")) + turn, writer.stories());
     } catch (const UsageError& e) {
       fmt::print("{}\n", e.what());
       all.resize(all.size() - line.size());
@@ -102,9 +103,8 @@ int sample_command(Config& config) {
   if (prompted) prompt = writer.tokenizer().encode(config.text("prompt"));
   if (prompt.empty()) prompt = writer.opening();
   for (std::int64_t i = 0; i < config.integer("count"); ++i) {
-    const std::string start = writer.tokenizer().decode(prompt);
-    if (prompted || writer.stories()) fmt::print("{}", start);
-    writer.write(prompt, config.integer("tokens"), std::uint64_t(config.integer("seed") + i), false);
+    const std::string start = prompted || writer.stories() ? writer.tokenizer().decode(prompt) : "";
+    writer.write(start, prompt, config.integer("tokens"), std::uint64_t(config.integer("seed") + i), false);
     if (i + 1 < config.integer("count")) fmt::print("\n");
   }
   return kGood;
