@@ -73,7 +73,7 @@ TEST_CASE("cli: bad data is refused with exit code 3") {
   const std::string at = d.path().string();
   check_refused(run_program("train --data=nowhere.txt", at), 3, {"nowhere.txt"});
   check_refused(run_program("train --data=empty.txt", at), 3, {"empty.txt"});
-  check_refused(run_program("train --data=short.txt", at), 3, {"short"});
+  check_refused(run_program("train --data=short.txt", at), 3, {"'short.txt' is too short", "its 2 bytes", "needs at least 2"});
   check_refused(run_program("train --data=binary.txt", at), 3, {"binary.txt"});
   check_refused(run_program("train --data=folder", at), 3, {"folder"});
   d.file("text.txt", some_text());
@@ -117,6 +117,16 @@ TEST_CASE("cli: train, resume, sample, eval and info on one's own text") {
   CHECK(eval.code == 0);
   CHECK(contains(eval.output, "perplexity"));
   CHECK(contains(run_program("eval --json", at).output, "\"perplexity\""));
+  // --batch is what --help says, not the run's
+  CHECK(run_program("eval --evaluate_batches=1", at).output == run_program("eval --evaluate_batches=1 --batch=16", at).output);
+  // a text of its own is evaluated whole, and may be shorter than the context
+  d.file("other.txt", "the hedge");
+  const ProgramResult other = run_program("eval --data=other.txt", at);
+  CAPTURE(other.output);
+  CHECK(other.code == 0);
+  CHECK(contains(other.output, "other: 9 tokens, 1 documents"));
+  d.file("one.txt", "t");
+  check_refused(run_program("eval --data=one.txt", at), 3, {"'one.txt' is too short", "its 1 bytes", "at least 2"});
   const ProgramResult info = run_program("info --checkpoint=latest", at);
   CHECK(info.code == 0);
   CHECK(contains(info.output, "blas kernel"));

@@ -109,7 +109,9 @@ TEST_CASE("known texts: the cache is used, a wrong checksum and a failed downloa
   }
   const auto fetch = [&] { fetch_known_text(known, directory / "new", notes); };
   directory.file("origin.txt", "hell0");
-  CHECK(contains(message_of<FileError>(fetch), "expected " + known.sha256));
+  const std::string mismatch = message_of<FileError>(fetch);
+  CHECK(contains(mismatch, "expected " + known.sha256));
+  CHECK(contains(mismatch, "give it as --data=FILE"));
   CHECK(std::filesystem::is_empty(directory / "new"));
   directory.file("origin.txt", "hello");
   directory.file("new/sample.txt", "damaged");
@@ -118,6 +120,20 @@ TEST_CASE("known texts: the cache is used, a wrong checksum and a failed downloa
   REQUIRE(notes.size() == 2);
   CHECK(contains(notes[0], "is damaged and is downloaded again"));
   CHECK(contains(notes[1], "downloaded file://"));
+}
+
+TEST_CASE("known texts: a download that stalls is given up") {
+  TemporaryDirectory directory;
+  const auto curl = directory.file("bin/curl", "#!/bin/sh\necho \"$@\" > '" + (directory / "arguments").string() + "'\nexit 28\n");
+  std::filesystem::permissions(curl, std::filesystem::perms::owner_all);
+  const std::string path = std::getenv("PATH");
+  ::setenv("PATH", ((directory / "bin").string() + ":" + path).c_str(), 1);
+  std::vector<std::string> notes;
+  const std::string message =
+      message_of<FileError>([&] { fetch_known_text({"sample", "file:///absent", ""}, directory / "cache", notes); });
+  ::setenv("PATH", path.c_str(), 1);
+  CHECK(contains(message, "curl failed with code 28"));
+  CHECK(contains(bytes_of(directory / "arguments"), "--speed-limit 1 --speed-time 60"));
 }
 
 TEST_CASE("split: at the fraction, never inside a character") {
@@ -142,10 +158,22 @@ TEST_CASE("dataset: parts, documents and end tokens") {
   CHECK(dataset.train()[3] == words->end());
   CHECK(std::count(dataset.train().begin(), dataset.train().end(), words->end()) == 1);
   CHECK(dataset.validation().back() == words->end());
+  source.where = "'abc.txt'";
   source.text = "abc";
   source.document_starts = {0};
   CHECK(contains(message_of<FileError>([&] { TokenDataset::from_text(source, *byte_tokenizer()); }),
-                 "the text is too short: of its 3 bytes the validation part gets 1 tokens"));
+                 "'abc.txt' is too short: of its 3 bytes the validation part gets 1 tokens and needs at least 2"));
+}
+
+TEST_CASE("dataset: a whole text has everything to validate and nothing to train on") {
+  TextSource source;
+  source.text = "aaa bbb ccc";
+  source.document_starts = {0, 4};
+  const TokenDataset dataset = TokenDataset::whole(source, *byte_tokenizer());
+  CHECK(dataset.train().empty());
+  CHECK(dataset.validation().size() == 11);
+  CHECK(dataset.document_count() == 2);
+  CHECK(dataset.validation_batch(0, 1, 64).valid == 10);
 }
 
 TEST_CASE("training batches: a pure function of seed, step and row") {

@@ -101,13 +101,8 @@ size_t split_position(std::string_view text, double train_fraction) {
 
 TokenDataset::TokenDataset(TokenStream train, TokenStream validation)
     : train_(std::move(train)), validation_(std::move(validation)) {
-  for (const auto& [stream, name] : {std::pair(&train_, "training"), std::pair(&validation_, "validation")}) {
-    if (stream->tokens.size() < 2) {
-      throw FileError(fmt::format("the text is too short: its {} part has {} tokens and needs at least 2", name,
-                                  stream->tokens.size()));
-    }
-    if (stream->document_starts.empty()) stream->document_starts.push_back(0);
-  }
+  for (TokenStream* stream : {&train_, &validation_})
+    if (stream->document_starts.empty() && !stream->tokens.empty()) stream->document_starts.push_back(0);
 }
 
 TokenDataset TokenDataset::from_text(const TextSource& source, const Tokenizer& tokenizer, double train_fraction) {
@@ -117,10 +112,19 @@ TokenDataset TokenDataset::from_text(const TextSource& source, const Tokenizer& 
   for (const auto& [stream, name] : {std::pair(&train, "training"), std::pair(&validation, "validation")}) {
     if (stream->tokens.size() >= 2) continue;
     throw FileError(
-        fmt::format("the text is too short: of its {} bytes the {} part gets {} tokens and needs at least 2",
+        fmt::format("{} is too short: of its {} bytes the {} part gets {} tokens and needs at least 2", source.where,
                     source.text.size(), name, stream->tokens.size()));
   }
   return TokenDataset(std::move(train), std::move(validation));
+}
+
+TokenDataset TokenDataset::whole(const TextSource& source, const Tokenizer& tokenizer) {
+  TokenStream all = encode_part(source, 0, source.text.size(), tokenizer);
+  if (all.tokens.size() < 2) {
+    throw FileError(fmt::format("{} is too short: its {} bytes are {} tokens, and a loss needs at least 2", source.where,
+                                source.text.size(), all.tokens.size()));
+  }
+  return TokenDataset({}, std::move(all));
 }
 
 void TokenDataset::check_context(int64_t context) const {

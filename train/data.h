@@ -48,8 +48,10 @@ class TokenDataset {
   ///
   /// train_fraction  in (0, 1); the first part trains
   ///
-  /// Throws: FileError if either part has fewer than 2 tokens, naming the text's length.
+  /// Throws: FileError if either part has fewer than 2 tokens, naming the text and its length.
   static TokenDataset from_text(const TextSource& source, const Tokenizer& tokenizer, double train_fraction = 0.9);
+  /// The whole text as validation tokens, nothing to train on. Throws: FileError if it has fewer than 2 tokens.
+  static TokenDataset whole(const TextSource& source, const Tokenizer& tokenizer);
 
   std::span<const int32_t> train() const { return train_.tokens; }
   std::span<const int32_t> validation() const { return validation_.tokens; }

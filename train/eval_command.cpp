@@ -11,20 +11,56 @@
 
 namespace hedgehog {
 
-int eval_command(Config& config) {
-  configure_threads_from(config);
-  Checkpoint checkpoint = load_checkpoint(find_checkpoint(config.text("checkpoint")), false);
-  // the data as the run read it, unless asked otherwise
+namespace {
+
+/// A text that the run did not hold back from training: all of it is evaluated, however short.
+class WholeText : public BatchSource {
+ public:
+  WholeText(const TextSource& text, const Tokenizer& tokenizer, std::int64_t context)
+      : dataset_(TokenDataset::whole(text, tokenizer)), name_(text.name), context_(context) {}
+  Batch training(std::int64_t, std::int64_t, std::int64_t) const override { throw Error("[eval] there are no training rows"); }
+  std::int64_t validation_batches(std::int64_t rows) const override { return dataset_.validation_batches(rows, context_); }
+  Batch validation(std::int64_t index, std::int64_t rows) const override { return dataset_.validation_batch(index, rows, context_); }
+  bool documents() const override { return dataset_.packed(); }
+  std::string describe() const override {
+    return fmt::format("{}: {} tokens, {} documents", name_, dataset_.validation().size(), dataset_.document_count());
+  }
+
+ private:
+  TokenDataset dataset_;
+  std::string name_;
+  std::int64_t context_;
+};
+
+/// What --data names, or the data as the run read it.
+RunData evaluation_data(const Config& config, const Checkpoint& checkpoint) {
+  if (config.has("data") && config.text("data") != "stories") {
+    const TextSource text = read_text(config.text("data"));
+    RunData data;
+    data.name = text.name;
+    data.notes = text.notes;
+    data.source = std::make_unique<WholeText>(text, *checkpoint.tokenizer, checkpoint.model->options().context);
+    return data;
+  }
   Config run("train");
   for (const auto& [name, value] : checkpoint.run.options) run.set(name, value, OptionSource::kCheckpoint);
-  if (config.was_set("data")) run.set("data", config.text("data"), OptionSource::kFlag);
-  if (config.was_set("batch")) run.set("batch", std::to_string(config.integer("batch")), OptionSource::kFlag);
-  const RunData data = load_data(run, checkpoint.tokenizer);
+  if (config.has("data")) run.set("data", config.text("data"), OptionSource::kFlag);
+  return load_data(run, checkpoint.tokenizer);
+}
+
+}  // namespace
+
+int eval_command(Config& config) {
+  configure_threads_from(config);
+  const Checkpoint checkpoint = load_checkpoint(find_checkpoint(config.text("checkpoint")), false);
+  const RunData data = evaluation_data(config, checkpoint);
+  for (const std::string& note : data.notes) fmt::print(stderr, "note: {}\n", note);
   const Gpt& model = *checkpoint.model;
-  Evaluator evaluator(model, run.integer("batch"), model.options().context, data.source->documents());
+  const std::int64_t rows = config.integer("batch");
+  Evaluator evaluator(model, rows, model.options().context, data.source->documents());
   const double loss = evaluator.mean_loss(*data.source, config.integer("evaluate_batches")), floor = data.source->floor();
   std::vector<RecallRow> recall;
-  if (data.stories) recall = measure_recall(model, *data.stories, run.integer("batch"));
+  if (data.stories) recall = measure_recall(model, *data.stories, rows);
   if (config.flag("json")) {
     nlohmann::json out{{"loss", loss}, {"perplexity", std::exp(loss)}, {"step", checkpoint.run.step}, {"data", data.name}};
     if (!std::isnan(floor)) out["entropy"] = floor;

@@ -61,8 +61,9 @@ std::filesystem::path fetch_known_text(const KnownText& known, const std::filesy
   }
   make_directories(cache);
   const std::filesystem::path temporary = cache / fmt::format("{}.tmp-{}", known.name, ::getpid());
-  const int code = run_program({"curl", "--fail", "--location", "--silent", "--connect-timeout", "20", "--output",
-                                temporary.string(), known.url});
+  // the speed limit gives up after a minute without a byte
+  const int code = run_program({"curl", "--fail", "--location", "--silent", "--connect-timeout", "20", "--speed-limit", "1",
+                                "--speed-time", "60", "--output", temporary.string(), known.url});
   if (code != 0) {
     std::filesystem::remove(temporary, error);
     throw FileError(
@@ -77,8 +78,9 @@ std::filesystem::path fetch_known_text(const KnownText& known, const std::filesy
   const std::string found = sha256(text);
   if (found != known.sha256) {
     std::filesystem::remove(temporary, error);
-    throw FileError(fmt::format("the download of '{}' from {} has SHA-256 {}, expected {}", known.name, known.url,
-                                found, known.sha256));
+    throw FileError(fmt::format("the download of '{}' from {} has SHA-256 {}, expected {}; run again, or fetch the text "
+                                "yourself and give it as --data=FILE",
+                                known.name, known.url, found, known.sha256));
   }
   std::filesystem::rename(temporary, file, error);
   if (error) throw WriteError(fmt::format("cannot write '{}': {}", file.string(), error.message()));

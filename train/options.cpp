@@ -51,7 +51,8 @@ const std::vector<std::string> kRunning = {"train", "sample", "eval", "bench"};
 std::vector<Option> data_options() {
   return {
       text("data", "", "data",
-           "a file, a directory, - for standard input, or shakespeare (downloaded); without it: the built-in stories",
+           "a file, a directory, - for standard input, or shakespeare (downloaded); without it the built-in stories, in eval "
+           "the run's data; eval takes all of a text given",
            {"train", "eval"}),
       text("tokenizer", "byte", "data", "byte, char, word, or a directory that holds tokenizer.json", kTrain),
       integer("vocabulary", "8192", "tokens", "data", "largest vocabulary of --tokenizer=word", kTrain, 3, 1 << 24),

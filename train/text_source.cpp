@@ -141,6 +141,7 @@ std::string short_name(const std::filesystem::path& path) {
 
 TextSource read_text(const std::string& where, std::istream& input) {
   TextSource source;
+  source.where = where == "-" ? "standard input" : fmt::format("'{}'", where);
   if (where == "-") {
     source.name = "stdin";
     const std::string text{std::istreambuf_iterator<char>(input), std::istreambuf_iterator<char>()};

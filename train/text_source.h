@@ -16,11 +16,13 @@ namespace hedgehog {
 ///                  line that is exactly <|endoftext|> (the line itself is taken out)
 /// notes            sentences for the user: what was skipped and why, what was downloaded
 /// name             short name for the run's directory, e.g. "input" or "shakespeare"
+/// where            what was asked for, for messages
 struct TextSource {
   std::string text;
   std::vector<size_t> document_starts;
   std::vector<std::string> notes;
   std::string name;
+  std::string where = "the text";
 };
 
 /// A text known by name, downloaded once into the cache and checked.
