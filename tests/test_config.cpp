@@ -39,7 +39,7 @@ TEST_CASE("option table: unique full words, valid defaults, known commands, vali
     for (const std::string& command : option.commands) {
       CHECK(commands.contains(command));
       Config config(command);
-      if (!option.default_value.empty()) CHECK_NOTHROW(config.set_default(option.name, option.default_value));
+      if (!option.default_value.empty()) CHECK_NOTHROW(config.set(option.name, option.default_value, OptionSource::kDefault));
     }
   }
   for (const Preset& preset : preset_table()) {
@@ -142,7 +142,7 @@ TEST_CASE("config: flags win over the file, the file over the preset, the preset
   later.apply_preset("char-cpu");
   CHECK(later.text("init") == "default");
   CHECK(later.text("preset") == "char-cpu");
-  later.set_default("steps", "77");
+  later.set("steps", "77", OptionSource::kDefault);
   CHECK(later.integer("steps") == 2000);
   later.set("layers", "9", OptionSource::kCheckpoint);
   CHECK(later.integer("layers") == 9);

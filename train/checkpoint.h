@@ -39,7 +39,7 @@ std::map<std::string, std::string> machine_description();
 /// one stays whole until the new one is. Throws WriteError.
 void save_checkpoint(const std::filesystem::path& directory, Gpt& model, const Tokenizer& tokenizer, const RunState& run);
 
-/// Reads a checkpoint directory (or a run's directory: then its `last`). With `moments`, the optimiser's moments too.
+/// Reads a checkpoint's directory, as find_checkpoint gives it. With `moments`, the optimiser's moments too.
 /// Throws FileError naming file and field when something is missing, damaged, foreign or does not fit.
 Checkpoint load_checkpoint(const std::filesystem::path& directory, bool moments);
 

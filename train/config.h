@@ -27,7 +27,7 @@ enum class OptionType { kInteger, kReal, kText, kFlag };
 /// choices        for text: the only values; empty for any
 /// minimum        for numbers: smallest and largest value, inclusive
 /// bare           value of `--name` without "="; empty means that it needs one. Flags have "true"
-/// in_file        false for what makes no sense in a config file (config, resume, help)
+/// in_file        false for what makes no sense in a config file (config, resume)
 struct Option {
   std::string name;
   OptionType type = OptionType::kText;

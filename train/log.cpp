@@ -68,7 +68,6 @@ std::string to_json(const StepRecord& record) {
   object["tokens_per_second"] = record.tokens_per_second;
   object["seconds"] = record.seconds;
   if (record.validation_loss) object["validation_loss"] = *record.validation_loss;
-  if (record.recall) object["recall"] = *record.recall;
   return object.dump();
 }
 
@@ -95,7 +94,6 @@ StepRecord step_record_from_json(std::string_view line) {
   record.tokens_per_second = number(object, "tokens_per_second");
   record.seconds = number(object, "seconds");
   record.validation_loss = optional_number(object, "validation_loss");
-  record.recall = optional_number(object, "recall");
   if (const auto norms = object.find("layer_gradient_norms"); norms != object.end()) {
     if (!norms->is_array()) throw Error("field 'layer_gradient_norms' is not a list");
     for (const Json& norm : *norms) {

@@ -19,9 +19,8 @@ namespace hedgehog {
 /// | layer_gradient_norms      | layer_gradient_norms    | one a layer, first the lowest; may be empty |
 /// | tokens                    | tokens                  | seen so far                                 |
 /// | tokens_per_second         | tokens_per_second       | tokens/s                                    |
-/// | seconds                   | seconds                 | since the run began                         |
+/// | seconds                   | seconds                 | of training steps, all sittings together    |
 /// | validation_loss           | validation_loss         | nats a token; absent if not measured        |
-/// | recall                    | recall                  | share answered right; absent if not measured|
 ///
 /// Numbers are written so that they read back to the same bits; NaN and infinities are null and read back as NaN.
 struct StepRecord {
@@ -34,7 +33,6 @@ struct StepRecord {
   double tokens_per_second = 0;
   double seconds = 0;
   std::optional<double> validation_loss;
-  std::optional<double> recall;
 };
 
 /// The record as one line of JSON without the line break, and back. from_json throws Error naming the field.

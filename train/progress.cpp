@@ -116,7 +116,7 @@ std::string progress_line(const ProgressState& state, int width, bool unicode) {
 Progress::Progress(const Options& options) : options_(options) {
   const int descriptor = ::fileno(options_.stream);
   const bool terminal = ::isatty(descriptor) != 0 && std::string_view(environment("TERM")) != "dumb";
-  redraw_ = terminal && !options_.plain && !options_.quiet;
+  redraw_ = terminal && !options_.quiet;
   color_ = redraw_ && *environment("NO_COLOR") == '\0';
   unicode_ = locale_is_utf8();
 }

@@ -31,7 +31,7 @@ std::string progress_line(const ProgressState& state, int width, bool unicode);
 std::string duration_text(double seconds);
 
 /// Shows the progress of a run on standard error. On a terminal one line redraws (at most ten times a second); when
-/// piped, under TERM=dumb, or with `plain`, a whole line is printed every `interval` seconds. COLUMNS and the
+/// piped or under TERM=dumb, a whole line is printed every `interval` seconds. COLUMNS and the
 /// terminal's size are respected; colour is used only on a terminal and never with NO_COLOR.
 class Progress {
  public:
@@ -39,7 +39,6 @@ class Progress {
     std::FILE* stream = stderr;
     double interval = 10;  ///< seconds between plain lines
     bool quiet = false;    ///< show nothing but notes
-    bool plain = false;    ///< never redraw
   };
 
   Progress() : Progress(Options{}) {}

@@ -119,9 +119,6 @@ Json charts(const Report& report) {
     return Json::array({series("line", name, report.log, value)});
   };
   Json all = Json::array({loss_chart(report)});
-  Json recall = points("recall", report.log, &StepRecord::recall);
-  if (!recall["x"].empty())
-    all.push_back(chart("Questions answered right (share)", Json::array({std::move(recall)}), false, true));
   all.push_back(
       chart("Learning rate", one("learning rate", [](const StepRecord& r) { return r.learning_rate; }), false, true));
   all.push_back(chart("Gradient norm, before clipping",

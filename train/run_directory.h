@@ -4,8 +4,8 @@
 
 namespace hedgehog {
 
-/// A new directory for a run: runs/<name>-<n> with the next free n, or `out` if it is given and not used yet. runs/latest
-/// then points to it. Throws UsageError if `out` holds a run already, WriteError if it cannot be made.
+/// A new directory for a run: runs/<name>-<n> with the next free n, or `out` if it is given and not used yet.
+/// Throws UsageError if `out` holds a run already, WriteError if it cannot be made.
 std::filesystem::path make_run_directory(const std::string& out, const std::string& name);
 
 /// Points runs/latest to a run, if the run lies in runs/.

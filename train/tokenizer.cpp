@@ -85,28 +85,6 @@ std::string Tokenizer::decode(std::span<const int32_t> ids) const {
   return text;
 }
 
-std::string Tokenizer::piece(int32_t id) const {
-  std::string text;
-  append(text, id);
-  const bool whole = invalid_utf8_bytes(text) == 0 && valid_utf8(text) == text;
-  std::string shown;
-  for (const char c : text) {
-    const uint8_t byte = uint8_t(c);
-    if (c == '\n') {
-      shown += "\\n";
-    } else if (c == '\t') {
-      shown += "\\t";
-    } else if (c == '\\') {
-      shown += "\\\\";
-    } else if (byte < 0x20 || byte == 0x7f || (byte >= 0x80 && !whole)) {
-      shown += fmt::format("\\x{:02x}", byte);
-    } else {
-      shown += c;
-    }
-  }
-  return shown;
-}
-
 TokenizerPointer byte_tokenizer() { return std::make_shared<ByteTokenizer>(); }
 
 TokenizerPointer char_tokenizer(std::string_view text) {

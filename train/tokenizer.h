@@ -35,8 +35,6 @@ class Tokenizer {
   virtual void append(std::string& text, int32_t id) const = 0;
   /// Id that ends a document, or -1 where the tokenizer has none.
   virtual int32_t end() const { return -1; }
-  /// The id as one readable piece, for tables and error texts: control characters escaped.
-  std::string piece(int32_t id) const;
   /// Ids to text. Throws Error if an id is out of range.
   std::string decode(std::span<const int32_t> ids) const;
   /// The text of tokenizer.json.
