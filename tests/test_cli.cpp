@@ -7,6 +7,7 @@
 #include "tests/counters.h"
 #include "tests/program.h"
 #include "tests/temporary_directory.h"
+#include "train/log.h"
 
 namespace hedgehog {
 namespace {
@@ -136,6 +137,40 @@ TEST_CASE("cli: train, resume, sample, eval and info on one's own text") {
   check_refused(run_program("train --out=runs/latest --quiet", at), 2, {"runs/latest", "--resume"});
   d.file("text.txt", some_text() + "changed");
   check_refused(run_program("train --resume --quiet", at), 2, {"data has changed"});
+}
+
+TEST_CASE("cli: memory poisoned with NaN changes no loss") {
+  const TemporaryDirectory d;
+  d.file("text.txt", some_text());
+  const std::string at = d.path().string(), arguments = std::string("train --data=text.txt --dropout=0.1 ") + kSmall;
+  CHECK(run_program(arguments + "--out=plain", at).code == 0);
+  CHECK(run_program(arguments + "--out=poisoned", at, "HEDGEHOG_POISON=1").code == 0);
+  const auto plain = read_log(d / "plain/log.jsonl"), poisoned = read_log(d / "poisoned/log.jsonl");
+  REQUIRE(plain.size() == 6);
+  REQUIRE(poisoned.size() == 6);
+  for (std::size_t i = 0; i < plain.size(); ++i) {
+    CHECK(plain[i].loss == poisoned[i].loss);
+    CHECK(plain[i].gradient_norm == poisoned[i].gradient_norm);
+    CHECK(plain[i].validation_loss == poisoned[i].validation_loss);
+  }
+}
+
+TEST_CASE("cli: text from standard input, and training by the clock") {
+  const TemporaryDirectory d;
+  d.file("text.txt", some_text());
+  const std::string at = d.path().string();
+  const ProgramResult piped = test::run_shell("cd '" + at + "' && { cat text.txt | '" HH_BINARY_DIR "/bin/hedgehog' train --data=- " + kSmall + "; }");
+  CAPTURE(piped.output);
+  CHECK(piped.code == 0);
+  CHECK(std::filesystem::exists(d / "runs/stdin-hedgehog-1/last/state.json"));
+
+  const ProgramResult timed = run_program("train --data=text.txt --out=timed --minutes=0.02 --layers=1 --heads=2 --width=16 --context=16 --batch=2 "
+                                          "--evaluate_every=0 --quiet", at);
+  CAPTURE(timed.output);
+  CHECK(timed.code == 0);
+  const auto log = read_log(d / "timed/log.jsonl");
+  REQUIRE(!log.empty());
+  CHECK(contains(bytes_of(d / "timed/config.toml"), "steps = " + std::to_string(log.back().step) + " "));
 }
 
 TEST_CASE("cli: train, eval and sample on the built-in stories") {
