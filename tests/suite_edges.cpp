@@ -246,12 +246,14 @@ TEST_CASE("edges: any length works: 1, chunk - 1, chunk, chunk + 1 and 3 chunk +
         ++lengths;
         GradcheckOptions options;
         options.full = 4;
-        // with one token some gradients vanish (the weights of a single key sum to 1): those are not judged here
+        // with one token some gradients vanish (the weights of a single key sum to 1): analytic and numeric may then be as
+        // far apart as for the smallest gradient that is judged
         for (const GradcheckRow& row : gradcheck(*op, changed, options).rows) {
           CAPTURE(row.argument);
           CAPTURE(row.error);
           CAPTURE(row.largest);
-          CHECK((row.passed || row.largest < options.smallest));
+          const bool vanishes = row.largest < options.smallest;
+          CHECK((row.passed || (vanishes && row.error * row.largest <= options.tolerance * options.smallest)));
         }
         clear_tape();
         if (!op->reference) continue;
