@@ -160,7 +160,7 @@ std::string help_text(const std::string& command) {
     for (const Preset& preset : preset_table()) result += entry(preset.name, width, preset.help);
   }
   return result +
-         "\nA flag may be given bare (--quiet) or with a value (--quiet=false). Flags win over the config file, the\n"
+         "\nA flag may be given bare (--name) or with a value (--name=false). Flags win over the config file, the\n"
          "file over the preset, the preset over the defaults.\n";
 }
 
