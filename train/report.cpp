@@ -69,15 +69,15 @@ Json series(const char* style, const std::string& name, const std::vector<StepRe
   return {{"name", name}, {"style", style}, {"x", std::move(x)}, {"y", std::move(y)}};
 }
 
-/// The measured values only, none thinned away: there are few.
-Json points(const std::string& name, const std::vector<StepRecord>& log, std::optional<double> StepRecord::* field) {
+/// The validation losses measured, none thinned away: there are few.
+Json validation_points(const std::vector<StepRecord>& log) {
   Json x = Json::array(), y = Json::array();
   for (const StepRecord& record : log) {
-    if (!(record.*field)) continue;
+    if (!record.validation_loss) continue;
     x.push_back(record.step);
-    y.push_back(rounded(*(record.*field)));
+    y.push_back(rounded(*record.validation_loss));
   }
-  return {{"name", name}, {"style", "points"}, {"x", std::move(x)}, {"y", std::move(y)}};
+  return {{"name", "validation"}, {"style", "points"}, {"x", std::move(x)}, {"y", std::move(y)}};
 }
 
 Json chart(const char* title, Json all_series, bool logarithmic, bool from_zero) {
@@ -94,7 +94,7 @@ Json loss_chart(const Report& report) {
   for (size_t i = 0; i < means.size(); ++i) smoothed[i].loss = means[i];
   const Value loss = [](const StepRecord& record) { return record.loss; };
   Json all = Json::array({series("faint", "each step", report.log, loss), series("line", "smoothed", smoothed, loss)});
-  Json validation = points("validation", report.log, &StepRecord::validation_loss);
+  Json validation = validation_points(report.log);
   if (!validation["x"].empty()) all.push_back(std::move(validation));
   Json result = chart("Loss (nats a token)", std::move(all), false, false);
   result["floor"] = rounded(report.floor);
