@@ -239,8 +239,22 @@ TEST_CASE("cli: a learning rate that breaks the loss stops, explains, and keeps 
   const ProgramResult r =
       run_program("train --data=text.txt --out=run --layers=1 --heads=2 --width=16 --context=16 --batch=2 --steps=500 --warmup=0 "
                   "--schedule=constant --learning_rate=1e20 --clip=0 --save_every=1 --evaluate_every=0 --quiet", at);
-  check_refused(r, 1, {"step ", "first non-finite value: ", " in '", "learning_rate"});
-  if (std::filesystem::exists(d / "run/last")) CHECK(run_program("info --checkpoint=run", at).code == 0);
+  // the first update breaks the weights: they are never saved
+  check_refused(r, 1, {"step 1: ", "first non-finite value: ", " in '", "learning_rate", "No checkpoint was saved"});
+  CHECK(!std::filesystem::exists(d / "run/last"));
+
+  REQUIRE(run_program(std::string("train --data=text.txt --out=good ") + kSmall, at).code == 0);
+  const std::string weights = bytes_of(d / "good/last/model.safetensors");
+  const std::string best = bytes_of(d / "good/best/model.safetensors");
+  for (const char* options : {"--learning_rate=1e20 --save_every=1 --evaluate_every=0", "--learning_rate=1e20 --save_every=1 --evaluate_every=1",
+                              "--learning_rate=1e300 --save_every=0 --evaluate_every=1"}) {
+    CAPTURE(options);
+    check_refused(run_program(std::string("train --resume=good --steps=12 --quiet ") + options, at), 1,
+                  {"step 7: ", "first non-finite value: ", "untouched in good/last"});
+    CHECK(bytes_of(d / "good/last/model.safetensors") == weights);
+    CHECK(bytes_of(d / "good/best/model.safetensors") == best);
+    CHECK(run_program("sample --tokens=3 --checkpoint=good", at).code == 0);
+  }
 }
 
 TEST_CASE("cli: Ctrl-C saves, prints how to go on, and exits with 130") {

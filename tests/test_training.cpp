@@ -61,6 +61,20 @@ TEST_CASE("a model of every attention learns one batch by heart") {
   }
 }
 
+TEST_CASE("gradient norms are shown by layer, an untied classifier's with the final norm") {
+  for (const bool tied : {true, false}) {
+    CAPTURE(tied);
+    GptOptions o = small("hedgehog");
+    o.tied_head = tied;
+    const Gpt model(o);
+    CHECK(layer_names(o) == std::vector<std::string>{"embedding", "block 0", "block 1", tied ? "final norm" : "final norm and head"});
+    const auto norms = layer_norms(model, std::vector<double>(model.parameters().all().size(), 1.0));
+    CHECK(norms[0] == 1);
+    CHECK(norms[1] == norms[2]);
+    CHECK(norms[3] == doctest::Approx(std::sqrt(tied ? 1 : 2)));
+  }
+}
+
 TEST_CASE("two micro-batches make the step of one batch twice as large") {
   const OptimizerOptions optimizer;
   Gpt together(small("hedgehog")), apart(small("hedgehog"));

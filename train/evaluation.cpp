@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 
 #include "train/training_step.h"
 
@@ -40,8 +41,14 @@ double Evaluator::mean_loss(const BatchSource& source, std::int64_t count) {
     const Batch batch = source.validation(i, rows_);
     sum += total_loss(batch);
     valid += batch.valid;
+    if (!std::isfinite(sum)) break;  // the batch stays in the inputs for explain_failure
   }
   return sum / double(std::max<std::int64_t>(valid, 1));
+}
+
+std::string Evaluator::explain_failure() const {
+  const std::string found = first_non_finite(executor_->program());
+  return found.empty() ? "every op's result was finite when the batch was repeated" : found;
 }
 
 namespace {

@@ -1,5 +1,6 @@
 #pragma once
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "core/executor.h"
@@ -17,6 +18,8 @@ class Evaluator {
   double total_loss(const Batch& batch);
   /// Mean loss over validation batches first … first + count - 1 (0: all), nats a token.
   double mean_loss(const BatchSource& source, std::int64_t count = 0);
+  /// After a non-finite loss: which op made the first non-finite number, where, and from what inputs.
+  std::string explain_failure() const;
 
  private:
   std::int64_t rows_;

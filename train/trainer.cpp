@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "core/error.h"
+#include "train/atomic_directory.h"
 #include "train/files.h"
 #include "train/run_directory.h"
 
@@ -71,17 +72,21 @@ void Trainer::announce(const Cost& cost) const {
                model_->parameters().count());
 }
 
-/// Times steps that change nothing: the optimiser leaves everything alone while the non-finite flag is up.
-std::int64_t Trainer::steps_for_minutes(double minutes) {
+StepResult Trainer::step_without_update(std::int64_t step) {
   double* slots = step_->step_state().as<double>();
-  slots[kNonFinite] = 1;
-  step_->run(step_batches(0), 0);
-  const auto start = Clock::now();
-  int count = 0;
-  while (count < 3 || (seconds_since(start) < 2 && count < 50)) step_->run(step_batches(++count), 0);
-  const double each = seconds_since(start) / count;
+  slots[kNonFinite] = 1;  // while it is up, the optimiser leaves everything alone
+  const StepResult result = step_->run(step_batches(step), slots[kLearningRate]);
   slots[kNonFinite] = 0;
   model_->parameters().flatten().gradients.fill(0);
+  return result;
+}
+
+std::int64_t Trainer::steps_for_minutes(double minutes) {
+  step_without_update(0);
+  const auto start = Clock::now();
+  int count = 0;
+  while (count < 3 || (seconds_since(start) < 2 && count < 50)) step_without_update(++count);
+  const double each = seconds_since(start) / count;
   return std::max<std::int64_t>(1, std::int64_t(minutes * 60 / each));
 }
 
@@ -93,20 +98,20 @@ std::vector<Batch> Trainer::step_batches(std::int64_t step) const {
   return batches;
 }
 
-std::vector<std::string> Trainer::layer_names() const {
+std::vector<std::string> layer_names(const GptOptions& options) {
   std::vector<std::string> names{"embedding"};
-  for (std::int64_t i = 0; i < model_->options().layers; ++i) names.push_back(fmt::format("block {}", i));
-  names.push_back("final norm");
+  for (std::int64_t i = 0; i < options.layers; ++i) names.push_back(fmt::format("block {}", i));
+  names.push_back(options.tied_head ? "final norm" : "final norm and head");
   return names;
 }
 
-std::vector<double> Trainer::layer_norms(const std::vector<double>& parameter_norms) const {
-  const Tensors& all = model_->parameters().all();
-  const std::int64_t layers = model_->options().layers;
+std::vector<double> layer_norms(const Gpt& model, const std::vector<double>& parameter_norms) {
+  const Tensors& all = model.parameters().all();
+  const std::int64_t layers = model.options().layers;
   std::vector<double> sums(std::size_t(layers + 2), 0.0);
   for (std::size_t i = 0; i < all.size(); ++i) {
     const std::string& name = all[i].name();
-    std::size_t layer = name.starts_with("ln_f") ? std::size_t(layers + 1) : 0;
+    std::size_t layer = name.starts_with("ln_f") || name.starts_with("lm_head") ? std::size_t(layers + 1) : 0;
     if (name.starts_with("h.")) layer = std::size_t(std::stoll(name.substr(2))) + 1;
     sums[layer] += parameter_norms[i] * parameter_norms[i];
   }
@@ -114,26 +119,32 @@ std::vector<double> Trainer::layer_norms(const std::vector<double>& parameter_no
   return sums;
 }
 
-void Trainer::fail_non_finite(std::int64_t step, const StepResult& result) {
-  const std::string cause = step_->explain_failure();
-  throw Error(fmt::format("step {}: the loss is {} and the gradient norm {}; first non-finite value: {}. The learning rate was {:.3g}: "
-                          "try a smaller --learning_rate or a longer --warmup. The last good checkpoint is untouched in {}",
-                          step + 1, result.loss, result.gradient_norm, cause, learning_rate(schedule_, step), directory_.string()));
+void Trainer::fail_non_finite(std::int64_t step, const std::string& symptom, const std::string& cause) const {
+  const fs::path last = recover(directory_ / "last");
+  std::error_code ignored;
+  throw Error(fmt::format("step {}: {}; first non-finite value: {}. The learning rate was {:.3g}: try a smaller --learning_rate or a "
+                          "longer --warmup. {}",
+                          step, symptom, cause, learning_rate(schedule_, step - 1),
+                          fs::exists(last, ignored) ? fmt::format("The last good checkpoint is untouched in {}", last.string())
+                                                    : "No checkpoint was saved yet"));
 }
+
 
 StepRecord Trainer::train_one(std::int64_t step) {
   const auto start = Clock::now();
   StepRecord record;
   record.learning_rate = learning_rate(schedule_, step);
   const StepResult result = step_->run(step_batches(step), record.learning_rate);
-  if (step_->failed()) fail_non_finite(step, result);
+  if (step_->failed())
+    fail_non_finite(step + 1, fmt::format("the loss is {} and the gradient norm {}", result.loss, result.gradient_norm),
+                    step_->explain_failure());
   run_.step = step + 1;
   run_.tokens += tokens_per_step_;
   run_.seconds += seconds_since(start);
   record.step = run_.step;
   record.loss = result.loss;
   record.gradient_norm = result.gradient_norm;
-  record.layer_gradient_norms = layer_norms(result.parameter_norms);
+  record.layer_gradient_norms = layer_norms(*model_, result.parameter_norms);
   record.tokens = run_.tokens;
   record.tokens_per_second = double(tokens_per_step_) / seconds_since(start);
   record.seconds = run_.seconds;
@@ -142,6 +153,7 @@ StepRecord Trainer::train_one(std::int64_t step) {
 
 void Trainer::evaluate(StepRecord& record, Progress& progress) {
   const double loss = validation_loss();
+  if (!std::isfinite(loss)) fail_non_finite(run_.step, fmt::format("the validation loss is {}", loss), evaluator_->explain_failure());
   record.validation_loss = loss;
   run_.rising_validations = loss > run_.last_validation ? run_.rising_validations + 1 : 0;
   run_.last_validation = loss;
@@ -159,6 +171,11 @@ void Trainer::evaluate(StepRecord& record, Progress& progress) {
 }
 
 void Trainer::save(const char* name) {
+  // diverged weights must not replace a good checkpoint, and no step has run with these yet
+  const StepResult next = step_without_update(run_.step);
+  if (!std::isfinite(next.loss) || !std::isfinite(next.gradient_norm))
+    fail_non_finite(run_.step, fmt::format("the update leads to a loss of {} and a gradient norm of {}", next.loss, next.gradient_norm),
+                    step_->explain_failure());
   const double* slots = step_->step_state().as<double>();
   run_.step_slots.assign(slots, slots + kStepStateSize);
   run_.data = config_.has("data") ? config_.text("data") : "stories";
@@ -205,7 +222,7 @@ void Trainer::write_report_page(NamedValues summary, std::vector<ReportSample> s
   report.floor = data_.source->floor();
   report.summary = std::move(summary);
   report.configuration = config_.values();
-  report.layer_names = layer_names();
+  report.layer_names = layer_names(model_->options());
   report.samples = std::move(samples);
   write_report(directory_ / "report.html", report);
 }

@@ -18,6 +18,11 @@ namespace hedgehog {
 /// How training ended.
 enum class Ending { finished, interrupted };
 
+/// The groups that gradient norms are shown by: embedding, each block, final norm (with the classifier if it is not tied).
+std::vector<std::string> layer_names(const GptOptions& options);
+/// Gradient norm of each group, from those of the parameters in order.
+std::vector<double> layer_norms(const Gpt& model, const std::vector<double>& parameter_norms);
+
 /// One training run: a model, its data, its directory. The directory gets config.toml, log.jsonl, report.html, and the
 /// checkpoints `last` and `best`.
 class Trainer {
@@ -27,8 +32,9 @@ class Trainer {
   /// Goes on from a checkpoint in `directory`.
   Trainer(Config config, RunData data, Checkpoint checkpoint, std::filesystem::path directory);
 
-  /// Trains to the last step, or until Ctrl-C (then the checkpoint is saved). Throws Error when the loss or a gradient is
-  /// not finite: the last good checkpoint stays, and the message names op, step and statistics.
+  /// Trains to the last step, or until Ctrl-C (then the checkpoint is saved). Throws Error when the loss, a gradient or
+  /// the validation loss is not finite, or would be with the weights that are to be saved: the last good checkpoint stays, and the message names
+  /// op, step and statistics.
   Ending run();
 
   Gpt& model() { return *model_; }
@@ -44,14 +50,15 @@ class Trainer {
  private:
   void prepare();
   void announce(const Cost& cost) const;
+  /// Loss and gradient norm of a step's batches with the present weights; nothing changes.
+  StepResult step_without_update(std::int64_t step);
   std::int64_t steps_for_minutes(double minutes);
   std::vector<Batch> step_batches(std::int64_t step) const;
   StepRecord train_one(std::int64_t step);
   void evaluate(StepRecord& record, Progress& progress);
+  /// Writes a checkpoint; throws as `run` if the next step's loss or gradient would not be finite.
   void save(const char* name);
-  std::vector<double> layer_norms(const std::vector<double>& parameter_norms) const;
-  std::vector<std::string> layer_names() const;
-  [[noreturn]] void fail_non_finite(std::int64_t step, const StepResult& result);
+  [[noreturn]] void fail_non_finite(std::int64_t step, const std::string& symptom, const std::string& cause) const;
 
   Config config_;
   RunData data_;
