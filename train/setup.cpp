@@ -2,6 +2,11 @@
 
 #include <fmt/format.h>
 
+#include <functional>
+#include <iostream>
+#include <iterator>
+#include <sstream>
+
 #include "ops/cpu.h"
 #include "core/error.h"
 #include "train/text_source.h"
@@ -66,7 +71,10 @@ RunData story_data(Config& config, TokenizerPointer tokenizer) {
 RunData load_data(Config& config, TokenizerPointer tokenizer) {
   if (!config.has("data") || config.text("data") == "stories") return story_data(config, std::move(tokenizer));
   RunData data;
-  const TextSource text = read_text(config.text("data"));
+  const bool piped = config.text("data") == "-";
+  if (piped) data.piped.assign(std::istreambuf_iterator<char>(std::cin), {});
+  std::istringstream stream(data.piped);
+  const TextSource text = piped ? read_text("-", stream) : read_text(config.text("data"));
   data.notes = text.notes;
   if (!config.has("preset") && config.command() == "train" && !tokenizer) {
     const auto [preset, reason] = preset_for(text.text.size());

@@ -21,6 +21,7 @@ struct RunData {
   std::string name;                 // for the run's directory
   std::string fingerprint;          // equal for equal data
   std::vector<std::string> notes;
+  std::string piped;                // what --data=- has read, for the run to keep
 };
 
 /// Reads the data that `config` names (the story corpus without --data), with the given tokenizer or the one it asks

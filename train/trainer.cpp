@@ -28,6 +28,7 @@ Trainer::Trainer(Config config, RunData data) : config_(std::move(config)), data
   directory_ = make_run_directory(config_.has("out") ? config_.text("out") : "",
                                   fmt::format("{}-{}", data_.name, config_.text("attention")));
   mark_latest(directory_);
+  if (!data_.piped.empty()) keep_piped_text();
   write_file(directory_ / "config.toml", config_.to_toml());
 }
 
@@ -54,6 +55,15 @@ void Trainer::prepare() {
   flops_per_step_ = cost.flops;
   tokens_per_step_ = shape.rows * shape.context * shape.micro_batches;
   announce(cost);
+}
+
+/// Standard input cannot be read again: --resume and eval read the run's copy.
+void Trainer::keep_piped_text() {
+  const fs::path kept = directory_ / "stdin.txt";
+  replace_file(kept, data_.piped);
+  data_.piped = {};
+  config_.set("data", kept.string(), OptionSource::kFlag);
+  fmt::print(stderr, "note: the text of standard input is kept in {}\n", kept.string());
 }
 
 void Trainer::announce(const Cost& cost) const {

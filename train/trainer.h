@@ -49,6 +49,7 @@ class Trainer {
 
  private:
   void prepare();
+  void keep_piped_text();
   void announce(const Cost& cost) const;
   /// Loss and gradient norm of a step's batches with the present weights; nothing changes.
   StepResult step_without_update(std::int64_t step);
