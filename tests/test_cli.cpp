@@ -137,7 +137,12 @@ TEST_CASE("cli: train, resume, sample, eval and info on one's own text") {
   CHECK(contains(info.output, "blas kernel"));
   CHECK(contains(info.output, "hedgehog"));
 
-  check_refused(run_program("train --resume --layers=3", at), 2, {"--layers", "resume"});
+  for (const char* fixed : {"--layers=3", "--dropout=0.2"})
+    check_refused(run_program(std::string("train --resume ") + fixed, at), 2, {"cannot change when a run is resumed"});
+  const ProgramResult again = run_program("train --resume --quiet", at);
+  CAPTURE(again.output);
+  CHECK(again.code == 0);
+  CHECK(contains(again.output, "already at step 6 of 6; give --steps=M to go on"));
   check_refused(run_program("train --out=runs/latest --quiet", at), 2, {"runs/latest", "--resume"});
   d.file("text.txt", some_text() + "changed");
   check_refused(run_program("train --resume --quiet", at), 2, {"data has changed"});
@@ -175,6 +180,63 @@ TEST_CASE("cli: text from standard input, and training by the clock") {
   const auto log = read_log(d / "timed/log.jsonl");
   REQUIRE(!log.empty());
   CHECK(contains(bytes_of(d / "timed/config.toml"), "steps = " + std::to_string(log.back().step) + " "));
+}
+
+TEST_CASE("cli: a resumed run gives the bits of one that ran through, with dropout and gradient accumulation too") {
+  const TemporaryDirectory d;
+  d.file("text.txt", some_text());
+  const std::string at = d.path().string();
+  for (const char* options : {"--dropout=0.2", "--gradient_accumulation=3", "--dropout=0.2 --gradient_accumulation=2 --attention=softmax"}) {
+    CAPTURE(options);
+    std::filesystem::remove_all(d / "whole");
+    std::filesystem::remove_all(d / "parts");
+    const std::string train = std::string("train --data=text.txt --schedule=constant ") + kSmall + options;
+    REQUIRE(run_program(train + " --out=whole", at).code == 0);
+    REQUIRE(run_program(train + " --out=parts --steps=3", at).code == 0);
+    REQUIRE(run_program("train --resume=parts --steps=6 --quiet", at).code == 0);
+    for (const char* file : {"last/model.safetensors", "last/optimizer.safetensors"})
+      CHECK(bytes_of(d / (std::string("whole/") + file)) == bytes_of(d / (std::string("parts/") + file)));
+  }
+}
+
+TEST_CASE("cli: text from standard input is kept, so that the run can be resumed and evaluated") {
+  const TemporaryDirectory d;
+  d.file("text.txt", some_text());
+  const std::string at = d.path().string();
+  auto piped = [&](const std::string& arguments) {
+    return test::run_shell("cd '" + at + "' && (cat text.txt | '" HH_BINARY_DIR "/bin/hedgehog' " + arguments + ")");
+  };
+  const ProgramResult train = piped(std::string("train --data=- ") + kSmall);
+  CAPTURE(train.output);
+  CHECK(train.code == 0);
+  CHECK(contains(train.output, "kept in runs/stdin-hedgehog-1/stdin.txt"));
+  CHECK(bytes_of(d / "runs/latest/stdin.txt") == some_text());
+  CHECK(contains(bytes_of(d / "runs/latest/config.toml"), "runs/stdin-hedgehog-1/stdin.txt"));
+  const ProgramResult more = run_program("train --resume --steps=8 --quiet", at);
+  CAPTURE(more.output);
+  CHECK(more.code == 0);
+  CHECK(contains(more.output, "after 8 steps"));
+  CHECK(run_program("eval", at).code == 0);
+  CHECK(contains(piped("eval --data=-").output, "perplexity"));
+}
+
+TEST_CASE("cli: only a run or its last checkpoint is resumed") {
+  const TemporaryDirectory d;
+  d.file("text.txt", some_text());
+  const std::string at = d.path().string();
+  REQUIRE(run_program(std::string("train --data=text.txt --out=run ") + kSmall, at).code == 0);
+  std::filesystem::copy(d / "run/last", d / "copy", std::filesystem::copy_options::recursive);
+  std::filesystem::copy(d / "run/last", d / "last", std::filesystem::copy_options::recursive);
+  d.file("log.jsonl", "of another run\n");
+  const std::string log = bytes_of(d / "run/log.jsonl");
+  for (const char* other : {"run/best", "copy", "last"}) {
+    CAPTURE(other);
+    check_refused(run_program(std::string("train --steps=8 --quiet --resume=") + other, at), 2, {other, "the run's directory", "a new run"});
+  }
+  CHECK(bytes_of(d / "run/log.jsonl") == log);
+  CHECK(bytes_of(d / "log.jsonl") == "of another run\n");
+  CHECK(run_program("train --steps=8 --quiet --resume=run/last/", at).code == 0);
+  CHECK(run_program("train --steps=10 --quiet --resume=run", at).code == 0);
 }
 
 TEST_CASE("cli: train, eval and sample on the built-in stories") {

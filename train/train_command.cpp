@@ -17,11 +17,21 @@ namespace fs = std::filesystem;
 const char* const kFixed[] = {"data",          "preset",        "attention",  "layers", "heads",     "width",
                               "context",       "positions",     "norm",       "bias",   "activation", "init",
                               "tied_head",     "embedding_init", "short_convolution", "map_init_gain", "tokenizer", "vocabulary",
-                              "dtype",         "seed",          "batch",      "gradient_accumulation", "out", "minutes"};
+                              "dtype",         "dropout",       "seed",       "batch",  "gradient_accumulation", "out", "minutes"};
+
+/// The run whose `last` a checkpoint is. Log and checkpoints go on from the last step only: another checkpoint would cut the
+/// log of its run, or of whatever run its copy lies in.
+fs::path run_of(const fs::path& checkpoint, const std::string& given) {
+  std::error_code ignored;
+  const fs::path last = fs::weakly_canonical(checkpoint, ignored), run = last.parent_path();
+  if ((last.filename() == "last" || last.filename() == "last.old") && fs::exists(run / "config.toml", ignored)) return run;
+  throw UsageError(fmt::format("--resume={} is neither a run nor the last checkpoint of one; give the run's directory, or start a new "
+                               "run without --resume", given));
+}
 
 Trainer resume(Config& config) {
   const std::string name = config.text("resume");
-  const fs::path found = find_checkpoint(name);
+  const fs::path found = find_checkpoint(name), run = run_of(found, name);
   Checkpoint checkpoint = load_checkpoint(found, true);
   for (const char* option : kFixed)
     if (config.was_set(option))
@@ -35,7 +45,6 @@ Trainer resume(Config& config) {
       fmt::print(stderr, "note: {} was '{}' and is now '{}': the run goes on, but not bit for bit as it would have\n", key, value,
                  same == now.end() ? "" : same->second);
   RunData data = load_data(config, checkpoint.tokenizer);
-  const fs::path run = fs::weakly_canonical(found).parent_path();
   const fs::path relative = fs::relative(run);
   return Trainer(std::move(config), std::move(data), std::move(checkpoint), relative.empty() ? run : relative);
 }
@@ -120,6 +129,8 @@ int train_command(Config& config) {
   configure_threads_from(config);
   if (config.has("resume")) {
     Trainer trainer = resume(config);
+    const std::int64_t step = trainer.state().step, steps = trainer.config().integer("steps");
+    if (step >= steps) fmt::print("already at step {} of {}; give --steps=M to go on\n", step, steps);
     if (trainer.run() == Ending::finished) {
       finish(trainer);
       return kGood;
