@@ -276,13 +276,14 @@ TEST_CASE("cli: a damaged, truncated or foreign checkpoint is refused with exit 
   const std::string at = d.path().string();
   check_refused(run_program("sample", at), 3, {"train"});
   REQUIRE(run_program(std::string("train --data=text.txt --out=run ") + kSmall, at).code == 0);
+  std::string command = "sample --tokens=3 --checkpoint=";
   auto damaged = [&](const char* name, const char* file, auto&& change) {
     std::filesystem::remove_all(d / name);
     std::filesystem::copy(d / "run/last", d / name, std::filesystem::copy_options::recursive);
     std::string bytes = bytes_of(d / (std::string(name) + "/" + file));
     change(bytes);
     d.file(std::string(name) + "/" + file, bytes);
-    return run_program(std::string("sample --tokens=3 --checkpoint=") + name, at);
+    return run_program(command + name, at);
   };
   check_refused(damaged("cut", "model.safetensors", [](std::string& b) { b.resize(b.size() / 2); }), 3, {"model.safetensors"});
   check_refused(damaged("header", "model.safetensors", [](std::string& b) { b[3] = '\x7f'; }), 3, {"model.safetensors"});
@@ -291,7 +292,27 @@ TEST_CASE("cli: a damaged, truncated or foreign checkpoint is refused with exit 
   check_refused(damaged("typed", "state.json", [](std::string& b) { b.replace(b.find("\"layers\": 1"), 11, "\"layers\": {}"); }), 3, {"layers"});
   check_refused(damaged("words", "tokenizer.json", [](std::string& b) { b = "{}"; }), 3, {"tokenizer.json"});
   check_refused(damaged("foreign", "state.json", [](std::string& b) { b = "{\"model_type\": \"gpt2\"}"; }), 3, {"state.json"});
-  CHECK(run_program("sample --tokens=3 --checkpoint=run", at).code == 0);
+  // a model of this width would take 48 TB
+  check_refused(damaged("wide", "state.json", [](std::string& b) { b.replace(b.find("\"width\": 16"), 11, "\"width\": 1048576"); }), 3,
+                {"model.safetensors", "parameters"});
+  check_refused(run_program(command + std::string(300, 'x'), at), 3, {"cannot be read", "name too long"});
+  CHECK(run_program(command + "run", at).code == 0);
+
+  command = "eval --checkpoint=";
+  check_refused(damaged("unknown", "state.json", [](std::string& b) { b.replace(b.find("\"warmup\""), 8, "\"warmap\""); }), 3,
+                {"state.json", "options.warmap"});
+  check_refused(damaged("malformed", "state.json", [](std::string& b) { b.replace(b.find("\"warmup\": \"2\""), 13, "\"warmup\": \"x\""); }), 3,
+                {"state.json", "options.warmup"});
+
+  command = "train --steps=8 --quiet --resume=";
+  d.file("config.toml", bytes_of(d / "run/config.toml"));
+  check_refused(damaged("last", "state.json", [](std::string& b) { b.replace(b.find("\"warmup\""), 8, "\"warmap\""); }), 3,
+                {"last/state.json", "options.warmap"});
+  check_refused(damaged("last", "optimizer.safetensors", [](std::string& b) { b.resize(b.size() / 2); }), 3, {"last/optimizer.safetensors"});
+  check_refused(damaged("last", "optimizer.safetensors", [](std::string& b) { b.replace(b.find("second_moment"), 6, "fourth"); }), 3,
+                {"last/optimizer.safetensors", "second_moment."});
+  std::filesystem::remove(d / "last/optimizer.safetensors");
+  check_refused(run_program(command + "last", at), 3, {"last/optimizer.safetensors", "No such file"});
 }
 
 TEST_CASE("cli: a learning rate that breaks the loss stops, explains, and keeps the last good checkpoint") {

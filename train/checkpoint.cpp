@@ -169,6 +169,15 @@ void read_tensor(const SafetensorsFile& file, const std::string& name, const Ten
   std::memcpy(to, found.data, expected.bytes);
 }
 
+std::int64_t element_count(const SafetensorsFile& file) {
+  std::int64_t count = 0;
+  for (const std::string& name : file.names()) {
+    const TensorRecord& tensor = file.get(name);
+    count += std::int64_t(tensor.bytes / safetensors_element_bytes(tensor.dtype));
+  }
+  return count;
+}
+
 }  // namespace
 
 std::map<std::string, std::string> machine_description() {
@@ -213,6 +222,10 @@ Checkpoint load_checkpoint(const fs::path& directory, bool moments) {
     throw FileError(fmt::format("[checkpoint] {}: tokenizer.json has {} tokens, but the model has {}", directory.string(),
                                 c.tokenizer->size(), options.vocabulary));
   const SafetensorsFile weights(directory / "model.safetensors");
+  // before a model of a damaged size is built
+  if (const std::int64_t held = element_count(weights), expected = parameter_count(options); held != expected)
+    throw FileError(fmt::format("[checkpoint] {} holds {} parameters, but the model that state.json describes has {}; one of them is damaged",
+                                weights.path().string(), held, expected));
   try {
     c.model = std::make_unique<Gpt>(options);
   } catch (const ShapeError& e) {
@@ -233,14 +246,29 @@ Checkpoint load_checkpoint(const fs::path& directory, bool moments) {
   return c;
 }
 
+void set_options(Config& config, const RunState& run, const fs::path& checkpoint) {
+  for (const auto& [option, value] : run.options) {
+    if (option == "resume" || option == "config") continue;  // of the command that was given then
+    try {
+      config.set(option, value, OptionSource::kCheckpoint);
+    } catch (const UsageError& e) {
+      throw FileError(fmt::format("[checkpoint] {}: field 'options.{}' is damaged or of another version: {}",
+                                  (checkpoint / "state.json").string(), option, e.what()));
+    }
+  }
+}
+
 fs::path find_checkpoint(const std::string& name) {
-  fs::path path = name == "latest" ? fs::path("runs") / "latest" : fs::path(name);
-  if (!fs::exists(path) && !fs::exists(recover(path)))
+  const fs::path path = name == "latest" ? fs::path("runs") / "latest" : fs::path(name);
+  std::error_code error, ignored;
+  const bool found = fs::exists(path, error) || fs::exists(recover(path), ignored);
+  if (error) throw FileError(fmt::format("checkpoint '{}' cannot be read: {}", name, error.message()));
+  if (!found)
     throw FileError(name == "latest" ? "there is no run yet under runs/; train one with ./hedgehog train"
                                      : fmt::format("checkpoint '{}' does not exist; give a run's or a checkpoint's directory", name));
-  if (fs::is_directory(path) && !fs::exists(path / "state.json")) {
+  if (fs::is_directory(path, ignored) && !fs::exists(path / "state.json", ignored)) {
     const fs::path last = recover(path / "last");
-    if (!fs::exists(last))
+    if (!fs::exists(last, ignored))
       throw FileError(fmt::format("'{}' holds no checkpoint (no state.json and no 'last' directory); train first or name another", name));
     return last;
   }

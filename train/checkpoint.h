@@ -43,6 +43,9 @@ void save_checkpoint(const std::filesystem::path& directory, Gpt& model, const T
 /// Throws FileError naming file and field when something is missing, damaged, foreign or does not fit.
 Checkpoint load_checkpoint(const std::filesystem::path& directory, bool moments);
 
+/// Gives `config` the options that a checkpoint's run had. Throws FileError naming state.json for one that is unknown or malformed.
+void set_options(Config& config, const RunState& run, const std::filesystem::path& checkpoint);
+
 /// The directory that `--checkpoint` or `--resume` names: a checkpoint, a run (its `last`), or "latest".
 /// Throws FileError saying how to make one when there is none.
 std::filesystem::path find_checkpoint(const std::string& name);

@@ -33,7 +33,7 @@ class WholeText : public BatchSource {
 };
 
 /// What --data names, or the data as the run read it.
-RunData evaluation_data(const Config& config, const Checkpoint& checkpoint) {
+RunData evaluation_data(const Config& config, const Checkpoint& checkpoint, const std::filesystem::path& found) {
   if (config.has("data") && config.text("data") != "stories") {
     const TextSource text = read_text(config.text("data"));
     RunData data;
@@ -43,7 +43,7 @@ RunData evaluation_data(const Config& config, const Checkpoint& checkpoint) {
     return data;
   }
   Config run("train");
-  for (const auto& [name, value] : checkpoint.run.options) run.set(name, value, OptionSource::kCheckpoint);
+  set_options(run, checkpoint.run, found);
   if (config.has("data")) run.set("data", config.text("data"), OptionSource::kFlag);
   return load_data(run, checkpoint.tokenizer);
 }
@@ -52,8 +52,9 @@ RunData evaluation_data(const Config& config, const Checkpoint& checkpoint) {
 
 int eval_command(Config& config) {
   configure_threads_from(config);
-  const Checkpoint checkpoint = load_checkpoint(find_checkpoint(config.text("checkpoint")), false);
-  const RunData data = evaluation_data(config, checkpoint);
+  const std::filesystem::path found = find_checkpoint(config.text("checkpoint"));
+  const Checkpoint checkpoint = load_checkpoint(found, false);
+  const RunData data = evaluation_data(config, checkpoint, found);
   for (const std::string& note : data.notes) fmt::print(stderr, "note: {}\n", note);
   const Gpt& model = *checkpoint.model;
   const std::int64_t rows = config.integer("batch");

@@ -11,8 +11,8 @@ namespace fs = std::filesystem;
 fs::path make_run_directory(const std::string& out, const std::string& name) {
   if (!out.empty()) {
     const fs::path path(out);
-    std::error_code ignored;
-    if (fs::exists(path) && (!fs::is_directory(path) || !fs::is_empty(path, ignored)))
+    std::error_code ignored;  // what cannot be looked at cannot be made either, and that says why
+    if (fs::exists(path, ignored) && (!fs::is_directory(path, ignored) || !fs::is_empty(path, ignored)))
       throw UsageError(fmt::format("--out={} exists already; name a new directory, or go on with --resume={}", out, out));
     make_directories(path);
     return path;

@@ -36,8 +36,7 @@ Trainer resume(Config& config) {
   for (const char* option : kFixed)
     if (config.was_set(option))
       throw UsageError(fmt::format("--{} cannot change when a run is resumed; leave it out, or start a new run", option));
-  for (const auto& [option, value] : checkpoint.run.options)
-    if (option != "resume" && option != "config") config.set(option, value, OptionSource::kCheckpoint);
+  set_options(config, checkpoint.run, found);
   configure_threads_from(config);
   const auto now = machine_description();
   for (const auto& [key, value] : checkpoint.run.machine)
