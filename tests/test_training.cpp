@@ -136,20 +136,34 @@ TEST_CASE("a non-finite loss changes nothing and names op, scope and statistics"
 
 TEST_CASE("a checkpoint restores weights, moments and step state to the bit") {
   const TemporaryDirectory directory;
-  for (const char* attention : {"hedgehog", "softmax"}) {
+  struct Case {
+    const char* attention;
+    double dropout;
+    std::int64_t micro_batches;
+  };
+  for (const auto& [attention, dropout, micro_batches] : {Case{"hedgehog", 0, 1}, {"softmax", 0, 1}, {"hedgehog", 0.2, 3}, {"softmax", 0.2, 1}}) {
     CAPTURE(attention);
-    Gpt model(small(attention));
-    TrainingStep step(model, {3, 12, 1, false}, {}, 9);
-    auto batch = [](int i) { return std::vector<Batch>{counting_batch(3, 12, 11, i + 1)}; };
+    CAPTURE(dropout);
+    CAPTURE(micro_batches);
+    GptOptions options = small(attention);
+    options.dropout = dropout;
+    Gpt model(options);
+    const StepShape shape{3, 12, micro_batches, false};
+    TrainingStep step(model, shape, {}, 9);
+    auto batch = [&](int i) {
+      std::vector<Batch> batches;
+      for (std::int64_t k = 0; k < shape.micro_batches; ++k) batches.push_back(counting_batch(3, 12, 11, i + 1 + 2 * k));
+      return batches;
+    };
     for (int i = 0; i < 3; ++i) step.run(batch(i), 1e-2);
     RunState run;
     run.step = 3;
     const double* slots = step.step_state().as<double>();
     run.step_slots.assign(slots, slots + kStepStateSize);
     const auto tokenizer = story_tokenizer({"<end>", "a", "b", "c", "d", "e", "f", "g", "h", "i", "j"});
-    save_checkpoint(directory / attention, model, *tokenizer, run);
-    Checkpoint loaded = load_checkpoint(directory / attention, true);
-    TrainingStep resumed(*loaded.model, {3, 12, 1, false}, {}, 9);
+    save_checkpoint(directory / "last", model, *tokenizer, run);
+    Checkpoint loaded = load_checkpoint(directory / "last", true);
+    TrainingStep resumed(*loaded.model, shape, {}, 9);
     std::copy(loaded.run.step_slots.begin(), loaded.run.step_slots.end(), resumed.step_state().as<double>());
     for (int i = 3; i < 6; ++i) {
       const StepResult a = step.run(batch(i), 1e-2), b = resumed.run(batch(i), 1e-2);
