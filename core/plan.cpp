@@ -41,6 +41,7 @@ struct Lifetimes {
 
   void touch(const Tensor& root, int i, bool writes, const Entry& e, std::unordered_set<const Storage*>& persistent) {
     if (!planned(root)) {
+      if (!root->storage) return;  // a leaf of a model that is only declared
       const Storage& block = root->storage->whole();  // slices of one flat buffer count once
       if (persistent.insert(&block).second) plan.persistent += rounded(Bytes(block.bytes()));
       return;

@@ -28,7 +28,7 @@ struct Plan {
   std::unordered_map<const Value*, int> slot_of;  // planned roots; aliased roots share a slot
   std::vector<int> workspace_of;                  // one an entry, -1: none
   Bytes arena = 0;
-  Bytes persistent = 0;  // parameters, gradients, states, inputs that the program touches
+  Bytes persistent = 0;  // parameters, gradients, states, inputs that the program touches, as far as they have memory
 };
 
 /// Places the activations and workspaces of a program. Pure: nothing is allocated.

@@ -107,7 +107,8 @@ void raise_versions(const Op& op, const Tensors& inputs) {
     if (role == Role::input || role == Role::activation)
       fail(op, fmt::format("would overwrite '{}', which is an {}; only parameters, gradients and states may change in place",
                            op.arguments[i].name, name_of(role)));
-    ++inputs[i].root()->storage->whole().version;
+    // a leaf that is only declared has nothing to overwrite
+    if (const auto& storage = inputs[i].root()->storage) ++storage->whole().version;
   }
 }
 

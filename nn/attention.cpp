@@ -11,9 +11,9 @@ Attention::Attention(Parameters& parameters, const std::string& name, const Opti
   if (options.short_convolution > 0) {
     convolution_ = parameters.add(name + ".conv.weight", {options.short_convolution, 3 * options.width},
                                   Init::uniform(2 / std::sqrt(double(options.short_convolution))), 0);
-    start_values_unmixed();
+    if (!parameters.declared()) start_values_unmixed();
   }
-  if (options.mimetic) start_mimetic();
+  if (options.mimetic && !parameters.declared()) start_mimetic();
   if (!options.kind.starts_with("hedgehog")) return;
   const std::int64_t D = options.width / options.heads;
   map_q_ = parameters.add(name + ".map_q.weight", {options.heads, D, D}, Init::identity(options.map_init_gain), 0);

@@ -77,9 +77,11 @@ Tensor Block::operator()(Tensor x, const AttentionContext& context) const {
   return mlp(norm_2(x), x, context.step);
 }
 
-Gpt::Gpt(const GptOptions& options) : options_(options) {
+Gpt Gpt::declared(const GptOptions& options) { return Gpt(options, true); }
+
+Gpt::Gpt(const GptOptions& options, bool declared) : options_(options) {
   check(options_);
-  parameters_ = std::make_unique<Parameters>(options_.dtype, options_.seed);
+  parameters_ = std::make_unique<Parameters>(options_.dtype, options_.seed, declared);
   Parameters& p = *parameters_;
   token_table_ = p.add("wte.weight", {options_.vocabulary, options_.width}, Init::normal(options_.embedding_init), 1);
   if (options_.positions == "learned")
@@ -89,7 +91,7 @@ Gpt::Gpt(const GptOptions& options) : options_(options) {
   final_norm_ = Norm(p, "ln_f", options_.norm, options_.width, options_.bias);
   head_ = options_.tied_head ? token_table_
                              : p.add("lm_head.weight", {options_.vocabulary, options_.width}, weight_init(options_, options_.width), 1);
-  if (options_.init == "mimetic" && !options_.tied_head) {
+  if (options_.init == "mimetic" && !options_.tied_head && !declared) {
     std::vector<double> like = token_table_.to_vector();
     for (double& x : like) x /= options_.embedding_init * std::sqrt(double(options_.width));
     head_.copy_from(like);

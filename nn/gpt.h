@@ -68,7 +68,9 @@ struct DecodingState {
 class Gpt {
  public:
   /// Throws ShapeError naming the option if the sizes do not fit together.
-  explicit Gpt(const GptOptions& options);
+  explicit Gpt(const GptOptions& options) : Gpt(options, false) {}
+  /// A model of shapes without memory: programs of it are recorded and planned, never run.
+  static Gpt declared(const GptOptions& options);
 
   /// Final hidden states of tokens i32 (B, T): (B, T, C).
   Tensor hidden(const Tensor& tokens, const AttentionContext& context = {}) const;
@@ -89,6 +91,7 @@ class Gpt {
   const Parameters& parameters() const { return *parameters_; }
 
  private:
+  Gpt(const GptOptions& options, bool declared);
   Tensor rotary_angles(std::int64_t length, const Tensor& offset) const;
 
   GptOptions options_;

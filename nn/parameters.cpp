@@ -33,8 +33,15 @@ Tensor Parameters::add(const std::string& name, Shape shape, Init init, double d
   if (flat_.weights) throw Error(fmt::format("[parameters] '{}' comes too late: the buffers are flat already; add it before flatten()", name));
   for (const Tensor& t : tensors_)
     if (t.name() == name) throw Error(fmt::format("[parameters] the name '{}' is taken; choose another", name));
-  Tensor p = parameter(shape, name, dtype_);
-  p.copy_from(draw(shape, init, Random{seed_, std::uint32_t(tensors_.size()), 0x70617261u}));
+  Tensor p;
+  if (declared_) {
+    p = declare(shape, dtype_, Role::parameter, name);
+    p->wants_gradient = true;
+    p->gradient = declare(shape, dtype_, Role::gradient, name + ".gradient");
+  } else {
+    p = parameter(shape, name, dtype_);
+    p.copy_from(draw(shape, init, Random{seed_, std::uint32_t(tensors_.size()), 0x70617261u}));
+  }
   tensors_.push_back(p);
   decay_.push_back(decay);
   return p;
@@ -65,10 +72,17 @@ const FlatParameters& Parameters::flatten() {
     spans.insert(spans.end(), {double(offset), double(tensors_[i].size()), 1.0, decay_[i], 0.0});
     offset += (tensors_[i].size() + kSpanAlignment - 1) / kSpanAlignment * kSpanAlignment;
   }
-  flat_.weights = flatten_storage(tensors_, Role::parameter, "weights", kSpanAlignment);
-  flat_.gradients = flatten_storage(gradients, Role::gradient, "gradients", kSpanAlignment);
-  flat_.first_moment = state(flat_.weights.shape(), dtype_, "first_moment");
-  flat_.second_moment = state(flat_.weights.shape(), dtype_, "second_moment");
+  if (declared_) {
+    flat_.weights = declare({offset}, dtype_, Role::parameter, "weights");
+    flat_.gradients = declare({offset}, dtype_, Role::gradient, "gradients");
+    flat_.first_moment = declare({offset}, dtype_, Role::state, "first_moment");
+    flat_.second_moment = declare({offset}, dtype_, Role::state, "second_moment");
+  } else {
+    flat_.weights = flatten_storage(tensors_, Role::parameter, "weights", kSpanAlignment);
+    flat_.gradients = flatten_storage(gradients, Role::gradient, "gradients", kSpanAlignment);
+    flat_.first_moment = state(flat_.weights.shape(), dtype_, "first_moment");
+    flat_.second_moment = state(flat_.weights.shape(), dtype_, "second_moment");
+  }
   flat_.spans = constant(Shape{std::int64_t(tensors_.size()), 5}, spans, Dtype::f64, "spans");
   return flat_;
 }

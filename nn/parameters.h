@@ -31,7 +31,9 @@ struct FlatParameters {
 /// starts equal on every machine.
 class Parameters {
  public:
-  explicit Parameters(Dtype dtype = Dtype::f32, std::uint64_t seed = 1) : dtype_(dtype), seed_(seed) {}
+  /// `declared`: shapes without memory, to record and plan with.
+  explicit Parameters(Dtype dtype = Dtype::f32, std::uint64_t seed = 1, bool declared = false)
+      : dtype_(dtype), seed_(seed), declared_(declared) {}
 
   /// A new parameter. `decay` scales the optimiser's weight decay (0 for maps, biases and norms).
   /// Throws Error if the name is taken.
@@ -42,6 +44,7 @@ class Parameters {
   /// Number of elements.
   std::int64_t count() const;
   Dtype dtype() const { return dtype_; }
+  bool declared() const { return declared_; }
 
   /// Moves all parameters and gradients into flat buffers (the first time) and returns them. Parameters cannot be added
   /// afterwards.
@@ -50,6 +53,7 @@ class Parameters {
  private:
   Dtype dtype_;
   std::uint64_t seed_;
+  bool declared_;
   Tensors tensors_;
   std::vector<double> decay_;
   FlatParameters flat_;

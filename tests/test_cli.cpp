@@ -1,9 +1,11 @@
 #include <doctest/doctest.h>
 
+#include <chrono>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <unistd.h>
 
+#include "ops/cpu.h"
 #include "tests/counters.h"
 #include "tests/program.h"
 #include "tests/temporary_directory.h"
@@ -87,7 +89,20 @@ TEST_CASE("cli: a batch that does not fit is refused before anything is allocate
   d.file("text.txt", some_text());
   const ProgramResult r = run_program("train --data=text.txt --width=1024 --heads=4 --layers=8 --context=64 --batch=100000 --quiet", d.path().string());
   check_refused(r, 2, {"--batch=100000", "largest batch that fits is --batch="});
+  d.file("long.txt", std::string(2'000'000, 'a'));
+  const auto start = std::chrono::steady_clock::now();
+  // the inputs alone: 2^20 rows of 2^20 tokens, 4 TiB each; the model alone: 65536^2 * 12 * 64 weights
+  check_refused(run_program("train --data=long.txt --width=64 --context=1048576 --batch=1048576 --quiet", d.path().string()), 2,
+                {"--batch=1048576 needs at least ", "--batch="});
+  check_refused(run_program("train --data=text.txt --width=65536 --heads=1024 --layers=64 --context=64 --quiet", d.path().string()), 2,
+                {"not even --batch=1 fits"});
+  // 128 GiB is the most that validation stories can take
+  if (available_memory() < std::int64_t(128) << 30)
+    check_refused(run_program("train --context=16777216 --width=16 --quiet", d.path().string()), 2, {"--context=16777216 needs 128 GiB"});
+  CHECK(std::chrono::steady_clock::now() - start < std::chrono::seconds(2));
   CHECK(!std::filesystem::exists(d / "runs"));
+  REQUIRE(run_program("train --data=text.txt --out=long --layers=1 --width=16 --context=2048 --batch=1 --steps=1 --quiet", d.path().string()).code == 0);
+  check_refused(run_program("eval --checkpoint=long --batch=1048576", d.path().string()), 2, {"--batch=1048576 needs", "largest batch that fits is --batch="});
 }
 
 TEST_CASE("cli: train, resume, sample, eval and info on one's own text") {

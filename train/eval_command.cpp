@@ -58,6 +58,7 @@ int eval_command(Config& config) {
   for (const std::string& note : data.notes) fmt::print(stderr, "note: {}\n", note);
   const Gpt& model = *checkpoint.model;
   const std::int64_t rows = config.integer("batch");
+  check_evaluation_memory(model.options(), rows, data.source->documents());
   Evaluator evaluator(model, rows, model.options().context, data.source->documents());
   const double loss = evaluator.mean_loss(*data.source, config.integer("evaluate_batches")), floor = data.source->floor();
   std::vector<RecallRow> recall;

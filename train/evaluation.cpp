@@ -10,17 +10,30 @@
 
 namespace hedgehog {
 
-Evaluator::Evaluator(const Gpt& model, std::int64_t rows, std::int64_t context, bool documents, std::shared_ptr<Arena> arena)
-    : rows_(rows), tokens_(input({rows, context}, "tokens", Dtype::i32)), targets_(input({rows, context}, "targets", Dtype::i32)) {
-  if (documents) documents_ = input({rows, context}, "document_start", Dtype::i32);
+Evaluator::Recorded Evaluator::record_loss(const Gpt& model, std::int64_t rows, std::int64_t context, bool documents) {
+  Recorded r{ids_input(model, {rows, context}, "tokens"), ids_input(model, {rows, context}, "targets"), {}, {}};
+  if (documents) r.documents = ids_input(model, {rows, context}, "document_start");
   const no_grad guard;
-  Program program = record([&] {
-    const TokenLosses loss = model.loss(tokens_, targets_, {}, {documents_, {}});
+  r.program = record([&] {
+    const TokenLosses loss = model.loss(r.tokens, r.targets, {}, {r.documents, {}});
     return Tensors{loss.losses};
   });
+  return r;
+}
+
+Evaluator::Evaluator(const Gpt& model, std::int64_t rows, std::int64_t context, bool documents, std::shared_ptr<Arena> arena) : rows_(rows) {
+  Recorded r = record_loss(model, rows, context, documents);
+  tokens_ = r.tokens;
+  targets_ = r.targets;
+  documents_ = r.documents;
   ExecutorOptions options;
   options.arena = std::move(arena);
-  executor_ = std::make_unique<Executor>(std::move(program), options);
+  executor_ = std::make_unique<Executor>(std::move(r.program), options);
+}
+
+Bytes Evaluator::predict(const GptOptions& model, std::int64_t rows, std::int64_t context, bool documents) {
+  const Recorded r = record_loss(Gpt::declared(model), rows, context, documents);
+  return plan(r.program).arena + (documents ? 3 : 2) * r.tokens.size() * Bytes(sizeof(std::int32_t));
 }
 
 double Evaluator::total_loss(const Batch& batch) {

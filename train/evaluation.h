@@ -14,6 +14,8 @@ namespace hedgehog {
 class Evaluator {
  public:
   Evaluator(const Gpt& model, std::int64_t rows, std::int64_t context, bool documents, std::shared_ptr<Arena> arena = {});
+  /// Bytes of activations and inputs that this takes, without allocating anything.
+  static Bytes predict(const GptOptions& model, std::int64_t rows, std::int64_t context, bool documents);
   /// Sum of the losses of all valid targets, nats.
   double total_loss(const Batch& batch);
   /// Mean loss over validation batches first … first + count - 1 (0: all), nats a token.
@@ -22,6 +24,12 @@ class Evaluator {
   std::string explain_failure() const;
 
  private:
+  struct Recorded {
+    Tensor tokens, targets, documents;
+    Program program;
+  };
+  static Recorded record_loss(const Gpt& model, std::int64_t rows, std::int64_t context, bool documents);
+
   std::int64_t rows_;
   Tensor tokens_, targets_, documents_;
   std::unique_ptr<Executor> executor_;

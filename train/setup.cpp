@@ -9,10 +9,13 @@
 
 #include "ops/cpu.h"
 #include "core/error.h"
+#include "train/evaluation.h"
 #include "train/text_source.h"
 
 namespace hedgehog {
 namespace {
+
+constexpr double kStoryTokenBytes = 2 * sizeof(std::int32_t) + sizeof(double);  // token, target, its -ln p
 
 std::string scaled(double value, double base, std::initializer_list<const char*> units, const char* pattern) {
   auto unit = units.begin();
@@ -45,6 +48,26 @@ TokenizerPointer new_tokenizer(const Config& config, std::string_view text) {
   return make_tokenizer(name, text, config.integer("vocabulary"));
 }
 
+/// Refuses a batch that needs more than the free memory, naming the largest that does not.
+void check_batch(const GptOptions& model, std::int64_t rows, const char* smaller, const char* advice,
+                 const std::function<Bytes(std::int64_t rows)>& predict) {
+  auto needs = [&](std::int64_t n) {
+    // no machine holds even one activation of this many elements, and more would overflow the plan's bytes
+    const double elements = double(n) * double(model.context) * double(model.width);
+    return elements > 1e12 ? elements * double(size_of(model.dtype)) : double(predict(n));
+  };
+  const double free = double(available_memory()), need = needs(rows);
+  if (free == 0 || need <= free) return;
+  std::int64_t low = 0, high = rows;
+  while (high - low > 1) {
+    const std::int64_t middle = (low + high) / 2;
+    (needs(middle) <= free ? low : high) = middle;
+  }
+  throw UsageError(fmt::format("--batch={} needs at least {} of memory, but only {} is free; {}", rows, bytes_text(need), bytes_text(free),
+                               low > 0 ? fmt::format("the largest batch that fits is --batch={}{}", low, advice)
+                                       : fmt::format("not even --batch=1 fits: use a {}", smaller)));
+}
+
 RunData story_data(Config& config, TokenizerPointer tokenizer) {
   RunData data;
   for (const char* option : {"tokenizer", "vocabulary"}) {
@@ -53,6 +76,10 @@ RunData story_data(Config& config, TokenizerPointer tokenizer) {
     config.clear(option);
   }
   if (!config.has("preset")) apply_default_preset(config, "story", "the built-in stories", data.notes);
+  if (const double need = double(kStoryValidationRows * config.integer("context")) * kStoryTokenBytes, free = double(available_memory());
+      free > 0 && need > free)
+    throw UsageError(fmt::format("--context={} needs {} of memory for the {} validation stories, but only {} is free; give a smaller one",
+                                 config.integer("context"), bytes_text(need), kStoryValidationRows, bytes_text(free)));
   auto stories = std::make_unique<StoryBatches>(std::uint64_t(config.integer("seed")), config.integer("context"), kStoryValidationRows);
   stories->set_rows_per_step(config.integer("batch") * config.integer("gradient_accumulation"));
   const auto& words = stories->corpus().vocabulary();
@@ -138,21 +165,19 @@ Schedule schedule_of(const Config& config) {
   return s;
 }
 
-Cost check_memory(Gpt& model, const StepShape& shape, const OptimizerOptions& optimizer) {
-  const Cost cost = TrainingStep::predict(model, shape, optimizer);
-  const std::int64_t free = available_memory();
-  if (free == 0 || cost.arena <= free) return cost;
-  StepShape fits = shape;
-  std::int64_t low = 0, high = shape.rows;
-  while (high - low > 1) {
-    fits.rows = (low + high) / 2;
-    (TrainingStep::predict(model, fits, optimizer).arena <= free ? low : high) = fits.rows;
-  }
-  throw UsageError(fmt::format(
-      "--batch={} needs {} for activations, but only {} of memory is free; {}", shape.rows, bytes_text(double(cost.arena)),
-      bytes_text(double(free)),
-      low > 0 ? fmt::format("the largest batch that fits is --batch={} (--gradient_accumulation keeps the step's size)", low)
-              : "not even --batch=1 fits: use a smaller context, width or number of layers"));
+Cost check_memory(const GptOptions& model, const StepShape& shape, const OptimizerOptions& optimizer, Bytes held) {
+  check_batch(model, shape.rows, "smaller context, width or number of layers", " (--gradient_accumulation keeps the step's size)",
+              [&](std::int64_t rows) {
+                StepShape s = shape;
+                s.rows = rows;
+                return TrainingStep::predict(model, s, optimizer).peak - held;
+              });
+  return TrainingStep::predict(model, shape, optimizer);
+}
+
+void check_evaluation_memory(const GptOptions& model, std::int64_t rows, bool documents) {
+  check_batch(model, rows, "model of a smaller context", "",
+              [&](std::int64_t n) { return Evaluator::predict(model, n, model.context, documents); });
 }
 
 void configure_threads_from(const Config& config) {

@@ -32,8 +32,13 @@ GptOptions gpt_options(const Config& config, std::int64_t vocabulary);
 OptimizerOptions optimizer_options(const Config& config);
 Schedule schedule_of(const Config& config);
 
-/// Refuses a step that does not fit the free memory, naming the largest batch that does. Returns the prediction.
-Cost check_memory(Gpt& model, const StepShape& shape, const OptimizerOptions& optimizer);
+/// Refuses a step that does not fit the free memory, naming the largest batch that does; nothing is allocated. Returns the
+/// prediction.
+///
+/// held  bytes of it that are allocated already: a resumed run's parameters, gradients and moments
+Cost check_memory(const GptOptions& model, const StepShape& shape, const OptimizerOptions& optimizer, Bytes held = 0);
+/// The same for an evaluation of a loaded model.
+void check_evaluation_memory(const GptOptions& model, std::int64_t rows, bool documents);
 
 /// --threads, or all cores that the process may use. Refuses a --device that this build lacks.
 void configure_threads_from(const Config& config);

@@ -19,7 +19,6 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 }  // namespace
 
 Trainer::Trainer(Config config, RunData data) : config_(std::move(config)), data_(std::move(data)) {
-  model_ = std::make_unique<Gpt>(gpt_options(config_, data_.tokenizer->size()));
   prepare();
   if (config_.has("minutes")) {
     schedule_.steps = steps_for_minutes(config_.real("minutes"));
@@ -45,11 +44,13 @@ Trainer::Trainer(Config config, RunData data, Checkpoint checkpoint, fs::path di
 }
 
 void Trainer::prepare() {
-  const GptOptions& o = model_->options();
+  const GptOptions o = model_ ? model_->options() : gpt_options(config_, data_.tokenizer->size());
   const StepShape shape{config_.integer("batch"), o.context, config_.integer("gradient_accumulation"), data_.source->documents()};
   const OptimizerOptions optimizer = optimizer_options(config_);
   schedule_ = schedule_of(config_);
-  const Cost cost = check_memory(*model_, shape, optimizer);
+  const Bytes held = model_ ? 4 * model_->parameters().count() * size_of(o.dtype) : 0;
+  const Cost cost = check_memory(o, shape, optimizer, held);
+  if (!model_) model_ = std::make_unique<Gpt>(o);
   step_ = std::make_unique<TrainingStep>(*model_, shape, optimizer, std::uint64_t(config_.integer("seed")), arena_);
   evaluator_ = std::make_unique<Evaluator>(*model_, shape.rows, o.context, shape.documents, arena_);
   flops_per_step_ = cost.flops;

@@ -9,6 +9,10 @@
 
 namespace hedgehog {
 
+Tensor ids_input(const Gpt& model, const Shape& shape, const char* name) {
+  return model.parameters().declared() ? declare(shape, Dtype::i32, Role::input, name) : input(shape, name, Dtype::i32);
+}
+
 void copy_ids(const std::vector<std::int32_t>& from, const Tensor& to) {
   if (std::int64_t(from.size()) != to.size())
     throw Error(fmt::format("[batch] '{}' takes {} = {} ids, got {}", to.name(), to.shape().text(), to.size(), from.size()));
@@ -18,10 +22,10 @@ void copy_ids(const std::vector<std::int32_t>& from, const Tensor& to) {
 TrainingStep::Recorded TrainingStep::record_step(Gpt& model, const StepShape& shape, const OptimizerOptions& optimizer) {
   Recorded r;
   const Shape ids{shape.rows, shape.context};
-  r.tokens = input(ids, "tokens", Dtype::i32);
-  r.targets = input(ids, "targets", Dtype::i32);
+  r.tokens = ids_input(model, ids, "tokens");
+  r.targets = ids_input(model, ids, "targets");
   r.scale = input({1}, "scale", model.options().dtype);
-  if (shape.documents) r.documents = input(ids, "document_start", Dtype::i32);
+  if (shape.documents) r.documents = ids_input(model, ids, "document_start");
   r.step_state = hedgehog::step_state();
   const FlatParameters& flat = model.parameters().flatten();
   r.gradients = record([&] {
@@ -114,15 +118,20 @@ Cost TrainingStep::cost() const {
   return cost;
 }
 
-Cost TrainingStep::predict(Gpt& model, const StepShape& shape, const OptimizerOptions& optimizer) {
+Cost TrainingStep::predict(const GptOptions& options, const StepShape& shape, const OptimizerOptions& optimizer) {
+  Gpt model = Gpt::declared(options);
   const Recorded r = record_step(model, shape, optimizer);
+  const FlatParameters& flat = model.parameters().flatten();
   Cost cost = account(r.gradients);
   if (shape.micro_batches > 1) {
     const Cost update = account(r.update);
     cost.flops = cost.flops * double(shape.micro_batches) + update.flops;
+    cost.arena = std::max(cost.arena, update.arena);
     cost.persistent = std::max(cost.persistent, update.persistent);
-    cost.peak = cost.arena + cost.persistent;
   }
+  for (const Tensor& t : {flat.weights, flat.gradients, flat.first_moment, flat.second_moment, r.tokens, r.targets, r.documents})
+    if (t) cost.persistent += t.size() * size_of(t.dtype());
+  cost.peak = cost.arena + cost.persistent;
   return cost;
 }
 

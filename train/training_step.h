@@ -54,8 +54,9 @@ class TrainingStep {
   Executor& gradient_executor() { return *gradients_; }
   Executor* update_executor() { return update_.get(); }
 
-  /// Memory and FLOPs of a step of this shape, without running or keeping anything.
-  static Cost predict(Gpt& model, const StepShape& shape, const OptimizerOptions& optimizer);
+  /// Memory and FLOPs of a step of this shape, without running or allocating anything: parameters, gradients, moments and
+  /// inputs are persistent, the rest is the arena.
+  static Cost predict(const GptOptions& model, const StepShape& shape, const OptimizerOptions& optimizer);
 
  private:
   struct Recorded {
@@ -70,6 +71,9 @@ class TrainingStep {
   std::unique_ptr<Executor> gradients_, update_;
   std::size_t parameters_ = 0;
 };
+
+/// Ids that a model of this kind reads: an input, or only its shape for a declared model.
+Tensor ids_input(const Gpt& model, const Shape& shape, const char* name);
 
 /// Copies a batch's rows into input tensors; throws Error if the sizes differ.
 void copy_ids(const std::vector<std::int32_t>& from, const Tensor& to);
