@@ -114,12 +114,15 @@ TEST_CASE("cli: train, resume, sample, eval and info on one's own text") {
   REQUIRE(trained.code == 0);
   CHECK(contains(trained.output, "validation loss"));
   CHECK(contains(trained.output, "20 random batches"));
-  for (const char* file : {"config.toml", "log.jsonl", "report.html", "last/model.safetensors", "last/optimizer.safetensors", "last/state.json",
+  for (const char* file : {"config.toml", "log.jsonl", "report.html", "loss.svg", "last/model.safetensors", "last/optimizer.safetensors", "last/state.json",
                            "last/tokenizer.json", "best/state.json"})
     CHECK(std::filesystem::exists(d / (std::string("runs/latest/") + file)));
   CHECK(std::filesystem::exists(d / "runs/text-hedgehog-1"));
   CHECK(run_program(std::string("train --data=text.txt ") + kSmall, at).code == 0);
   CHECK(std::filesystem::exists(d / "runs/text-hedgehog-2"));
+
+  CHECK_FALSE(contains(run_program(std::string("train --data=text.txt --report=false --out=bare ") + kSmall, at).output, "report.html"));
+  CHECK_FALSE(std::filesystem::exists(d / "bare/report.html"));
 
   const ProgramResult sample = run_program("sample --prompt='the hedge' --tokens=7 --temperature=0 --count=2", at);
   CAPTURE(sample.output);

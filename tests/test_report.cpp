@@ -119,7 +119,8 @@ TEST_CASE("loss curve: a stand-alone picture with its own background") {
   CHECK_FALSE(contains(svg, "nan"));
   const double nan = std::numeric_limits<double>::quiet_NaN();
   for (const auto& log : {std::vector<StepRecord>{}, log_of(1), log_of(2)}) {
-    const std::string small = loss_curve_svg(log, nan);
+    const std::vector<LossCurve> one = {{"short", log}};
+    const std::string small = loss_curve_svg(one, nan, "Loss");
     CHECK_FALSE(contains(small, "nan"));
     CHECK_FALSE(contains(small, "inf"));
     CHECK_FALSE(contains(small, "floor"));

@@ -54,12 +54,12 @@ float multiply_add_rounds(std::int64_t rounds) {
 
 }  // namespace
 
-double measured_peak_flops() {
+double measured_peak_flops(double seconds) {
   const int threads = thread_count();
   std::vector<float> sink(static_cast<std::size_t>(threads) * 16);
   const Timed t = time_repeated([&] {
     parallel_tasks(threads, [&](std::int64_t i) { sink[std::size_t(i) * 16] = multiply_add_rounds(kRounds); });
-  });
+  }, 5, seconds);
   volatile float keep = sink[0];
   (void)keep;
   return 2.0 * kLanes * kChains * double(kRounds) * threads / t.fastest;

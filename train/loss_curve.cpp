@@ -176,9 +176,4 @@ std::string loss_curve_svg(std::span<const LossCurve> curves, double floor, cons
   return svg + legend(lines, floor) + "</svg>\n";
 }
 
-std::string loss_curve_svg(const std::vector<StepRecord>& log, double floor) {
-  const LossCurve curve{.name = "training, smoothed", .log = log};
-  return loss_curve_svg(std::span(&curve, 1), floor, "Loss while training");
-}
-
 }  // namespace hedgehog

@@ -118,7 +118,7 @@ std::vector<Option> run_options() {
               {"train", "eval"}),
       integer("save_every", "250", "steps", "run", "checkpoint every so many steps; 0 only at the end", kTrain),
       integer("log_every", "1", "steps", "run", "a line of log.jsonl every so many steps", kTrain, 1),
-      flag("report", "true", "run", "write report.html", kTrain),
+      flag("report", "true", "run", "write report.html and loss.svg at the end", kTrain),
       flag("quiet", "false", "run", "no progress line", kTrain),
       text("device", "auto", "run", "where to compute", kRunning, {"auto", "cpu", "cuda"}),
       text("dtype", "f32", "run", "type of weights and activations", {"train", "bench"}, {"f32", "f64"}),

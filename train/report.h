@@ -54,8 +54,6 @@ struct LossCurve {
 ///
 /// floor  nats a token; NaN for none
 std::string loss_curve_svg(std::span<const LossCurve> curves, double floor, const std::string& title);
-/// The same for one run.
-std::string loss_curve_svg(const std::vector<StepRecord>& log, double floor);
 
 /// The losses of a log without their noise, one a record: the average of the exponential means taken forwards and
 /// backwards, so that the curve does not lag behind a fall. NaN where no loss is finite.

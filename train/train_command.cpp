@@ -117,9 +117,12 @@ void finish(Trainer& trainer) {
     samples.push_back(write_sample(trainer, seed));
     fmt::print("\nsample {}:\n{}\n", seed, samples.back().text);
   }
-  trainer.write_report_page(summary, samples);
+  const bool report = trainer.config().flag("report");
+  if (report) trainer.write_report_page(summary, samples);
   const std::string directory = trainer.directory().string();
-  fmt::print("\ncheckpoint  {}/last\nreport      {}/report.html\nwrite text  ./hedgehog sample --checkpoint={}\n", directory, directory, directory);
+  fmt::print("\ncheckpoint  {}/last\n", directory);
+  if (report) fmt::print("report      {}/report.html\n", directory);
+  fmt::print("write text  ./hedgehog sample --checkpoint={}\n", directory);
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 
 #include "core/error.h"
 #include "train/atomic_directory.h"
+#include "train/ceilings.h"
 #include "train/files.h"
 #include "train/run_directory.h"
 
@@ -203,6 +204,7 @@ Ending Trainer::run() {
   Progress::Options options;
   options.quiet = config_.flag("quiet");
   Progress progress(options);
+  const double peak = options.quiet ? 0 : measured_peak_flops(0.05);
   SmoothedMean smoothed;
   const InterruptGuard guard;
   const auto start = Clock::now();
@@ -215,7 +217,7 @@ Ending Trainer::run() {
     if (last || record.validation_loss || run_.step % config_.integer("log_every") == 0) log.append(record);
     const double elapsed = seconds_since(start), per_step = elapsed / double(run_.step - first);
     progress.update({run_.step, steps, record.loss, smoothed.value(), record.learning_rate, double(tokens_per_step_) / per_step,
-                     flops_per_step_ / per_step, 0, per_step * double(steps - run_.step)});
+                     flops_per_step_ / per_step, peak, per_step * double(steps - run_.step)});
     if (last || stop || (save_every > 0 && run_.step % save_every == 0)) save("last");
     if (stop && !last) {
       progress.finish();
@@ -236,6 +238,8 @@ void Trainer::write_report_page(NamedValues summary, std::vector<ReportSample> s
   report.layer_names = layer_names(model_->options());
   report.samples = std::move(samples);
   write_report(directory_ / "report.html", report);
+  const LossCurve curve{"training, smoothed", report.log};
+  write_file(directory_ / "loss.svg", loss_curve_svg(std::span(&curve, 1), report.floor, report.title));
 }
 
 }  // namespace hedgehog

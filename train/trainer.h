@@ -44,7 +44,7 @@ class Trainer {
   const std::filesystem::path& directory() const { return directory_; }
   /// Validation loss over the whole validation set.
   double validation_loss() { return evaluator_->mean_loss(*data_.source, config_.integer("evaluate_batches")); }
-  /// Writes report.html from the log, with these headline figures and samples.
+  /// Writes report.html and loss.svg from the log, with these headline figures and samples.
   void write_report_page(NamedValues summary, std::vector<ReportSample> samples) const;
 
  private:

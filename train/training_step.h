@@ -52,7 +52,6 @@ class TrainingStep {
   /// FLOPs of a whole step (all micro-batches), and its memory.
   Cost cost() const;
   Executor& gradient_executor() { return *gradients_; }
-  Executor* update_executor() { return update_.get(); }
 
   /// Memory and FLOPs of a step of this shape, without running or allocating anything: parameters, gradients, moments and
   /// inputs are persistent, the rest is the arena.
