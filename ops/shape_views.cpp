@@ -45,7 +45,8 @@ std::int64_t rows_before(const Shape& shape, int axis) {
 bool cuts_columns(const Tensor& x, int axis) {
   const std::int64_t rows = rows_before(x.shape(), axis);
   if (rows == 1) return x.contiguous();
-  return row_length(x) * rows == x.size() || (x.contiguous() && x.size() == x.root().size());
+  // rows divides the size; their product with a row's length could pass 64 bits
+  return (rows > 0 && row_length(x) == x.size() / rows) || (x.contiguous() && x.size() == x.root().size());
 }
 
 Layout reshape_infer(const Attributes& a, std::span<const Meta> in) {
