@@ -8,10 +8,8 @@
 #include "core/error.h"
 
 namespace hedgehog {
-namespace {
-constexpr int kGuard = 64;
-constexpr unsigned char kGuardByte = 0xa5;
-}  // namespace
+static constexpr int kGuard = 64;
+static constexpr unsigned char kGuardByte = 0xa5;
 
 void Arena::reserve(Bytes bytes) {
   if (storage_ && Bytes(storage_->bytes()) >= bytes) return;

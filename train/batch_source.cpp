@@ -26,7 +26,7 @@ Batch TextSourceBatches::validation(std::int64_t index, std::int64_t rows) const
 }
 
 std::string TextSourceBatches::describe() const {
-  return fmt::format("{}: {} training tokens, {} validation tokens (split 90/10 by position), {} documents", name_,
+  return fmt::format("{}: {} training tokens, {} validation tokens (split 90/10 by position), {} documents in the two parts", name_,
                      dataset_.train().size(), dataset_.validation().size(), dataset_.document_count());
 }
 
