@@ -59,6 +59,13 @@ void check(const Product<T>& p) {
   }
 }
 
+template <class T>
+Product<T> checked(const Product<T>& p) {
+  check(p);
+  warn_if_slow_core();
+  return p;
+}
+
 /// An OpenMP build of OpenBLAS starts its own threads wherever it is not called from a parallel region.
 class OneThread {
  public:
@@ -215,18 +222,13 @@ void tiled(const Product<T>& p) {
 template <class T>
 void gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, T alpha, const T* a, int64_t lda,
           const T* b, int64_t ldb, T beta, T* c, int64_t ldc) {
-  const Product<T> p{transpose_a, transpose_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc};
-  check(p);
-  warn_if_slow_core();
-  tiled(p);
+  tiled(checked(Product<T>{transpose_a, transpose_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc}));
 }
 
 template <class T>
 void gemm_serial(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, T alpha, const T* a, int64_t lda,
                  const T* b, int64_t ldb, T beta, T* c, int64_t ldc) {
-  const Product<T> p{transpose_a, transpose_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc};
-  check(p);
-  warn_if_slow_core();
+  const auto p = checked(Product<T>{transpose_a, transpose_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc});
   const OneThread guard;
   serial(p);
 }
