@@ -23,4 +23,10 @@ void dispatch_any(Dtype dtype, F&& f) {
   dispatch(dtype, std::forward<F>(f));
 }
 
+/// For sizes of CPU workspace: bf16, which only other devices compute in, needs none of it, so f is not called.
+template <class F>
+void dispatch_workspace(Dtype dtype, F&& f) {
+  if (dtype != Dtype::bf16) dispatch(dtype, std::forward<F>(f));
+}
+
 }  // namespace hedgehog

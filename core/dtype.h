@@ -27,5 +27,7 @@ constexpr const char* name_of(Dtype d) {
   return d == Dtype::f32 ? "f32" : d == Dtype::f64 ? "f64" : d == Dtype::bf16 ? "bf16" : "i32";
 }
 constexpr bool is_floating(Dtype d) { return d != Dtype::i32; }
+/// Of sums, statistics, normalisers, running states and losses over elements of dtype d.
+constexpr Dtype accumulator_of(Dtype d) { return d == Dtype::bf16 ? Dtype::f32 : d; }
 
 }  // namespace hedgehog

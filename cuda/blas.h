@@ -1,0 +1,43 @@
+#pragma once
+#include <cstdint>
+
+#include "core/op.h"
+
+/// Matrix products by cuBLASLt. The algorithm of a product is a function of shapes, dtypes, epilogue, alignment, device
+/// and library version alone: it is the first of the library's own heuristic and is cached by these.
+namespace hedgehog::cuda {
+
+/// Epilogue of a product D = alpha op(A) op(B) + beta C.
+enum class Epilogue : std::uint8_t {
+  none,
+  bias,       // D += bias, along the columns of each row
+  gelu,       // D = gelu(product); the product before it goes to aux if aux is not null
+  gelu_bias,  // D = gelu(product + bias); product + bias goes to aux if aux is not null
+  dgelu,      // D = product * gelu'(aux)
+};
+
+/// One row-major matrix product, or a batch of equally spaced ones.
+///
+///   D (m, n) = alpha op(A) (m, k) op(B) (k, n) + beta D
+///
+/// Elements of A and B share one dtype (f32, f64, bf16); D has that dtype, or f32 where A and B are bf16. Sums are f32
+/// (f64 for f64). Leading dimensions are elements from row to row as stored.
+struct Product {
+  Dtype dtype = Dtype::f32, result = Dtype::f32;
+  bool transpose_a = false, transpose_b = false;
+  std::int64_t m = 0, n = 0, k = 0;
+  const void* a = nullptr;
+  const void* b = nullptr;
+  void* d = nullptr;
+  std::int64_t lda = 0, ldb = 0, ldd = 0;
+  double alpha = 1, beta = 0;
+  std::int64_t batch = 1, step_a = 0, step_b = 0, step_d = 0;  // elements from product to product
+  Epilogue epilogue = Epilogue::none;
+  const void* bias = nullptr;  // (n), dtype of A
+  void* aux = nullptr;         // (m, n) dtype of A, rows ld_aux apart
+  std::int64_t ld_aux = 0;
+};
+/// Enqueues the product. Throws Error naming the shape when the library refuses it.
+void multiply(const Product& product);
+
+}  // namespace hedgehog::cuda

@@ -1,0 +1,25 @@
+#pragma once
+#include <cuda_runtime.h>
+
+#include "core/op.h"
+
+namespace hedgehog::cuda {
+
+/// The stream that every kernel is launched on; the program has one device and one compute stream.
+cudaStream_t stream();
+
+/// Throws Error with CUDA's name and sentence for the code, and where it happened.
+void check(cudaError_t status, const char* what);
+/// To be called after each launch: refuses a launch that could not be made, naming the op.
+void check_launch(const char* op);
+
+/// [op] a window of a packed tensor whose tokens are not evenly spaced.
+[[noreturn]] void throw_uneven(const char* op, const Ref& x);
+
+/// Properties read once.
+int multiprocessors();
+std::size_t largest_shared_memory();  // bytes a block may ask for
+/// Lets a kernel use `bytes` of dynamic shared memory. Throws Error if the device has less.
+void allow_shared_memory(const void* kernel, std::size_t bytes);
+
+}  // namespace hedgehog::cuda
