@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <unordered_map>
 
+#include "core/device.h"
 #include "core/error.h"
 #include "core/tape.h"
 
@@ -73,7 +74,8 @@ class Backward {
     entry.saved = forward.saved;
     entry.scope = forward.scope;
     entry.where = forward.where;
-    entry.workspace = forward.op->infer(forward.attributes, detail::metas_of(forward.inputs)).backward_workspace;
+    const std::vector<Meta> metas = detail::metas_of(forward.inputs);
+    entry.workspace = current_device().workspace(*forward.op, forward.attributes, metas, forward.op->infer(forward.attributes, metas), true);
     for (const Tensor& y : forward.outputs) entry.dy.push_back(upstream(y, forward));
     for (std::size_t i = 0; i < forward.inputs.size(); ++i) {
       Mode mode = Mode::write;

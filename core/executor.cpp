@@ -2,8 +2,10 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <unordered_set>
 
 #include "core/error.h"
 
@@ -20,7 +22,7 @@ void Arena::reserve(Bytes bytes) {
 
 Executor::Executor(Program program, ExecutorOptions options)
     : program_(std::move(program)), options_(std::move(options)),
-      plan_(hedgehog::plan(program_, {.reuse = options_.reuse, .guards = options_.poison})) {
+      plan_(hedgehog::plan(program_, {.reuse = options_.reuse, .guards = options_.poison})), device_(&current_device()) {
   if (!options_.arena) options_.arena = std::make_shared<Arena>();
   options_.arena->reserve(plan_.arena);
   begins_.resize(program_.entries.size() + 1);
@@ -29,6 +31,16 @@ Executor::Executor(Program program, ExecutorOptions options)
   for (const Entry& e : program_.entries)
     for (std::size_t j = 0; j < e.inputs.size() && !e.backward; ++j)
       if (e.inputs[j] && (e.op->updates >> j & 1u)) updated_.push_back(e.inputs[j].root());
+  std::unordered_set<const Value*> seen;
+  for (const Entry& e : program_.entries)
+    for_each_touched(e, [&](const Tensor& x, bool) {
+      const Tensor root = x.root();
+      if (!plan_.slot_of.count(root.get()) && seen.insert(root.get()).second) leaves_.emplace_back(root, nullptr);
+    });
+}
+
+bool Executor::moved() const {
+  return std::any_of(leaves_.begin(), leaves_.end(), [](const auto& leaf) { return leaf.first.data() != leaf.second; });
 }
 
 void Executor::bind() {
@@ -48,13 +60,31 @@ void Executor::bind() {
     if (const int w = plan_.workspace_of[i]; w >= 0) call.workspace = base + plan_.slots[std::size_t(w)].offset;
     calls_.push_back(std::move(call));
   }
+  for (auto& [tensor, at] : leaves_) at = tensor.data();
   bound_ = options_.arena->generation();
+  replay_ = nullptr;
 }
 
 void Executor::run() {
+  const OnDevice guard(*device_);
   options_.arena->reserve(plan_.arena);
   if (bound_ != options_.arena->generation()) bind();
+  if (moved()) {
+    if (replay_) throw Error("[executor] a tensor of the captured program has moved since; make a new executor after flatten() and the like");
+    bind();
+  }
   for (const Tensor& x : updated_) ++x->storage->whole().version;
+  if (!options_.graph || profiling_ || options_.poison || !warm_) {
+    enqueue();
+    warm_ = true;  // kernels are loaded and products chosen: what a capture must not wait for
+    return;
+  }
+  if (!replay_) replay_ = device_->capture([&] { enqueue(); });
+  replay_->run();
+}
+
+void Executor::enqueue() {
+  if (options_.first) options_.first();
   for (std::size_t i = 0; i < calls_.size(); ++i) {
     if (program_.entries[i].op->views) continue;
     if (options_.poison) {
@@ -62,8 +92,10 @@ void Executor::run() {
     } else if (!profiling_) {
       calls_[i].run();
     } else {
+      device_->synchronize();
       const auto start = std::chrono::steady_clock::now();
       calls_[i].run();
+      device_->synchronize();
       const Entry& e = program_.entries[i];
       Timing& t = timings_[e.op->name + (e.backward ? " backward" : "")];
       t.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -76,9 +108,9 @@ void Executor::run_checked(std::size_t i) {
   for (int s : begins_[i]) {
     const Slot& slot = plan_.slots[std::size_t(s)];
     std::byte* at = options_.arena->data() + slot.offset;
-    std::memset(at - kGuard, kGuardByte, kGuard);
-    std::memset(at, 0xff, std::size_t(slot.bytes));
-    std::memset(at + slot.bytes, kGuardByte, kGuard);
+    device_->fill(at - kGuard, kGuardByte, kGuard);
+    device_->fill(at, 0xff, std::size_t(slot.bytes));
+    device_->fill(at + slot.bytes, kGuardByte, kGuard);
   }
   calls_[i].run();
   check_guards(i);
@@ -89,12 +121,13 @@ void Executor::check_guards(std::size_t i) const {
     const Slot& slot = plan_.slots[s];
     if (!slot.bytes || slot.first > int(i) || slot.last < int(i)) continue;
     const std::byte* at = options_.arena->data() + slot.offset;
-    for (int g = 0; g < kGuard; ++g)
-      if (at[-kGuard + g] != std::byte(kGuardByte) || at[slot.bytes + g] != std::byte(kGuardByte)) {
-        const Entry& e = program_.entries[i];
-        throw Error(fmt::format("[{}] {} wrote outside its memory (entry {}, scope '{}'): guard word of slot {} changed", e.op->name,
-                                e.backward ? "backward" : "forward", i, e.scope, s));
-      }
+    std::byte words[2 * kGuard];
+    device_->copy_out(words, at - kGuard, kGuard);
+    device_->copy_out(words + kGuard, at + slot.bytes, kGuard);
+    if (std::all_of(words, words + 2 * kGuard, [](std::byte word) { return word == std::byte(kGuardByte); })) continue;
+    const Entry& e = program_.entries[i];
+    throw Error(fmt::format("[{}] {} wrote outside its memory (entry {}, scope '{}'): guard word of slot {} changed", e.op->name,
+                            e.backward ? "backward" : "forward", i, e.scope, s));
   }
 }
 

@@ -11,7 +11,7 @@
 namespace hedgehog {
 namespace {
 
-constexpr Bytes kAlign = 64;
+constexpr Bytes kAlign = 256;  // what device kernels rely on; a multiple of the CPU's 64
 Bytes rounded(Bytes n) { return (n + kAlign - 1) / kAlign * kAlign; }
 Bytes bytes_of(const Tensor& t) { return t.size() * size_of(t.dtype()); }
 bool planned(const Tensor& root) { return root->role == Role::activation && !root->storage; }

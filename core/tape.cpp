@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <unordered_set>
 
+#include "core/device.h"
 #include "core/error.h"
 
 namespace hedgehog {
@@ -94,7 +95,7 @@ void check_arguments(const Op& op, Tensors& inputs) {
 }
 
 bool differentiable(const Op& op, const Tensors& inputs) {
-  if (!op.backward.cpu && !op.views) return false;
+  if (!op.backward.cpu && !op.backward.cuda && !op.views) return false;
   for (std::size_t i = 0; i < inputs.size(); ++i)
     if (inputs[i].wants_gradient() && op.arguments[i].differentiable && is_floating(inputs[i].dtype())) return true;
   return false;
@@ -118,15 +119,18 @@ Tensors apply(const Op& op, Attributes attributes, Tensors inputs, SourceLine wh
   detail::Tape& t = tape();
   complete_attributes(op, attributes);
   check_arguments(op, inputs);
-  const Layout layout = op.infer(attributes, detail::metas_of(inputs));
-  if (t.composed && op.reference) return op.reference(attributes, inputs);
-
+  const std::vector<Meta> metas = detail::metas_of(inputs);
+  const Layout layout = op.infer(attributes, metas);
   const bool wants = t.gradients && differentiable(op, inputs);
+  const Device& device = current_device();
+  const bool runs = op.views || (device.kernel(op, false) && (!wants || device.kernel(op, true)));
+  if (op.reference && (t.composed || !runs)) return op.reference(attributes, inputs);
+
   Entry entry;
   entry.op = &op;
   entry.scope = t.scope;
   entry.where = where;
-  entry.workspace = layout.forward_workspace;
+  entry.workspace = op.views ? 0 : device.workspace(op, attributes, metas, layout, false);
   for (const Tensor& x : inputs) entry.versions.push_back(x ? x.version() : 0);
   if (op.views) {
     entry.outputs = op.views(attributes, inputs[0], layout);
@@ -169,6 +173,9 @@ ResolvedCall resolve(const Entry& entry, const std::function<void*(const Tensor&
   call.dy = refs(entry.dy, ~0u);
   call.dx = refs(entry.dx, ~0u);
   call.modes = entry.modes;
+  call.kernel = current_device().kernel(op, b);
+  if (!call.kernel)
+    throw Error(fmt::format("[{}] has no {} kernel on {}; compute on the CPU", op.name, b ? "backward" : "forward", current_device().name()));
   return call;
 }
 
@@ -176,7 +183,7 @@ void ResolvedCall::run() const {
   const Op& op = *entry->op;
   const Call call{entry->attributes, inputs, outputs, saved, dy, dx, modes, workspace};
   try {
-    (entry->backward ? op.backward.cpu : op.forward.cpu)(call);
+    (*kernel)(call);
   } catch (const DtypeError& e) {
     fail(op, e.what());
   }

@@ -105,10 +105,11 @@ struct ResolvedCall {
   std::vector<Ref> inputs, outputs, saved, dy, dx;
   std::vector<Mode> modes;
   const Entry* entry = nullptr;
+  const Kernel* kernel = nullptr;
   void* workspace = nullptr;
   void run() const;
 };
-/// `address` gives the first element of a tensor.
+/// `address` gives the first element of a tensor. Throws Error if the current device has no kernel.
 ResolvedCall resolve(const Entry& entry, const std::function<void*(const Tensor&)>& address);
 /// Contiguous copy of rows with a stride; the tensor itself when it is contiguous already.
 Tensor contiguous(const Tensor& tensor);

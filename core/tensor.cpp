@@ -2,9 +2,7 @@
 
 #include <fmt/format.h>
 
-#include <cstdlib>
-#include <cstring>
-
+#include "core/device.h"
 #include "core/error.h"
 #include "core/tape.h"
 
@@ -13,28 +11,6 @@ namespace hedgehog {
 const char* name_of(Role role) {
   static const char* const kNames[] = {"parameter", "gradient", "state", "input", "activation"};
   return kNames[int(role)];
-}
-
-bool poison_enabled() {
-  static const bool enabled = [] {
-    const char* v = std::getenv("HEDGEHOG_POISON");
-    return v && *v && std::string(v) != "0";
-  }();
-  return enabled;
-}
-
-Storage::Storage(std::size_t bytes) : bytes_(bytes) {
-  const std::size_t rounded = (bytes + 63) / 64 * 64 + 64;
-  data_ = static_cast<std::byte*>(std::aligned_alloc(64, rounded));
-  if (!data_) throw Error(fmt::format("[memory] {} bytes could not be allocated; ask for fewer tokens, a smaller batch or a smaller context", bytes));
-  if (poison_enabled()) std::memset(data_, 0xff, rounded);
-}
-
-Storage::Storage(void* data, std::size_t bytes, std::shared_ptr<Storage> owner)
-    : data_(static_cast<std::byte*>(data)), bytes_(bytes), owner_(std::move(owner)) {}
-
-Storage::~Storage() {
-  if (!owner_) std::free(data_);
 }
 
 const Value& Tensor::value() const {
@@ -65,7 +41,35 @@ void* Tensor::data() const {
   return owner->storage->data() + value().offset * size_of(dtype());
 }
 
+void* Tensor::host_data() const {
+  void* const first = data();
+  if (const Device& device = root()->storage->device(); !device.host())
+    throw Error(fmt::format("[tensor] '{}' {} lives on {}; read it with to_vector(), write it with copy_from()",
+                            name().empty() ? "unnamed" : name(), shape().text(), device.name()));
+  return first;
+}
+
+void Tensor::read(void* to, std::int64_t first, std::int64_t count) const {
+  const std::int64_t element = size_of(dtype());
+  root()->storage->device().copy_out(to, static_cast<std::byte*>(data()) + first * element, std::size_t(count * element));
+}
+
+void Tensor::write(const void* from, std::int64_t first, std::int64_t count) const {
+  const std::int64_t element = size_of(dtype());
+  root()->storage->device().copy_in(static_cast<std::byte*>(data()) + first * element, from, std::size_t(count * element));
+  ++root()->storage->whole().version;
+}
+
 namespace {
+
+/// All bytes from the first element to the last, gaps of a view included.
+std::vector<std::byte> bytes_of(const Tensor& t) {
+  const std::int64_t rows = t.size() / std::max<std::int64_t>(t.columns(), 1);
+  const std::int64_t span = t.contiguous() ? t.size() : (rows - 1) * t.stride() + t.columns();
+  std::vector<std::byte> bytes(std::size_t(span * size_of(t.dtype())));
+  if (!bytes.empty()) t.root()->storage->device().copy_out(bytes.data(), t.data(), bytes.size());
+  return bytes;
+}
 
 template <class F>
 void for_each_element(const Tensor& t, F&& f) {
@@ -99,12 +103,14 @@ void store(const Tensor& t, void* data, std::int64_t at, double x) {
 
 double Tensor::item() const {
   if (size() != 1) throw ShapeError(fmt::format("[item] needs a tensor of one element, got {}", shape().text()));
-  return load(*this, data(), 0);
+  return to_vector()[0];
 }
 
 std::vector<double> Tensor::to_vector() const {
   std::vector<double> out(size());
-  const void* from = data();
+  const bool here = data() && root()->storage->device().host();
+  const std::vector<std::byte> bytes = here ? std::vector<std::byte>{} : bytes_of(*this);
+  const void* from = here ? data() : bytes.data();
   for_each_element(*this, [&](std::int64_t i, std::int64_t at) { out[i] = load(*this, from, at); });
   return out;
 }
@@ -112,12 +118,20 @@ std::vector<double> Tensor::to_vector() const {
 void Tensor::copy_from(const std::vector<double>& values) const {
   if (std::int64_t(values.size()) != size())
     throw ShapeError(fmt::format("[copy] tensor {} takes {} numbers, got {}", shape().text(), size(), values.size()));
-  void* to = data();
+  void* const first = data();
+  Device& device = root()->storage->device();
+  std::vector<std::byte> bytes = device.host() ? std::vector<std::byte>{} : bytes_of(*this);
+  void* to = device.host() ? first : bytes.data();
   for_each_element(*this, [&](std::int64_t i, std::int64_t at) { store(*this, to, at, values[i]); });
+  if (!bytes.empty()) device.copy_in(first, bytes.data(), bytes.size());
   ++root()->storage->whole().version;
 }
 
-void Tensor::fill(double value) const { copy_from(std::vector<double>(std::size_t(size()), value)); }
+void Tensor::fill(double value) const {
+  if (value != 0 || !contiguous()) return copy_from(std::vector<double>(std::size_t(size()), value));
+  root()->storage->device().fill(data(), 0, std::size_t(size() * size_of(dtype())));
+  ++root()->storage->whole().version;
+}
 
 Tensor Tensor::grad() const { return value().gradient; }
 
@@ -143,7 +157,7 @@ Tensor allocate(Shape shape, Dtype dtype, Role role, std::string name) {
 
 static Tensor zeroed(Shape shape, Dtype dtype, Role role, std::string name) {
   Tensor t = allocate(std::move(shape), dtype, role, std::move(name));
-  std::memset(t.data(), 0, std::size_t(t.size() * size_of(dtype)));
+  t->storage->device().fill(t.data(), 0, std::size_t(t.size() * size_of(dtype)));
   return t;
 }
 
@@ -151,7 +165,7 @@ Tensor parameter(Shape shape, std::string name, Dtype dtype) {
   if (!is_floating(dtype)) throw ShapeError(fmt::format("[parameter] '{}' must be floating, got {}", name, name_of(dtype)));
   Tensor t = zeroed(shape, dtype, Role::parameter, name);
   t->wants_gradient = true;
-  t->gradient = zeroed(shape, dtype, Role::gradient, name + ".gradient");
+  t->gradient = zeroed(shape, accumulator_of(dtype), Role::gradient, name + ".gradient");
   return t;
 }
 
@@ -172,40 +186,5 @@ Tensor detach(const Tensor& tensor) {
   value->gradient = {};
   return Tensor(std::move(value));
 }
-
-Tensor flatten_storage(const Tensors& tensors, Role role, std::string name, std::int64_t alignment) {
-  if (tensors.empty()) throw Error(fmt::format("[flatten] '{}' needs at least one tensor", name));
-  const Dtype dtype = tensors.front().dtype();
-  std::int64_t total = 0;
-  for (const Tensor& t : tensors) {
-    if (t.dtype() != dtype || t->base)
-      throw Error(fmt::format("[flatten] '{}' must own {} storage to join the flat buffer '{}'", t.name(), name_of(dtype), name));
-    total += (t.size() + alignment - 1) / alignment * alignment;
-  }
-  Tensor flat = zeroed(Shape{total}, dtype, role, std::move(name));
-  std::int64_t offset = 0;
-  for (const Tensor& t : tensors) {
-    const std::size_t bytes = std::size_t(t.size() * size_of(dtype));
-    std::byte* slice = flat->storage->data() + offset * size_of(dtype);
-    std::memcpy(slice, t.data(), bytes);
-    t->storage = std::make_shared<Storage>(slice, bytes, flat->storage);
-    offset += (t.size() + alignment - 1) / alignment * alignment;
-  }
-  return flat;
-}
-
-std::string text(const Tensor& tensor, int digits) {
-  const auto values = tensor.to_vector();
-  const Shape& s = tensor.shape();
-  std::string out = fmt::format("{} {} {}", tensor.name().empty() ? "tensor" : tensor.name(), s.text(), name_of(tensor.dtype()));
-  const std::int64_t columns = std::max<std::int64_t>(s.last(), 1);
-  for (std::size_t i = 0; i < values.size(); ++i) {
-    out += i % columns == 0 ? "\n  " : " ";
-    out += fmt::format("{:>{}.{}g}", values[i], digits + 6, digits);
-  }
-  return out + "\n";
-}
-
-void print(const Tensor& tensor) { fmt::print("{}", text(tensor)); }
 
 }  // namespace hedgehog

@@ -7,33 +7,13 @@
 
 #include "core/dtype.h"
 #include "core/shape.h"
+#include "core/storage.h"
 
 namespace hedgehog {
 
 /// What a tensor is for. Only activations are placed by the planner; the others keep storage of their own.
 enum class Role : std::uint8_t { parameter, gradient, state, input, activation };
 const char* name_of(Role role);
-
-/// A block of bytes, 64-byte aligned, owned or borrowed from an owner that it keeps alive.
-class Storage {
- public:
-  explicit Storage(std::size_t bytes);
-  Storage(void* data, std::size_t bytes, std::shared_ptr<Storage> owner);
-  ~Storage();
-  Storage(const Storage&) = delete;
-  Storage& operator=(const Storage&) = delete;
-  std::byte* data() const { return data_; }
-  std::size_t bytes() const { return bytes_; }
-  /// The block that the bytes belong to: this one, or the owner it borrows from.
-  Storage& whole() { return owner_ ? owner_->whole() : *this; }
-  /// Raised by every update in place of any part of the block.
-  std::uint64_t version = 0;
-
- private:
-  std::byte* data_ = nullptr;
-  std::size_t bytes_ = 0;
-  std::shared_ptr<Storage> owner_;
-};
 
 class Tensor;
 struct Value;
@@ -68,10 +48,17 @@ class Tensor {
   /// How often the memory was updated in place; 0 for recorded activations, which never are.
   std::uint64_t version() const;
 
-  /// First element. Throws Error while recording, naming the tensor: recorded tensors have no elements yet.
+  /// First element, in the memory of the tensor's device. Throws Error while recording, naming the tensor: recorded tensors
+  /// have no elements yet.
   void* data() const;
+  /// The same for the host to read and write. Throws Error if the tensor lives elsewhere.
   template <class T>
-  T* as() const;
+  T* as() const {
+    return static_cast<T*>(host_data());
+  }
+  /// Copies `count` elements of a contiguous tensor from element `first` on to or from host memory, in the tensor's dtype.
+  void read(void* to, std::int64_t first, std::int64_t count) const;
+  void write(const void* from, std::int64_t first, std::int64_t count) const;
   /// The only element of a one-element tensor, as double.
   double item() const;
   /// All elements in order, converted to double (views are gathered).
@@ -84,6 +71,7 @@ class Tensor {
 
  private:
   const Value& value() const;  // throws Error if there is none
+  void* host_data() const;
   std::shared_ptr<Value> value_;
 };
 
@@ -110,7 +98,7 @@ Tensor declare(Shape shape, Dtype dtype, Role role = Role::activation, std::stri
 /// Gives a declared tensor its memory.
 void materialise(const Tensor& tensor);
 
-/// Leaf that wants a gradient; zero filled, with a zero gradient. dtype f32 unless said.
+/// Leaf that wants a gradient; zero filled, with a zero gradient. dtype f32 unless said; the gradient of bf16 is f32.
 Tensor parameter(Shape shape, std::string name, Dtype dtype = Dtype::f32);
 /// Leaf fed from outside: data, targets, masks. Zero filled.
 Tensor input(Shape shape, std::string name, Dtype dtype = Dtype::f32);
@@ -121,19 +109,8 @@ Tensor constant(Shape shape, const std::vector<double>& values, Dtype dtype = Dt
 /// The same elements without a path for gradients.
 Tensor detach(const Tensor& tensor);
 
-/// Moves tensors of one dtype into one flat storage, in order, each aligned to `alignment` elements;
-/// returns the flat tensor. Afterwards each tensor is a slice of it. Gaps are zero.
-Tensor flatten_storage(const Tensors& tensors, Role role, std::string name, std::int64_t alignment = 16);
-
 /// Human-readable elements, for lessons and examples.
 std::string text(const Tensor& tensor, int digits = 5);
 void print(const Tensor& tensor);
-
-bool poison_enabled();  // environment variable HEDGEHOG_POISON is set and not 0
-
-template <class T>
-T* Tensor::as() const {
-  return static_cast<T*>(data());
-}
 
 }  // namespace hedgehog

@@ -18,7 +18,7 @@ enum class Epilogue : std::uint8_t {
 
 /// One row-major matrix product, or a batch of equally spaced ones.
 ///
-///   D (m, n) = alpha op(A) (m, k) op(B) (k, n) + beta D
+///   D (m, n) = alpha op(A) (m, k) op(B) (k, n) + beta C,   C like D; D itself unless given
 ///
 /// Elements of A and B share one dtype (f32, f64, bf16); D has that dtype, or f32 where A and B are bf16. Sums are f32
 /// (f64 for f64). Leading dimensions are elements from row to row as stored.
@@ -29,6 +29,7 @@ struct Product {
   const void* a = nullptr;
   const void* b = nullptr;
   void* d = nullptr;
+  const void* c = nullptr;
   std::int64_t lda = 0, ldb = 0, ldd = 0;
   double alpha = 1, beta = 0;
   std::int64_t batch = 1, step_a = 0, step_b = 0, step_d = 0;  // elements from product to product
@@ -37,7 +38,13 @@ struct Product {
   void* aux = nullptr;         // (m, n) dtype of A, rows ld_aux apart
   std::int64_t ld_aux = 0;
 };
+/// Whether the library fuses this epilogue for these dtypes and sizes; the caller runs a kernel of its own otherwise.
+bool fuses(Epilogue epilogue, Dtype dtype, std::int64_t n);
+/// TF32 for products of f32: the upper 10 bits of each operand's fraction, three to eight times as fast. Off at the start.
+void allow_tf32(bool allowed);
 /// Enqueues the product. Throws Error naming the shape when the library refuses it.
 void multiply(const Product& product);
+/// to (+)= sums, rounded to bf16; to is contiguous.
+void round_into(const float* sums, const Ref& to, bool add);
 
 }  // namespace hedgehog::cuda

@@ -11,9 +11,9 @@ Attention::Attention(Parameters& parameters, const std::string& name, const Opti
   if (options.short_convolution > 0) {
     convolution_ = parameters.add(name + ".conv.weight", {options.short_convolution, 3 * options.width},
                                   Init::uniform(2 / std::sqrt(double(options.short_convolution))), 0);
-    if (!parameters.declared()) start_values_unmixed();
+    if (!parameters.declared()) start_values_unmixed(parameters);
   }
-  if (options.mimetic && !parameters.declared()) start_mimetic();
+  if (options.mimetic && !parameters.declared()) start_mimetic(parameters);
   if (!options.kind.starts_with("hedgehog")) return;
   const std::int64_t D = options.width / options.heads;
   map_q_ = parameters.add(name + ".map_q.weight", {options.heads, D, D}, Init::identity(options.map_init_gain), 0);
@@ -22,24 +22,24 @@ Attention::Attention(Parameters& parameters, const std::string& name, const Opti
 
 // Queries and keys start with positive weights: tokens in like company are then alike, which is where recall begins. Values
 // start as the token itself, so that what is recalled is what was said there.
-void Attention::start_values_unmixed() {
+void Attention::start_values_unmixed(Parameters& parameters) {
   const std::int64_t C = options_.width;
-  std::vector<double> weight = convolution_.to_vector();
+  std::vector<double> weight = parameters.values(convolution_);
   for (std::int64_t j = 0; j < options_.short_convolution; ++j)
     for (std::int64_t c = 2 * C; c < 3 * C; ++c) weight[std::size_t(j * 3 * C + c)] = j == 0 ? 1 : 0;
-  convolution_.copy_from(weight);
+  parameters.assign(convolution_, weight);
 }
 
-void Attention::start_mimetic() {
+void Attention::start_mimetic(Parameters& parameters) {
   const std::size_t C = std::size_t(options_.width);
-  std::vector<double> packed = qkv_.weight.to_vector(), out(C * C);
+  std::vector<double> packed = parameters.values(qkv_.weight), out(C * C);
   for (std::size_t i = 0; i < C; ++i)
     for (std::size_t j = 0; j < C; ++j) {
       packed[i * 3 * C + C + j] = packed[i * 3 * C + j];
       out[j * C + i] = options_.mimetic_output * packed[i * 3 * C + 2 * C + j];
     }
-  qkv_.weight.copy_from(packed);
-  output_.weight.copy_from(out);
+  parameters.assign(qkv_.weight, packed);
+  parameters.assign(output_.weight, out);
 }
 
 template <class Convolve>
@@ -96,7 +96,7 @@ AttentionState Attention::empty_state(std::int64_t batch, std::int64_t capacity,
   const std::int64_t H = options_.heads, D = options_.width / H;
   AttentionState s;  // zeros are the empty state
   s.attention = options_.kind == "softmax" ? state({batch, capacity, 2, H, D}, dtype, "key_value_cache")
-                                           : state({batch, H, map_q_ ? 2 * D : D, D + 2}, dtype, "attention_state");
+                                           : state({batch, H, map_q_ ? 2 * D : D, D + 2}, accumulator_of(dtype), "attention_state");
   if (convolution_) s.convolution = state({batch, options_.short_convolution - 1, 3 * options_.width}, dtype, "convolution_state");
   return s;
 }

@@ -51,8 +51,8 @@ class Attention {
   /// `convolve` is the short convolution of the packed projection (B, T, 3 C), over a whole row or of a stream.
   template <class Convolve>
   Heads project(const Tensor& x, const Tensor& rotary, const Convolve& convolve) const;
-  void start_values_unmixed();
-  void start_mimetic();
+  void start_values_unmixed(Parameters& parameters);
+  void start_mimetic(Parameters& parameters);
   Tensor output(const Tensor& o, const Tensor& residual, const Tensor& dropout_step) const;
 
   Options options_;

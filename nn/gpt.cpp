@@ -92,9 +92,9 @@ Gpt::Gpt(const GptOptions& options, bool declared) : options_(options) {
   head_ = options_.tied_head ? token_table_
                              : p.add("lm_head.weight", {options_.vocabulary, options_.width}, weight_init(options_, options_.width), 1);
   if (options_.init == "mimetic" && !options_.tied_head && !declared) {
-    std::vector<double> like = token_table_.to_vector();
+    std::vector<double> like = p.values(token_table_);
     for (double& x : like) x /= options_.embedding_init * std::sqrt(double(options_.width));
-    head_.copy_from(like);
+    p.assign(head_, like);
   }
 }
 
@@ -144,7 +144,7 @@ DecodingState Gpt::decoding_state(std::int64_t batch, std::int64_t capacity) con
 }
 
 Tensor Gpt::rotary_angles(std::int64_t length, const Tensor& offset) const {
-  return rotary_table(length, options_.width / options_.heads, 10000, offset, options_.dtype);
+  return rotary_table(length, options_.width / options_.heads, 10000, offset, accumulator_of(options_.dtype));
 }
 
 Tensor Gpt::decode(const Tensor& tokens, DecodingState& state) const {

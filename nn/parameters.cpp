@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "core/error.h"
+#include "core/flatten.h"
 #include "core/nearest_name.h"
 #include "core/random.h"
 
@@ -37,14 +38,31 @@ Tensor Parameters::add(const std::string& name, Shape shape, Init init, double d
   if (declared_) {
     p = declare(shape, dtype_, Role::parameter, name);
     p->wants_gradient = true;
-    p->gradient = declare(shape, dtype_, Role::gradient, name + ".gradient");
+    p->gradient = declare(shape, accumulator_of(dtype_), Role::gradient, name + ".gradient");
   } else {
     p = parameter(shape, name, dtype_);
-    p.copy_from(draw(shape, init, Random{seed_, std::uint32_t(tensors_.size()), 0x70617261u}));
   }
+  if (dtype_ == Dtype::bf16)
+    masters_.push_back(declared_ ? declare(shape, Dtype::f32, Role::parameter, name) : allocate(shape, Dtype::f32, Role::parameter, name));
   tensors_.push_back(p);
+  if (!declared_) assign(p, draw(shape, init, Random{seed_, std::uint32_t(tensors_.size() - 1), 0x70617261u}));
   decay_.push_back(decay);
   return p;
+}
+
+const Tensor& Parameters::master_of(const Tensor& parameter) const {
+  return masters()[std::size_t(std::find(tensors_.begin(), tensors_.end(), parameter) - tensors_.begin())];
+}
+
+std::vector<double> Parameters::values(const Tensor& parameter) const { return master_of(parameter).to_vector(); }
+
+void Parameters::assign(const Tensor& parameter, const std::vector<double>& values) {
+  master_of(parameter).copy_from(values);
+  if (dtype_ == Dtype::bf16) parameter.copy_from(values);
+}
+
+void Parameters::refresh_copies() {
+  for (std::size_t i = 0; i < masters_.size(); ++i) tensors_[i].copy_from(masters_[i].to_vector());
 }
 
 Tensor Parameters::find(const std::string& name) const {
@@ -69,19 +87,24 @@ const FlatParameters& Parameters::flatten() {
   std::int64_t offset = 0;
   for (std::size_t i = 0; i < tensors_.size(); ++i) {
     gradients.push_back(tensors_[i].grad());
+    flat_.offsets.push_back(offset);
     spans.insert(spans.end(), {double(offset), double(tensors_[i].size()), 1.0, decay_[i], 0.0});
     offset += (tensors_[i].size() + kSpanAlignment - 1) / kSpanAlignment * kSpanAlignment;
   }
+  const bool rounded = dtype_ == Dtype::bf16;
+  const Dtype dtype = accumulator_of(dtype_);
   if (declared_) {
-    flat_.weights = declare({offset}, dtype_, Role::parameter, "weights");
-    flat_.gradients = declare({offset}, dtype_, Role::gradient, "gradients");
-    flat_.first_moment = declare({offset}, dtype_, Role::state, "first_moment");
-    flat_.second_moment = declare({offset}, dtype_, Role::state, "second_moment");
+    flat_.weights = declare({offset}, dtype, Role::parameter, "weights");
+    if (rounded) flat_.copies = declare({offset}, dtype_, Role::parameter, "copies");
+    flat_.gradients = declare({offset}, dtype, Role::gradient, "gradients");
+    flat_.first_moment = declare({offset}, dtype, Role::state, "first_moment");
+    flat_.second_moment = declare({offset}, dtype, Role::state, "second_moment");
   } else {
-    flat_.weights = flatten_storage(tensors_, Role::parameter, "weights", kSpanAlignment);
+    flat_.weights = flatten_storage(masters(), Role::parameter, "weights", kSpanAlignment);
+    if (rounded) flat_.copies = flatten_storage(tensors_, Role::parameter, "copies", kSpanAlignment);
     flat_.gradients = flatten_storage(gradients, Role::gradient, "gradients", kSpanAlignment);
-    flat_.first_moment = state(flat_.weights.shape(), dtype_, "first_moment");
-    flat_.second_moment = state(flat_.weights.shape(), dtype_, "second_moment");
+    flat_.first_moment = state(flat_.weights.shape(), dtype, "first_moment");
+    flat_.second_moment = state(flat_.weights.shape(), dtype, "second_moment");
   }
   flat_.spans = constant(Shape{std::int64_t(tensors_.size()), 5}, spans, Dtype::f64, "spans");
   return flat_;

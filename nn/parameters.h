@@ -22,13 +22,17 @@ struct Init {
 
 /// What the optimiser needs, in flat buffers that all parameters are slices of.
 struct FlatParameters {
-  Tensor weights, gradients;            // (P)
+  Tensor weights, gradients;            // (P); f32 masters and gradients where the parameters are bf16
+  Tensor copies;                        // bf16 (P), what the ops read; empty unless the parameters are bf16
   Tensor first_moment, second_moment;   // (P) states
   Tensor spans;                         // f64 (S, 5): offset, length, learning-rate factor, decay factor, frozen
+  std::vector<std::int64_t> offsets;    // (S) elements
 };
 
 /// The parameters of one model by name, in order of creation. Draws are Philox streams named by that order, so a model
 /// starts equal on every machine.
+///
+/// A bf16 parameter is a copy that the ops read, rounded from a master in f32 that the optimiser and checkpoints hold.
 class Parameters {
  public:
   /// `declared`: shapes without memory, to record and plan with.
@@ -39,6 +43,13 @@ class Parameters {
   /// Throws Error if the name is taken.
   Tensor add(const std::string& name, Shape shape, Init init, double decay);
   const Tensors& all() const { return tensors_; }
+  /// The tensors whose numbers count, in the same order: masters of bf16 parameters, else the parameters themselves.
+  const Tensors& masters() const { return dtype_ == Dtype::bf16 ? masters_ : tensors_; }
+  /// Sets a parameter, master and copy.
+  void assign(const Tensor& parameter, const std::vector<double>& values);
+  std::vector<double> values(const Tensor& parameter) const;
+  /// After the masters were written from outside: rounds the copies anew.
+  void refresh_copies();
   /// Throws Error naming the nearest parameter.
   Tensor find(const std::string& name) const;
   /// Number of elements.
@@ -51,10 +62,12 @@ class Parameters {
   const FlatParameters& flatten();
 
  private:
+  const Tensor& master_of(const Tensor& parameter) const;
+
   Dtype dtype_;
   std::uint64_t seed_;
   bool declared_;
-  Tensors tensors_;
+  Tensors tensors_, masters_;
   std::vector<double> decay_;
   FlatParameters flat_;
 };

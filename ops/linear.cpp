@@ -1,5 +1,6 @@
 #include "ops/linear.h"
 
+#include "ops/activation.h"
 #include "ops/blas.h"
 #include "core/dispatch.h"
 #include "ops/check.h"
@@ -13,12 +14,7 @@ namespace hedgehog {
 
 extern const Op kLinear;
 
-namespace {
-
-enum class Activation { none, gelu, silu, relu };
-
-Activation activation_of(const Attributes& a) {
-  const std::string& name = a.text("activation");
+Activation activation_of(const std::string& name) {
   if (name == "none") return Activation::none;
   if (name == "gelu") return Activation::gelu;
   if (name == "silu") return Activation::silu;
@@ -26,7 +22,9 @@ Activation activation_of(const Attributes& a) {
   fail(kLinear, fmt::format("activation must be none, gelu, silu or relu, but is '{}'", name));
 }
 
-constexpr double kGelu = 1.5957691216057308, kGeluCube = 0.044715;  // 2 sqrt(2/pi)
+namespace {
+
+Activation activation_of(const Attributes& a) { return hedgehog::activation_of(a.text("activation")); }
 
 template <Activation kind, class T>
 [[gnu::always_inline]] inline T activate(T h) {

@@ -15,10 +15,18 @@ enum StepState : int {
   kStepStateSize = 8,  // the other slots are reserved and 0
 };
 
+/// One slot, wherever the state lives. Reading waits for the device.
+inline void set_slot(const Tensor& step, StepState slot, double value) { step.write(&value, slot, 1); }
+inline double slot_of(const Tensor& step, StepState slot) {
+  double value = 0;
+  step.read(&value, slot, 1);
+  return value;
+}
+
 /// A fresh step state: zeros but for the seed.
 inline Tensor step_state(std::uint64_t seed = 0) {
-  Tensor step = state({kStepStateSize}, Dtype::f64, "step");
-  step.as<double>()[kSeed] = double(seed);
+  const Tensor step = state({kStepStateSize}, Dtype::f64, "step");
+  set_slot(step, kSeed, double(seed));
   return step;
 }
 

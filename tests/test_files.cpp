@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "core/error.h"
-#include "core/file_writer.h"
+#include "train/file_writer.h"
 #include "tests/temporary_directory.h"
 #include "train/atomic_directory.h"
 #include "train/files.h"

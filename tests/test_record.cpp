@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "core/executor.h"
+#include "core/flatten.h"
 #include "core/gradcheck.h"
 #include "ops/elementwise.h"
 #include "ops/linear.h"

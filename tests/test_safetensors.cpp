@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "core/error.h"
-#include "core/safetensors.h"
+#include "train/safetensors.h"
 #include "tests/temporary_directory.h"
 
 using namespace hedgehog;

@@ -8,8 +8,9 @@
 
 #include "ops/blas.h"
 #include "ops/cpu.h"
+#include "core/device.h"
 #include "core/error.h"
-#include "core/safetensors.h"
+#include "train/safetensors.h"
 #include "train/atomic_directory.h"
 #include "train/files.h"
 #include "version.h"
@@ -28,10 +29,20 @@ TensorRecord record_of(const Tensor& t, const std::string& name, const void* dat
   return r;
 }
 
+/// The elements of a tensor, in host memory: its own, or a copy that `copies` keeps.
+const void* on_host(const Tensor& t, std::vector<std::vector<std::byte>>& copies) {
+  if (t.root()->storage->device().host()) return t.data();
+  copies.emplace_back(std::size_t(t.size() * size_of(t.dtype())));
+  t.read(copies.back().data(), 0, t.size());
+  return copies.back().data();
+}
+
 /// The slice of a flat buffer that belongs to the i-th parameter.
-std::byte* slice(const FlatParameters& flat, const Tensor& buffer, std::size_t i) {
-  const auto offset = std::int64_t(flat.spans.as<double>()[i * 5]);
-  return static_cast<std::byte*>(buffer.data()) + offset * size_of(buffer.dtype());
+Tensor slice(const FlatParameters& flat, const Tensor& buffer, std::size_t i, const Tensor& like) {
+  Tensor t = declare(like.shape(), buffer.dtype());
+  t->base = buffer;
+  t->offset = flat.offsets[i];
+  return t;
 }
 
 /// Numbers as JSON cannot hold them (infinities) become null and come back as infinity.
@@ -160,13 +171,13 @@ void read_state(const json& root, const fs::path& file, GptOptions& options, Run
   run.options = top.get<std::map<std::string, std::string>>("options", "an object of texts");
 }
 
-void read_tensor(const SafetensorsFile& file, const std::string& name, const Tensor& like, void* to) {
-  const TensorRecord expected = record_of(like, name, nullptr);
+void read_tensor(const SafetensorsFile& file, const std::string& name, const Tensor& to) {
+  const TensorRecord expected = record_of(to, name, nullptr);
   const TensorRecord found = file.get(name);
   if (found.dtype != expected.dtype || found.shape != expected.shape)
     throw FileError(fmt::format("[checkpoint] {}: tensor '{}' must be {} {} as state.json says, but is {} with {} bytes",
-                                file.path().string(), name, expected.dtype, like.shape().text(), found.dtype, found.bytes));
-  std::memcpy(to, found.data, expected.bytes);
+                                file.path().string(), name, expected.dtype, to.shape().text(), found.dtype, found.bytes));
+  to.write(found.data, 0, to.size());
 }
 
 std::int64_t element_count(const SafetensorsFile& file) {
@@ -191,13 +202,15 @@ std::map<std::string, std::string> machine_description() {
 
 void save_checkpoint(const fs::path& directory, Gpt& model, const Tokenizer& tokenizer, const RunState& run) {
   const FlatParameters& flat = model.parameters().flatten();
-  const Tensors& all = model.parameters().all();
+  const Tensors& all = model.parameters().masters();
   save_directory(directory, [&](const fs::path& temporary) {
     std::vector<TensorRecord> weights, moments;
+    std::vector<std::vector<std::byte>> copies;
+    auto add = [&](std::vector<TensorRecord>& to, const std::string& name, const Tensor& t) { to.push_back(record_of(t, name, on_host(t, copies))); };
     for (std::size_t i = 0; i < all.size(); ++i) {
-      weights.push_back(record_of(all[i], all[i].name(), all[i].data()));
-      moments.push_back(record_of(all[i], "first_moment." + all[i].name(), slice(flat, flat.first_moment, i)));
-      moments.push_back(record_of(all[i], "second_moment." + all[i].name(), slice(flat, flat.second_moment, i)));
+      add(weights, all[i].name(), all[i]);
+      add(moments, "first_moment." + all[i].name(), slice(flat, flat.first_moment, i, all[i]));
+      add(moments, "second_moment." + all[i].name(), slice(flat, flat.second_moment, i, all[i]));
     }
     write_safetensors(temporary / "model.safetensors", weights, {{"format", "hedgehog"}, {"attention", model.options().attention}});
     write_safetensors(temporary / "optimizer.safetensors", moments);
@@ -231,17 +244,18 @@ Checkpoint load_checkpoint(const fs::path& directory, bool moments) {
   } catch (const ShapeError& e) {
     throw FileError(fmt::format("[checkpoint] {}: {}", state_file.string(), e.what()));
   }
-  const Tensors& all = c.model->parameters().all();
+  const Tensors& all = c.model->parameters().masters();
   if (weights.names().size() != all.size())
     throw FileError(fmt::format("[checkpoint] {} holds {} tensors, a model with attention '{}' and {} layers has {}",
                                 weights.path().string(), weights.names().size(), options.attention, options.layers, all.size()));
-  for (const Tensor& p : all) read_tensor(weights, p.name(), p, p.data());
+  for (const Tensor& p : all) read_tensor(weights, p.name(), p);
+  c.model->parameters().refresh_copies();
   if (!moments) return c;
   const FlatParameters& flat = c.model->parameters().flatten();
   const SafetensorsFile file(directory / "optimizer.safetensors");
   for (std::size_t i = 0; i < all.size(); ++i) {
-    read_tensor(file, "first_moment." + all[i].name(), all[i], slice(flat, flat.first_moment, i));
-    read_tensor(file, "second_moment." + all[i].name(), all[i], slice(flat, flat.second_moment, i));
+    read_tensor(file, "first_moment." + all[i].name(), slice(flat, flat.first_moment, i, all[i]));
+    read_tensor(file, "second_moment." + all[i].name(), slice(flat, flat.second_moment, i, all[i]));
   }
   return c;
 }

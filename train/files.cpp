@@ -10,7 +10,7 @@
 #include <cstring>
 
 #include "core/error.h"
-#include "core/file_writer.h"
+#include "train/file_writer.h"
 
 namespace hedgehog {
 

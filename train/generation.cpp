@@ -23,8 +23,9 @@ void Generator::reset() {
 void Generator::push(std::int32_t id) {
   if (position_ >= capacity_)
     throw UsageError(fmt::format("the model's {} positions are used up; ask for fewer --tokens or give a shorter --prompt", capacity_));
-  token_.as<std::int32_t>()[0] = id;
-  state_.position.as<std::int32_t>()[0] = std::int32_t(position_);
+  const auto position = std::int32_t(position_);
+  token_.write(&id, 0, 1);
+  state_.position.write(&position, 0, 1);
   executor_->run();
   ++position_;
 }

@@ -39,7 +39,7 @@ Trainer::Trainer(Config config, RunData data, Checkpoint checkpoint, fs::path di
     throw UsageError(fmt::format("the data has changed since the checkpoint was made ({} now, {} then); resume needs the same data",
                                  data_.fingerprint, run_.data_fingerprint));
   prepare();
-  std::copy(run_.step_slots.begin(), run_.step_slots.end(), step_->step_state().as<double>());
+  step_->step_state().copy_from(run_.step_slots);
   truncate_log(directory_ / "log.jsonl", run_.step);
   mark_latest(directory_);
 }
@@ -85,10 +85,10 @@ void Trainer::announce(const Cost& cost) const {
 }
 
 StepResult Trainer::step_without_update(std::int64_t step) {
-  double* slots = step_->step_state().as<double>();
-  slots[kNonFinite] = 1;  // while it is up, the optimiser leaves everything alone
-  const StepResult result = step_->run(step_batches(step), slots[kLearningRate]);
-  slots[kNonFinite] = 0;
+  const Tensor& slots = step_->step_state();
+  set_slot(slots, kNonFinite, 1);  // while it is up, the optimiser leaves everything alone
+  const StepResult result = step_->run(step_batches(step), slot_of(slots, kLearningRate));
+  set_slot(slots, kNonFinite, 0);
   model_->parameters().flatten().gradients.fill(0);
   return result;
 }
@@ -188,8 +188,7 @@ void Trainer::save(const char* name) {
   if (!std::isfinite(next.loss) || !std::isfinite(next.gradient_norm))
     fail_non_finite(run_.step, fmt::format("the update leads to a loss of {} and a gradient norm of {}", next.loss, next.gradient_norm),
                     step_->explain_failure());
-  const double* slots = step_->step_state().as<double>();
-  run_.step_slots.assign(slots, slots + kStepStateSize);
+  run_.step_slots = step_->step_state().to_vector();
   run_.data = config_.has("data") ? config_.text("data") : "stories";
   run_.data_fingerprint = data_.fingerprint;
   run_.machine = machine_description();

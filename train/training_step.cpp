@@ -16,7 +16,7 @@ Tensor ids_input(const Gpt& model, const Shape& shape, const char* name) {
 void copy_ids(const std::vector<std::int32_t>& from, const Tensor& to) {
   if (std::int64_t(from.size()) != to.size())
     throw Error(fmt::format("[batch] '{}' takes {} = {} ids, got {}", to.name(), to.shape().text(), to.size(), from.size()));
-  std::copy(from.begin(), from.end(), to.as<std::int32_t>());
+  to.write(from.data(), 0, to.size());
 }
 
 TrainingStep::Recorded TrainingStep::record_step(Gpt& model, const StepShape& shape, const OptimizerOptions& optimizer) {
@@ -24,7 +24,7 @@ TrainingStep::Recorded TrainingStep::record_step(Gpt& model, const StepShape& sh
   const Shape ids{shape.rows, shape.context};
   r.tokens = ids_input(model, ids, "tokens");
   r.targets = ids_input(model, ids, "targets");
-  r.scale = input({1}, "scale", model.options().dtype);
+  r.scale = input({1}, "scale", accumulator_of(model.options().dtype));
   if (shape.documents) r.documents = ids_input(model, ids, "document_start");
   r.step_state = hedgehog::step_state();
   const FlatParameters& flat = model.parameters().flatten();
@@ -52,6 +52,18 @@ TrainingStep::Recorded TrainingStep::record_step(Gpt& model, const StepShape& sh
   return r;
 }
 
+namespace {
+
+/// One slot of the step state as a tensor that a feed can fill.
+Tensor slot_view(const Tensor& step, StepState slot) {
+  Tensor view = declare({1}, Dtype::f64);
+  view->base = step;
+  view->offset = slot;
+  return view;
+}
+
+}  // namespace
+
 TrainingStep::TrainingStep(Gpt& model, const StepShape& shape, const OptimizerOptions& optimizer, std::uint64_t seed,
                            std::shared_ptr<Arena> arena)
     : shape_(shape), parameters_(model.parameters().all().size()) {
@@ -61,44 +73,80 @@ TrainingStep::TrainingStep(Gpt& model, const StepShape& shape, const OptimizerOp
   scale_ = r.scale;
   documents_ = r.documents;
   step_state_ = r.step_state;
-  step_state_.as<double>()[kSeed] = double(seed);
+  set_slot(step_state_, kSeed, double(seed));
   gradient_buffer_ = model.parameters().flatten().gradients;
+  Device& device = current_device();
+  Tensors fed{tokens_, targets_, scale_, slot_view(step_state_, kLearningRate), slot_view(step_state_, kFirstSequence)};
+  if (documents_) fed.push_back(documents_);
+  feed_ = device.feed(fed);
   ExecutorOptions options;
-  options.arena = std::move(arena);
-  gradients_ = std::make_unique<Executor>(std::move(r.gradients), options);
+  options.arena = arena ? std::move(arena) : std::make_shared<Arena>();
+  options.graph = !device.host();
   if (shape.micro_batches > 1) update_ = std::make_unique<Executor>(std::move(r.update), options);
+  options.first = [feed = feed_] { feed->take(); };
+  gradients_ = std::make_unique<Executor>(std::move(r.gradients), options);
+  losses_ = device.readback();
+  norms_ = device.readback();
 }
 
-void TrainingStep::load(const Batch& batch, double scale) {
-  copy_ids(batch.tokens, tokens_);
-  copy_ids(batch.targets, targets_);
-  if (documents_) copy_ids(batch.document_start, documents_);
-  scale_.fill(scale);
+void TrainingStep::stage(const Batch& batch, double scale, double learning_rate, double first_sequence) {
+  auto ids = [&](std::size_t i, const std::vector<std::int32_t>& from, const Tensor& to) {
+    if (std::int64_t(from.size()) != to.size())
+      throw Error(fmt::format("[batch] '{}' takes {} = {} ids, got {}", to.name(), to.shape().text(), to.size(), from.size()));
+    std::copy(from.begin(), from.end(), static_cast<std::int32_t*>(feed_->stage(i)));
+  };
+  ids(0, batch.tokens, tokens_);
+  ids(1, batch.targets, targets_);
+  if (scale_.dtype() == Dtype::f64) *static_cast<double*>(feed_->stage(2)) = scale;
+  else *static_cast<float*>(feed_->stage(2)) = float(scale);
+  *static_cast<double*>(feed_->stage(3)) = learning_rate;
+  *static_cast<double*>(feed_->stage(4)) = first_sequence;
+  if (documents_) ids(5, batch.document_start, documents_);
+  feed_->commit();
 }
 
-StepResult TrainingStep::run(std::span<const Batch> batches, double learning_rate) {
+void TrainingStep::fetch_loss() {
+  const auto open = std::find_if(unfinished_.begin(), unfinished_.end(), [&](const Unfinished& u) { return u.losses < shape_.micro_batches; });
+  open->loss += losses_->fetch()[0];
+  ++open->losses;
+}
+
+void TrainingStep::submit(std::span<const Batch> batches, double learning_rate) {
   if (std::int64_t(batches.size()) != shape_.micro_batches)
     throw Error(fmt::format("[training step] takes {} micro-batches, got {}", shape_.micro_batches, batches.size()));
+  if (unfinished_.size() >= 2) throw Error("[training step] two steps are unfinished already; finish one before the next is submitted");
   std::int64_t valid = 0;
   for (const Batch& b : batches) valid += b.valid;
   const double scale = 1.0 / double(std::max<std::int64_t>(valid, 1));
-  step_state_.as<double>()[kLearningRate] = learning_rate;
-  StepResult result;
+  unfinished_.emplace_back();
   for (std::size_t k = 0; k < batches.size(); ++k) {
-    step_state_.as<double>()[kFirstSequence] = double(std::int64_t(k) * shape_.rows);
-    load(batches[k], scale);
-    gradients_->run();
-    result.loss += gradients_->output(0).item();
+    stage(batches[k], scale, learning_rate, double(std::int64_t(k) * shape_.rows));
+    feed_->run([&] { gradients_->run(); });
+    losses_->take({gradients_->output(0)});
+    if (k > 0) fetch_loss();  // of the micro-batch before, while this one runs
   }
   if (update_) update_->run();
-  const std::vector<double> norms = (update_ ? update_->output(0) : gradients_->output(1)).to_vector();
+  norms_->take({update_ ? update_->output(0) : gradients_->output(1), step_state_});
+}
+
+StepResult TrainingStep::finish() {
+  if (unfinished_.empty()) throw Error("[training step] nothing was submitted that could be finished");
+  while (unfinished_.front().losses < shape_.micro_batches) fetch_loss();
+  StepResult result;
+  result.loss = unfinished_.front().loss;
+  unfinished_.pop_front();
+  const std::vector<double> norms = norms_->fetch();
   result.parameter_norms.assign(norms.begin(), norms.begin() + std::ptrdiff_t(parameters_));
-  result.gradient_norm = norms.back();
-  if (!std::isfinite(result.loss)) step_state_.as<double>()[kNonFinite] = 1;
+  result.gradient_norm = norms[parameters_];
+  result.failed = norms[parameters_ + 1 + kNonFinite] != 0;
+  if (!std::isfinite(result.loss) && !result.failed) set_slot(step_state_, kNonFinite, 1), result.failed = true;
   return result;
 }
 
-bool TrainingStep::failed() const { return step_state_.as<double>()[kNonFinite] != 0; }
+StepResult TrainingStep::run(std::span<const Batch> batches, double learning_rate) {
+  submit(batches, learning_rate);
+  return finish();
+}
 
 std::string TrainingStep::explain_failure() {
   gradient_buffer_.fill(0);  // the failed step left its own there

@@ -1,4 +1,5 @@
 #pragma once
+#include <deque>
 #include <memory>
 #include <span>
 #include <string>
@@ -31,11 +32,14 @@ struct StepResult {
   double loss = 0;                         // nats a token, over all valid targets of the step
   double gradient_norm = 0;                // before clipping
   std::vector<double> parameter_norms;     // gradient norm of each parameter, in order
+  bool failed = false;                     // the loss or a gradient was not finite; nothing was changed
 };
 
-/// Forward, backward and update of a model, recorded once and run in planned memory.
+/// Forward, backward and update of a model, recorded once and run in planned memory, on a GPU as one replayed graph.
 ///
 /// One micro-batch: one program. Several: the gradient program runs once for each, then the update program.
+///
+/// A GPU need not wait for the host between steps: submit() the next one, then finish() the one before.
 class TrainingStep {
  public:
   TrainingStep(Gpt& model, const StepShape& shape, const OptimizerOptions& optimizer, std::uint64_t seed,
@@ -43,7 +47,11 @@ class TrainingStep {
 
   /// One step on micro_batches batches. With a non-finite loss or gradient norm nothing is changed and failed() is true.
   StepResult run(std::span<const Batch> batches, double learning_rate);
-  bool failed() const;
+  /// Starts a step. At most two may be unfinished. After a failed step later ones change nothing either.
+  void submit(std::span<const Batch> batches, double learning_rate);
+  /// The result of the oldest unfinished step; waits for it.
+  StepResult finish();
+  bool failed() const { return slot_of(step_state_, kNonFinite) != 0; }
   /// After a failed step: which op made the first non-finite number, where, and from what inputs.
   std::string explain_failure();
 
@@ -63,11 +71,20 @@ class TrainingStep {
     Program gradients, update;
   };
   static Recorded record_step(Gpt& model, const StepShape& shape, const OptimizerOptions& optimizer);
-  void load(const Batch& batch, double scale);
+  void stage(const Batch& batch, double scale, double learning_rate, double first_sequence);
+  void fetch_loss();
+
+  struct Unfinished {
+    std::int64_t losses = 0;  // of micro-batches that were fetched
+    double loss = 0;
+  };
 
   StepShape shape_;
   Tensor tokens_, targets_, scale_, documents_, step_state_, gradient_buffer_;
+  std::shared_ptr<Feed> feed_;
   std::unique_ptr<Executor> gradients_, update_;
+  std::unique_ptr<Readback> losses_, norms_;
+  std::deque<Unfinished> unfinished_;
   std::size_t parameters_ = 0;
 };
 

@@ -30,7 +30,8 @@ if(HEDGEHOG_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
   # without these ccache refuses every file that uses a precompiled header
   set(CMAKE_CXX_COMPILER_LAUNCHER ${CMAKE_COMMAND} -E env
     CCACHE_SLOPPINESS=pch_defines,time_macros,include_file_mtime,include_file_ctime ${HEDGEHOG_CCACHE})
+  set(CMAKE_CUDA_COMPILER_LAUNCHER ${HEDGEHOG_CCACHE})
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-    add_compile_options(-fpch-preprocess)
+    add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-fpch-preprocess>)
   endif()
 endif()

@@ -1,4 +1,4 @@
-#include "core/file_writer.h"
+#include "train/file_writer.h"
 
 #include <fcntl.h>
 #include <fmt/core.h>

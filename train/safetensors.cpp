@@ -1,4 +1,4 @@
-#include "core/safetensors.h"
+#include "train/safetensors.h"
 
 #include <fcntl.h>
 #include <fmt/core.h>
@@ -16,7 +16,7 @@
 #include <utility>
 
 #include "core/error.h"
-#include "core/file_writer.h"
+#include "train/file_writer.h"
 
 namespace hedgehog {
 
