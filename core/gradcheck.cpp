@@ -58,8 +58,8 @@ class Check {
 
   std::vector<Slope> slopes_of(const Tensor& p, std::uint32_t index) {
     std::vector<Slope> out;
-    const double* gradient = p.grad().as<double>();
-    auto element = [&](std::int64_t i) { out.push_back({gradient[i], [this, p, i](double step) { return element_difference(p, i, step); }}); };
+    const std::vector<double> gradient = p.grad().to_vector();
+    auto element = [&](std::int64_t i) { out.push_back({gradient[std::size_t(i)], [this, p, i](double step) { return element_difference(p, i, step); }}); };
     if (p.size() <= options_.full) {
       for (std::int64_t i = 0; i < p.size(); ++i) element(i);
       return out;
@@ -101,22 +101,24 @@ class Check {
   }
 
   double element_difference(const Tensor& p, std::int64_t i, double step) {
-    double* x = p.as<double>() + i;
-    const double kept = *x, h = step * std::max(1.0, std::abs(kept));
-    *x = kept + h;
-    const double above = *x, up = loss();
-    *x = kept - h;
-    const double below = *x, down = loss();
-    *x = kept;
+    double kept = 0;
+    p.read(&kept, i, 1);
+    const double h = step * std::max(1.0, std::abs(kept)), above = kept + h, below = kept - h;
+    p.write(&above, i, 1);
+    const double up = loss();
+    p.write(&below, i, 1);
+    const double down = loss();
+    p.write(&kept, i, 1);
     return (up - down) / (above - below);
   }
 
   Slope direction(const Tensor& p, const Random& random) {
     std::vector<double> direction(std::size_t(p.size()));
+    const std::vector<double> gradient = p.grad().to_vector();
     double length = 0, slope = 0;
     for (std::size_t i = 0; i < direction.size(); ++i) length += (direction[i] = random.normal(i)) * direction[i];
     length = std::sqrt(length);
-    for (std::size_t i = 0; i < direction.size(); ++i) slope += (direction[i] /= length) * p.grad().as<double>()[i];
+    for (std::size_t i = 0; i < direction.size(); ++i) slope += (direction[i] /= length) * gradient[i];
     return {slope, [this, p, direction](double step) {
               const std::vector<double> kept = p.to_vector();
               auto at = [&](double h) {
@@ -173,7 +175,7 @@ Tensors draw_arguments(const Op& op, const Sample& sample, std::uint64_t seed, D
     const std::string& name = op.arguments[a].name;
     const bool whole = in.fill == Fill::integers || in.fill == Fill::documents || in.fill == Fill::mask;
     const bool changes = op.updates >> a & 1u;
-    const Dtype type = whole ? Dtype::i32 : in.fill == Fill::numbers ? Dtype::f64 : dtype;
+    const Dtype type = whole ? Dtype::i32 : in.fill == Fill::numbers ? Dtype::f64 : op.arguments[a].wide ? accumulator_of(dtype) : dtype;
     Tensor x = changes ? state(in.shape, type, name)
                        : in.differentiable && op.arguments[a].differentiable ? parameter(in.shape, name, type) : input(in.shape, name, type);
     std::vector<double> v(std::size_t(x.size()));

@@ -95,6 +95,7 @@ struct Argument {
   std::string name;
   bool optional = false;
   bool differentiable = true;  // i32 arguments never are
+  bool wide = false;           // f32 where the others are bf16: states, tables, scales, what the optimiser holds
 };
 
 /// The record of an op: everything the tape, the planner, the tests and the teaching view know about it.
