@@ -187,8 +187,8 @@ struct Weight {
   A p, ds;
 };
 template <class T, class A = Accumulator<T>>
-__device__ __forceinline__ Weight<A> weight(const Arguments<T>& a, std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j, A product,
-                                            A dp) {
+__device__ __forceinline__ Weight<A> weight(const Arguments<T>& a, std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j,
+                                            A product, A dp) {
   if (!visible(a, b, i, j)) return {A(0), A(0)};
   const std::int64_t at = (b * a.s.T + i) * a.s.Hq + h;
   const A scale = A(a.s.scale), p = exp(product * scale - a.log_sum_exp[at]);
@@ -274,7 +274,8 @@ __global__ void softmax_attention_zero_kernel(const Gradient<T> dx, std::int64_t
 template <class T>
 void zero(const Gradient<T>& dx, const Shape& shape) {
   if (!dx || dx.adds) return;
-  softmax_attention_zero_kernel<T><<<blocks_for(shape.size(), kThreads), kThreads, 0, stream()>>>(dx, shape.size(), shape[1], shape[2], shape[3]);
+  const unsigned blocks = blocks_for(shape.size(), kThreads);
+  softmax_attention_zero_kernel<T><<<blocks, kThreads, 0, stream()>>>(dx, shape.size(), shape[1], shape[2], shape[3]);
   check_launch(kName);
 }
 
@@ -323,8 +324,8 @@ std::int64_t backward_bytes(const Attributes& attributes, std::span<const Meta> 
 void register_softmax_attention(KernelTable& table) {
   namespace sa = softmax_attention;
   table["softmax_attention"] = {
-      .forward = [](const Call& c) { dispatch_floating(c.inputs[sa::input::kQ].dtype, [&](auto zero) { sa::forward<decltype(zero)>(c); }); },
-      .backward = [](const Call& c) { dispatch_floating(c.inputs[sa::input::kQ].dtype, [&](auto zero) { sa::backward<decltype(zero)>(c); }); },
+      .forward = [](const Call& c) { dispatch_floating(c.inputs[0].dtype, [&](auto zero) { sa::forward<decltype(zero)>(c); }); },
+      .backward = [](const Call& c) { dispatch_floating(c.inputs[0].dtype, [&](auto zero) { sa::backward<decltype(zero)>(c); }); },
       .backward_workspace = sa::backward_bytes,
   };
 }

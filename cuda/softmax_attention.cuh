@@ -69,7 +69,8 @@ struct Arguments {
 
 /// Grid of a number of blocks that must be one each.
 inline unsigned grid_of(std::int64_t blocks) {
-  if (blocks > std::int64_t(2147483647)) throw ShapeError("[softmax_attention] too many tokens and heads for one launch; use a smaller batch");
+  if (blocks > std::int64_t(2147483647))
+    throw ShapeError("[softmax_attention] too many tokens and heads for one launch; use a smaller batch");
   return unsigned(blocks);
 }
 

@@ -107,7 +107,8 @@ __device__ __forceinline__ Reader<D> reader_by_column(unsigned tile) {
 
 /// products (16 kRowTiles, 16 kPairs) = x y^T: x are the warp's rows of a tile, y are rows of another from y_row on.
 template <int D, int kRowTiles, int kPairs>
-__device__ __forceinline__ void multiply_rows(float (&products)[kRowTiles][2 * kPairs][4], const Reader<D>& x, const Reader<D>& y, int y_row) {
+__device__ __forceinline__ void multiply_rows(float (&products)[kRowTiles][2 * kPairs][4], const Reader<D>& x, const Reader<D>& y,
+                                              int y_row) {
 #pragma unroll
   for (int m = 0; m < kRowTiles; ++m)
 #pragma unroll
@@ -153,7 +154,8 @@ __device__ __forceinline__ void add_weighted_rows(float (&sums)[kRowTiles][D / 8
 /// Writes the warp's rows to vectors that lie `step` apart, by way of shared memory (`tile` starts with the warp's rows, which
 /// nobody else reads) so that whole rows are written at once. Rows from `count` on are dropped.
 template <int D, int kRowTiles>
-__device__ __forceinline__ void write_rows(const float (&x)[kRowTiles][D / 8][4], unsigned char* tile, bf16* to, std::int64_t step, int count) {
+__device__ __forceinline__ void write_rows(const float (&x)[kRowTiles][D / 8][4], unsigned char* tile, bf16* to, std::int64_t step,
+                                           int count) {
   const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
   __syncwarp();  // every lane has read what the rows held
 #pragma unroll
@@ -162,12 +164,14 @@ __device__ __forceinline__ void write_rows(const float (&x)[kRowTiles][D / 8][4]
     for (int n = 0; n < D / 8; ++n)
 #pragma unroll
       for (int half = 0; half < 2; ++half)
-        *reinterpret_cast<unsigned*>(tile + Tile<D>::offset(16 * m + 8 * half + g, n) + 4 * t) = pack(x[m][n][2 * half], x[m][n][2 * half + 1]);
+        *reinterpret_cast<unsigned*>(tile + Tile<D>::offset(16 * m + 8 * half + g, n) + 4 * t) =
+            pack(x[m][n][2 * half], x[m][n][2 * half + 1]);
   __syncwarp();
 #pragma unroll
   for (int i = lane; i < 16 * kRowTiles * Tile<D>::kPieces; i += kWarp) {
     const int row = i / Tile<D>::kPieces, piece = i % Tile<D>::kPieces;
-    if (row < count) *reinterpret_cast<uint4*>(to + row * step + 8 * piece) = *reinterpret_cast<const uint4*>(tile + Tile<D>::offset(row, piece));
+    if (row < count)
+      *reinterpret_cast<uint4*>(to + row * step + 8 * piece) = *reinterpret_cast<const uint4*>(tile + Tile<D>::offset(row, piece));
   }
 }
 

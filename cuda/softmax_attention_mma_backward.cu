@@ -37,16 +37,17 @@ struct Inputs {
 
 /// Statistics of a query row, transposed for the other kernels: ln sum exp in base 2, and delta = do . o. Eight lanes a row,
 /// 32 tokens of one head a block.
-__global__ void __launch_bounds__(256) softmax_attention_statistics_kernel(const Heads<const bf16> dy, const Heads<bf16> o, const float* saved,
-                                                                           float* log_sum_exp, float* delta, int tokens, int padded, int heads,
-                                                                           int pieces) {
+__global__ void __launch_bounds__(256)
+    softmax_attention_statistics_kernel(const Heads<const bf16> dy, const Heads<bf16> o, const float* saved, float* log_sum_exp,
+                                        float* delta, int tokens, int padded, int heads, int pieces) {
   const unsigned tiles = unsigned(padded) / 32;
   const int t = int(blockIdx.x % tiles) * 32 + int(threadIdx.x) / 8, lane = threadIdx.x % 8;
   const std::int64_t head = blockIdx.x / tiles, h = head % heads, b = head / heads;
   float sum = 0;
   if (t < tokens)
     for (int piece = lane; piece < pieces; piece += 8) {
-      const uint4 x = *reinterpret_cast<const uint4*>(dy.at(b, t, h) + 8 * piece), y = *reinterpret_cast<const uint4*>(o.at(b, t, h) + 8 * piece);
+      const uint4 x = *reinterpret_cast<const uint4*>(dy.at(b, t, h) + 8 * piece);
+      const uint4 y = *reinterpret_cast<const uint4*>(o.at(b, t, h) + 8 * piece);
       const unsigned xs[4] = {x.x, x.y, x.z, x.w}, ys[4] = {y.x, y.y, y.z, y.w};
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
@@ -69,7 +70,8 @@ __global__ void __launch_bounds__(QueryBlocking<D>::kThreads, 2) softmax_attenti
   using S = QueryBlocking<D>;
   constexpr int kRowTiles = S::kRowTiles;
   extern __shared__ __align__(128) unsigned char memory[];
-  const unsigned q_tile = shared_address(memory), dy_tile = q_tile + S::kOwnBytes, k_tile = dy_tile + S::kOwnBytes, v_tile = k_tile + 2 * S::kTileBytes;
+  const unsigned q_tile = shared_address(memory), dy_tile = q_tile + S::kOwnBytes;
+  const unsigned k_tile = dy_tile + S::kOwnBytes, v_tile = k_tile + 2 * S::kTileBytes;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4, T = in.tokens;
 
   // the longest tiles of a head first
@@ -91,7 +93,8 @@ __global__ void __launch_bounds__(QueryBlocking<D>::kThreads, 2) softmax_attenti
   fetch_keys(begin, 0);
 
   const int warp_row = warp * S::kWarpRows, first = i0 + warp_row, row = first + g;  // the lane's rows: row + 16 m + 8 half
-  const Reader<D> q = reader_by_row<D>(q_tile + warp_row * Tile<D>::kRowBytes), dy = reader_by_row<D>(dy_tile + warp_row * Tile<D>::kRowBytes);
+  const Reader<D> q = reader_by_row<D>(q_tile + warp_row * Tile<D>::kRowBytes);
+  const Reader<D> dy = reader_by_row<D>(dy_tile + warp_row * Tile<D>::kRowBytes);
   const float scale = in.scale * kLog2e;
   float log_sum_exp[kRowTiles][2], delta[kRowTiles][2], dq[kRowTiles][D / 8][4];
 #pragma unroll
@@ -141,7 +144,8 @@ __global__ void __launch_bounds__(QueryBlocking<D>::kThreads, 2) softmax_attenti
 #pragma unroll
         for (int n = 0; n < kStep / 8; ++n)
 #pragma unroll
-          for (int e = 0; e < 4; ++e) s[m][n][e] = exp2_fast(fmaf(s[m][n][e], scale, -log_sum_exp[m][e / 2])) * (dp[m][n][e] - delta[m][e / 2]);
+          for (int e = 0; e < 4; ++e)
+            s[m][n][e] = exp2_fast(fmaf(s[m][n][e], scale, -log_sum_exp[m][e / 2])) * (dp[m][n][e] - delta[m][e / 2]);
 #pragma unroll
         for (int j = 0; j < kStep / 16; ++j) pack_operand(ds[m][j], s[m][2 * j], s[m][2 * j + 1]);
       }
@@ -159,7 +163,8 @@ __global__ void __launch_bounds__(KeyBlocking<D>::kThreads, D <= 64 ? 2 : 1) sof
   using S = KeyBlocking<D>;
   constexpr int kRowTiles = S::kRowTiles;
   extern __shared__ __align__(128) unsigned char memory[];
-  const unsigned k_tile = shared_address(memory), v_tile = k_tile + S::kOwnBytes, q_tile = v_tile + S::kOwnBytes, dy_tile = q_tile + 2 * S::kTileBytes;
+  const unsigned k_tile = shared_address(memory), v_tile = k_tile + S::kOwnBytes;
+  const unsigned q_tile = v_tile + S::kOwnBytes, dy_tile = q_tile + 2 * S::kTileBytes;
   constexpr int kStatistics = 2 * S::kOwnBytes + 4 * S::kTileBytes;  // (2 stages, 2, 64): log of the sum, delta
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4, T = in.tokens;
 
@@ -197,7 +202,8 @@ __global__ void __launch_bounds__(KeyBlocking<D>::kThreads, D <= 64 ? 2 : 1) sof
   fetch_queries(0, 0);
 
   const int warp_row = warp * S::kWarpRows, first = j0 + warp_row, row = first + g;  // the lane's keys: row + 16 m + 8 half
-  const Reader<D> k = reader_by_row<D>(k_tile + warp_row * Tile<D>::kRowBytes), v = reader_by_row<D>(v_tile + warp_row * Tile<D>::kRowBytes);
+  const Reader<D> k = reader_by_row<D>(k_tile + warp_row * Tile<D>::kRowBytes);
+  const Reader<D> v = reader_by_row<D>(v_tile + warp_row * Tile<D>::kRowBytes);
   const float scale = in.scale * kLog2e;
   float dk[kRowTiles][D / 8][4], dv[kRowTiles][D / 8][4];
 #pragma unroll
@@ -263,8 +269,9 @@ __global__ void __launch_bounds__(KeyBlocking<D>::kThreads, D <= 64 ? 2 : 1) sof
       add_weighted_rows<D, kRowTiles, kStep / 16>(dk, ds, reader_by_row<D>(queries), step);
     }
   }
-  if (in.dk) write_gradient<D, kRowTiles>(dk, in.scale, memory + warp_row * Tile<D>::kRowBytes, in.dk, in.whole_dk, b, first, hkv, T);
-  if (in.dv) write_gradient<D, kRowTiles>(dv, 1, memory + S::kOwnBytes + warp_row * Tile<D>::kRowBytes, in.dv, in.whole_dv, b, first, hkv, T);
+  unsigned char* const own = memory + warp_row * Tile<D>::kRowBytes;
+  if (in.dk) write_gradient<D, kRowTiles>(dk, in.scale, own, in.dk, in.whole_dk, b, first, hkv, T);
+  if (in.dv) write_gradient<D, kRowTiles>(dv, 1, own + S::kOwnBytes, in.dv, in.whole_dv, b, first, hkv, T);
 }
 
 bool whole_rows(const Gradient<bf16>& dx) { return dx.narrow && !dx.adds && aligned(dx.narrow); }
@@ -297,8 +304,8 @@ std::int64_t backward_mma_bytes(const Sizes& s) { return 2 * s.B * s.Hq * padded
 void backward_mma(const Arguments<bf16>& a) {
   const std::int64_t rows = padded(a.s.T), heads = a.s.B * a.s.Hq;
   float *log_sum_exp = static_cast<float*>(a.workspace), *delta = log_sum_exp + heads * rows;
-  softmax_attention_statistics_kernel<<<grid_of(heads * rows / 32), 256, 0, stream()>>>(a.dy, a.o, a.log_sum_exp, log_sum_exp, delta, int(a.s.T),
-                                                                                       int(rows), int(a.s.Hq), int(a.s.D / 8));
+  softmax_attention_statistics_kernel<<<grid_of(heads * rows / 32), 256, 0, stream()>>>(
+      a.dy, a.o, a.log_sum_exp, log_sum_exp, delta, int(a.s.T), int(rows), int(a.s.Hq), int(a.s.D / 8));
   check_launch(kName);
   const Inputs in{a.q, a.k, a.v, a.dy, log_sum_exp, delta, a.dq, a.dk, a.dv, whole_rows(a.dq), whole_rows(a.dk), whole_rows(a.dv),
                   a.document_start, int(a.s.T), int(rows), int(a.s.Hq), int(a.s.Hq / a.s.Hkv), 0, a.s.causal, float(a.s.scale)};

@@ -45,15 +45,17 @@ __device__ __forceinline__ Part part_of(const Step<T>& s) {
   return p;
 }
 
-/// Key j of the part; its value lies `to_value` elements on. New tokens are read from k and v: the rows of the cache that this
-/// launch writes are not read by it.
+/// Key j of the query's head, or its value. New tokens are read from k and v: the rows of the cache that this launch writes are
+/// not read by it.
 template <class T>
 __device__ __forceinline__ const T* key(const Step<T>& s, const Part& p, std::int64_t j) {
-  return j < p.before ? s.cache + ((p.b * s.P + j) * 2 * s.Hkv + p.hkv) * s.D : s.k + ((p.b * s.n + j - p.before) * s.Hkv + p.hkv) * s.D;
+  if (j < p.before) return s.cache + ((p.b * s.P + j) * 2 * s.Hkv + p.hkv) * s.D;
+  return s.k + ((p.b * s.n + j - p.before) * s.Hkv + p.hkv) * s.D;
 }
 template <class T>
 __device__ __forceinline__ const T* value(const Step<T>& s, const Part& p, std::int64_t j) {
-  return j < p.before ? s.cache + (((p.b * s.P + j) * 2 + 1) * s.Hkv + p.hkv) * s.D : s.v + ((p.b * s.n + j - p.before) * s.Hkv + p.hkv) * s.D;
+  if (j < p.before) return s.cache + (((p.b * s.P + j) * 2 + 1) * s.Hkv + p.hkv) * s.D;
+  return s.v + ((p.b * s.n + j - p.before) * s.Hkv + p.hkv) * s.D;
 }
 
 /// One block of each new token and key head writes it to the cache.
@@ -275,11 +277,20 @@ void forward(const Call& c) {
   const Shape &q = c.inputs[kQ].shape, &cache = c.inputs[kCache].shape;
   const double given = c.attributes.real("scale"), scale = given == 0 ? 1 / std::sqrt(double(q[3])) : given;
   const std::int64_t rows = q[0] * q[1] * q[2], splits = splits_of(q, cache);
-  if (rows * splits > std::int64_t(2147483647)) throw ShapeError("[softmax_attention_step] too many tokens and heads for one launch; give fewer tokens a step");
+  if (rows * splits > std::int64_t(2147483647))
+    throw ShapeError("[softmax_attention_step] too many tokens and heads for one launch; give fewer tokens a step");
   A* const statistics = static_cast<A*>(c.workspace);
-  const Step<T> s{c.inputs[kQ].as<const T>(), c.inputs[kK].as<const T>(), c.inputs[kV].as<const T>(), c.inputs[kCache].as<T>(), c.outputs[0].as<T>(),
-                  c.inputs[kPosition].as<std::int32_t>(), statistics, statistics + rows * splits * 2, q[0], q[1], q[2], cache[3], q[3], cache[1],
-                  int(splits), A(scale * 1.4426950408889634)};
+  const Step<T> s{.q = c.inputs[kQ].as<const T>(),
+                  .k = c.inputs[kK].as<const T>(),
+                  .v = c.inputs[kV].as<const T>(),
+                  .cache = c.inputs[kCache].as<T>(),
+                  .o = c.outputs[0].as<T>(),
+                  .position = c.inputs[kPosition].as<std::int32_t>(),
+                  .statistics = statistics,
+                  .sums = statistics + rows * splits * 2,
+                  .B = q[0], .n = q[1], .Hq = q[2], .Hkv = cache[3], .D = q[3], .P = cache[1],
+                  .splits = int(splits),
+                  .scale = A(scale * 1.4426950408889634)};
   attend(s, unsigned(rows * splits));
   check_launch(kName);
   softmax_attention_step_join_kernel<T><<<unsigned(rows), kThreads, 0, stream()>>>(s);
