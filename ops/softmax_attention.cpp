@@ -28,7 +28,7 @@ Layout infer(const Attributes& attributes, std::span<const Meta> in) {
   const Sizes s = sizes_of(attributes, q.shape, in[kK].shape, in[kV].shape);
   Layout layout;
   layout.outputs = {{Shape{s.B, s.T, s.Hq, s.Dv}, q.dtype}};
-  layout.saved = {{Shape{s.B, s.T, s.Hq}, q.dtype}};
+  layout.saved = {{Shape{s.B, s.T, s.Hq}, accumulator_of(q.dtype)}};
   layout.forward_workspace = forward_bytes(s, q.dtype);
   layout.backward_workspace = backward_bytes(s, q.dtype);
   return layout;

@@ -16,13 +16,13 @@ struct SoftmaxAttentionOptions {
 ///   s_ij = scale q_i . k_j,   p_ij = exp(s_ij) / sum_m exp(s_im)
 ///   o_i  = sum_j p_ij v_j     over the unmasked tokens j of i's document, j <= i if causal
 ///
-/// q       (B, T, Hq, D)    f32 | f64; q, k, v may be windows of one packed tensor
-/// k       (B, T, Hkv, D)   Hq is a multiple of Hkv; query head h reads key head h / (Hq / Hkv)
-/// v       (B, T, Hkv, Dv)
-/// returns (B, T, Hq, Dv). A row that sees no token gives 0 and no gradient.
+/// q       (B, T, Hq, D)    f32 | f64 | bf16 (CUDA); q, k, v may be windows of one packed tensor
+/// k       (B, T, Hkv, D)   dtype of q; Hq is a multiple of Hkv; query head h reads key head h / (Hq / Hkv)
+/// v       (B, T, Hkv, Dv)  dtype of q
+/// returns (B, T, Hq, Dv), dtype of q. A row that sees no token gives 0 and no gradient.
 ///
 /// Backward: dP = do V^T;  ds_ij = p_ij (dP_ij - do_i . o_i);  dq = scale ds K;  dk = scale ds^T Q;  dv = P^T do.
-/// Saved:    ln sum_j exp(s_ij), (B, T, Hq); tiles of P are made again from it.
+/// Saved:    ln sum_j exp(s_ij), (B, T, Hq), f32 (f64 for f64); tiles of P are made again from it.
 /// Throws:   ShapeError on wrong shapes or dtypes, Hq not a multiple of Hkv, a negative scale.
 /// Source:   Dao et al. 2022, arXiv:2205.14135, algorithms 1 and 4.
 Tensor softmax_attention(const Tensor& q, const Tensor& k, const Tensor& v, const SoftmaxAttentionOptions& options = {},
@@ -30,17 +30,18 @@ Tensor softmax_attention(const Tensor& q, const Tensor& k, const Tensor& v, cons
 
 /// Decoding with softmax attention: appends tokens to a cache and attends to everything in it.
 ///
-/// q         (B, n, Hq, D)      f32 | f64: the next n tokens, usually 1
-/// k, v      (B, n, Hkv, D)
-/// cache     (B, P, 2, Hkv, D)  state: keys [.., 0, ..] and values [.., 1, ..] of up to P tokens; rows [position, position + n)
-///                              are written
+/// q         (B, n, Hq, D)      f32 | f64 | bf16 (CUDA): the next n tokens, usually 1
+/// k, v      (B, n, Hkv, D)     dtype of q
+/// cache     (B, P, 2, Hkv, D)  state, dtype of q: keys [.., 0, ..] and values [.., 1, ..] of up to P tokens; rows
+///                              [position, position + n) are written
 /// position  (1) i32            tokens in the cache so far; all layers read it, the caller raises it by n after the last
 /// scale     0: 1 / sqrt(D)
-/// returns   (B, n, Hq, D)
+/// returns   (B, n, Hq, D), dtype of q
 ///
 /// Backward: none.
 /// Saved:    nothing.
-/// Throws:   ShapeError on wrong shapes or dtypes; Error when the cache has no room for n more tokens.
+/// Throws:   ShapeError on wrong shapes or dtypes; Error when the cache has no room for n more tokens (CUDA: NaN,
+///           and the cache is left as it is).
 Tensor softmax_attention_step(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cache, const Tensor& position,
                               double scale = 0, SourceLine where = SourceLine::current());
 

@@ -223,8 +223,7 @@ void backward(const Call& c) {
 
 std::int64_t bytes(const Sizes& s, std::int64_t tasks, bool backward, Dtype dtype) {
   Carver carver;
-  if (dtype == Dtype::f64) scratch_of<double>(s, tasks, backward, carver);
-  else scratch_of<float>(s, tasks, backward, carver);
+  dispatch_workspace(dtype, [&](auto zero) { scratch_of<decltype(zero)>(s, tasks, backward, carver); });
   return carver.used();
 }
 

@@ -30,7 +30,7 @@ Layout infer(const Attributes& attributes, std::span<const Meta> in) {
   if (!(scale >= 0)) fail(op, fmt::format("scale must be positive, or 0 for 1 / sqrt(D), but is {}", scale));
   Layout layout;
   layout.outputs = {{q.shape, q.dtype}};
-  dispatch(q.dtype, [&](auto zero) {
+  dispatch_workspace(q.dtype, [&](auto zero) {
     Carver carver;
     for (std::int64_t w = 0; w < worker_count(q.shape[0] * q.shape[2]); ++w) carver.take<decltype(zero)>(cache.shape[1]);
     layout.forward_workspace = carver.used();

@@ -1,0 +1,223 @@
+#pragma once
+#include "cuda/softmax_attention.cuh"
+
+/// Tensor-core pieces of softmax attention: tiles of bf16 vectors in shared memory, their fragments for mma.sync.m16n8k16,
+/// asynchronous copies. Everything here runs on sm_80 and later.
+///
+/// A fragment's owner: g = lane / 4, t = lane % 4. Of a 16 x 8 result a lane holds (g, 2t), (g, 2t + 1), (g + 8, 2t),
+/// (g + 8, 2t + 1); two neighbouring results, rounded, are the left operand (16 x 16) of the next product.
+namespace hedgehog::cuda::softmax_attention {
+
+constexpr int kKeyTile = 64;     // keys (or queries) that arrive at a time
+constexpr int kPadding = 128;    // backward's row statistics are padded to a multiple of this
+constexpr float kLog2e = 1.4426950408889634f;
+
+__device__ __forceinline__ unsigned shared_address(const void* p) { return unsigned(__cvta_generic_to_shared(p)); }
+
+/// 16 bytes to shared memory; zeros, with nothing read, where not inside.
+__device__ __forceinline__ void copy_async(unsigned to, const void* from, bool inside) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from), "r"(inside ? 16 : 0) : "memory");
+}
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
+__device__ __forceinline__ void wait_copies() { asm volatile("cp.async.wait_group 0;\n" ::: "memory"); }
+
+__device__ __forceinline__ void load_matrices(unsigned (&r)[4], unsigned at) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(at)
+               : "memory");
+}
+__device__ __forceinline__ void load_matrices_transposed(unsigned (&r)[4], unsigned at) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(at)
+               : "memory");
+}
+/// d += a (16 x 16) b (16 x 8)
+__device__ __forceinline__ void multiply_add(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+/// 2^x; -inf gives 0, NaN gives NaN.
+__device__ __forceinline__ float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ unsigned pack(float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return *reinterpret_cast<const unsigned*>(&pair);
+}
+/// Left operand of 16 columns from the results of two neighbouring 16 x 8 products.
+__device__ __forceinline__ void pack_operand(unsigned (&a)[4], const float (&left)[4], const float (&right)[4]) {
+  a[0] = pack(left[0], left[1]);
+  a[1] = pack(left[2], left[3]);
+  a[2] = pack(right[0], right[1]);
+  a[3] = pack(right[2], right[3]);
+}
+
+/// Rows of D bf16 in shared memory in pieces of 16 bytes. The pieces of a row are permuted by its number, so that the same
+/// piece of eight rows lies in eight different banks.
+template <int D>
+struct Tile {
+  static constexpr int kPieces = D / 8, kRowBytes = 2 * D;
+
+  static __device__ __forceinline__ unsigned key(int row) { return unsigned(D % 64 == 0 ? row & 7 : (row >> 1) & 3); }
+  static __device__ __forceinline__ unsigned offset(int row, int piece) {
+    return unsigned(row * kRowBytes) + ((unsigned(piece) ^ key(row)) << 4);
+  }
+  /// Asks for kRows vectors `step` elements apart; those from `count` (at least 1) on become zeros.
+  template <int kRows, int kThreads>
+  static __device__ __forceinline__ void fetch(unsigned tile, const bf16* from, std::int64_t step, int count) {
+    static_assert(kRows * kPieces % kThreads == 0);
+#pragma unroll
+    for (int i = 0; i < kRows * kPieces / kThreads; ++i) {
+      const int n = i * kThreads + int(threadIdx.x), row = n / kPieces, piece = n % kPieces;
+      const bool inside = row < count;
+      copy_async(tile + offset(row, piece), from + (inside ? row * step : 0) + piece * 8, inside);
+    }
+  }
+};
+
+/// Where a lane reads fragments of a tile. Rows given to `at` are multiples of 16 and pieces are even, so that the permutation
+/// is one exclusive or.
+template <int D>
+struct Reader {
+  unsigned base, mix;
+
+  __device__ __forceinline__ Reader(unsigned tile, int row, int piece)
+      : base(tile + unsigned(row * Tile<D>::kRowBytes)), mix((unsigned(piece) ^ Tile<D>::key(row)) << 4) {}
+  __device__ __forceinline__ unsigned at(int row, int piece) const {
+    return base + unsigned(row * Tile<D>::kRowBytes) + (unsigned(piece << 4) ^ mix);
+  }
+};
+/// For left operands (rows, depth) as they lie, and for right operands (depth, columns) read transposed.
+template <int D>
+__device__ __forceinline__ Reader<D> reader_by_row(unsigned tile) {
+  const int lane = threadIdx.x % kWarp;
+  return {tile, lane & 15, lane >> 4};
+}
+/// For right operands that lie as (columns, depth).
+template <int D>
+__device__ __forceinline__ Reader<D> reader_by_column(unsigned tile) {
+  const int lane = threadIdx.x % kWarp;
+  return {tile, (lane & 7) + ((lane >> 4) << 3), (lane >> 3) & 1};
+}
+
+/// products (16 kRowTiles, 16 kPairs) = x y^T: x are the warp's rows of a tile, y are rows of another from y_row on.
+template <int D, int kRowTiles, int kPairs>
+__device__ __forceinline__ void multiply_rows(float (&products)[kRowTiles][2 * kPairs][4], const Reader<D>& x, const Reader<D>& y,
+                                              int y_row) {
+#pragma unroll
+  for (int m = 0; m < kRowTiles; ++m)
+#pragma unroll
+    for (int n = 0; n < 2 * kPairs; ++n)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) products[m][n][e] = 0;
+#pragma unroll
+  for (int d = 0; d < D / 16; ++d) {
+    unsigned a[kRowTiles][4];
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) load_matrices(a[m], x.at(16 * m, 2 * d));
+#pragma unroll
+    for (int n = 0; n < kPairs; ++n) {
+      unsigned b[4];
+      load_matrices(b, y.at(y_row + 16 * n, 2 * d));
+#pragma unroll
+      for (int m = 0; m < kRowTiles; ++m) {
+        multiply_add(products[m][2 * n], a[m], b[0], b[1]);
+        multiply_add(products[m][2 * n + 1], a[m], b[2], b[3]);
+      }
+    }
+  }
+}
+
+/// sums (16 kRowTiles, D) += weights (16 kRowTiles, 16 kPairs) x, x being rows of a tile from x_row on.
+template <int D, int kRowTiles, int kPairs>
+__device__ __forceinline__ void add_weighted_rows(float (&sums)[kRowTiles][D / 8][4], const unsigned (&weights)[kRowTiles][kPairs][4],
+                                                  const Reader<D>& x, int x_row) {
+#pragma unroll
+  for (int j = 0; j < kPairs; ++j)
+#pragma unroll
+    for (int n = 0; n < D / 16; ++n) {
+      unsigned b[4];
+      load_matrices_transposed(b, x.at(x_row + 16 * j, 2 * n));
+#pragma unroll
+      for (int m = 0; m < kRowTiles; ++m) {
+        multiply_add(sums[m][2 * n], weights[m][j], b[0], b[1]);
+        multiply_add(sums[m][2 * n + 1], weights[m][j], b[2], b[3]);
+      }
+    }
+}
+
+/// Writes the warp's rows to vectors that lie `step` apart, by way of shared memory (`tile` starts with the warp's rows, which
+/// nobody else reads) so that whole rows are written at once. Rows from `count` on are dropped.
+template <int D, int kRowTiles>
+__device__ __forceinline__ void write_rows(const float (&x)[kRowTiles][D / 8][4], unsigned char* tile, bf16* to, std::int64_t step,
+                                           int count) {
+  const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
+  __syncwarp();  // every lane has read what the rows held
+#pragma unroll
+  for (int m = 0; m < kRowTiles; ++m)
+#pragma unroll
+    for (int n = 0; n < D / 8; ++n)
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        *reinterpret_cast<unsigned*>(tile + Tile<D>::offset(16 * m + 8 * half + g, n) + 4 * t) =
+            pack(x[m][n][2 * half], x[m][n][2 * half + 1]);
+  __syncwarp();
+#pragma unroll
+  for (int i = lane; i < 16 * kRowTiles * Tile<D>::kPieces; i += kWarp) {
+    const int row = i / Tile<D>::kPieces, piece = i % Tile<D>::kPieces;
+    if (row < count)
+      *reinterpret_cast<uint4*>(to + row * step + 8 * piece) = *reinterpret_cast<const uint4*>(tile + Tile<D>::offset(row, piece));
+  }
+}
+
+/// The same for a gradient, times `scale`: straight to memory where it adds, is f32 or lies unevenly. t0 is the token of the
+/// warp's first row, `tokens` how many there are.
+template <int D, int kRowTiles>
+__device__ __forceinline__ void write_gradient(float (&x)[kRowTiles][D / 8][4], float scale, unsigned char* tile, const Gradient<bf16>& dx,
+                                               bool whole_rows, std::int64_t b, int t0, std::int64_t h, int tokens) {
+#pragma unroll
+  for (int m = 0; m < kRowTiles; ++m)
+#pragma unroll
+    for (int n = 0; n < D / 8; ++n)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) x[m][n][e] *= scale;
+  if (whole_rows) {
+    // the address of a row beyond the end is never formed
+    if (t0 < tokens) write_rows<D, kRowTiles>(x, tile, dx.narrow.at(b, t0, h), dx.narrow.token, tokens - t0);
+    return;
+  }
+  const int lane = threadIdx.x % kWarp;
+#pragma unroll
+  for (int m = 0; m < kRowTiles; ++m)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int token = t0 + 16 * m + 8 * half + lane / 4;
+      if (token >= tokens) continue;
+#pragma unroll
+      for (int n = 0; n < D / 8; ++n)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) dx.put(b, token, h, 8 * n + 2 * (lane % 4) + e, x[m][n][2 * half + e]);
+    }
+}
+
+/// Vectors on 16-byte boundaries.
+template <class T>
+bool aligned(const Heads<T>& x) {
+  return reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0 && x.batch % 8 == 0 && x.token % 8 == 0 && x.head % 8 == 0;
+}
+
+/// Calls f(std::integral_constant<int, D>) for the widths that suits_mma lets through.
+template <class F>
+void dispatch_width(std::int64_t width, F&& f) {
+  if (width == 32) return f(std::integral_constant<int, 32>{});
+  if (width == 64) return f(std::integral_constant<int, 64>{});
+  if (width == 96) return f(std::integral_constant<int, 96>{});
+  f(std::integral_constant<int, 128>{});
+}
+
+}  // namespace hedgehog::cuda::softmax_attention
