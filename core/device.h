@@ -61,6 +61,8 @@ class Device {
   virtual void synchronize() = 0;
   /// Bytes that an allocation may still take; 0: not known.
   virtual std::int64_t free_memory() = 0;
+  /// Lets f32 matrix products round their operands to TF32, which tensor cores multiply faster. Off at the start.
+  virtual void allow_tf32(bool) {}
 
   /// The kernel of an op; null: this device has none, and runs the op's composed reference.
   virtual const Kernel* kernel(const Op& op, bool backward) const = 0;

@@ -7,6 +7,7 @@
 #include <deque>
 
 #include "core/error.h"
+#include "cuda/blas.h"
 #include "cuda/feed.h"
 #include "cuda/kernels.h"
 #include "cuda/stream.h"
@@ -218,6 +219,7 @@ class CudaDevice final : public Device {
     check(cudaMemPoolGetAttribute(pool, cudaMemPoolAttrUsedMemCurrent, &used), "query of the memory pool");
     return std::int64_t(free + reserved - used);
   }
+  void allow_tf32(bool allowed) override { cuda::allow_tf32(allowed); }
   const Kernel* kernel(const Op& op, bool backward) const override {
     // a custom op brings its own
     if (const Kernel& own = backward ? op.backward.cuda : op.forward.cuda) return &own;

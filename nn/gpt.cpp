@@ -24,7 +24,7 @@ Init residual_init(const GptOptions& o, std::int64_t fan_in) {
 
 void check(const GptOptions& o) {
   auto refuse = [](const std::string& message) { throw ShapeError("[gpt] " + message); };
-  if (o.layers < 1 || o.heads < 1 || o.width < 1 || o.context < 1 || o.vocabulary < 1)
+  if (o.layers < 1 || o.heads < 1 || o.width < 1 || o.context < 1 || o.vocabulary < 1 || o.vocabulary_multiple < 1)
     refuse(fmt::format("layers, heads, width, context and vocabulary must be at least 1, got {}, {}, {}, {}, {}", o.layers, o.heads,
                        o.width, o.context, o.vocabulary));
   if (o.width % o.heads) refuse(fmt::format("heads must divide width, got {} heads and width {}", o.heads, o.width));
@@ -83,14 +83,15 @@ Gpt::Gpt(const GptOptions& options, bool declared) : options_(options) {
   check(options_);
   parameters_ = std::make_unique<Parameters>(options_.dtype, options_.seed, declared);
   Parameters& p = *parameters_;
-  token_table_ = p.add("wte.weight", {options_.vocabulary, options_.width}, Init::normal(options_.embedding_init), 1);
+  const std::int64_t rows = table_rows(options_);
+  token_table_ = p.add("wte.weight", {rows, options_.width}, Init::normal(options_.embedding_init), 1);
   if (options_.positions == "learned")
     position_table_ = p.add("wpe.weight", {options_.context, options_.width}, Init::normal(options_.embedding_init), 1);
   embedding_dropout_ = {options_.dropout, 0};
   for (std::int64_t i = 0; i < options_.layers; ++i) blocks_.push_back(make_block(p, options_, i));
   final_norm_ = Norm(p, "ln_f", options_.norm, options_.width, options_.bias);
   head_ = options_.tied_head ? token_table_
-                             : p.add("lm_head.weight", {options_.vocabulary, options_.width}, weight_init(options_, options_.width), 1);
+                             : p.add("lm_head.weight", {rows, options_.width}, weight_init(options_, options_.width), 1);
   if (options_.init == "mimetic" && !options_.tied_head && !declared) {
     std::vector<double> like = p.values(token_table_);
     for (double& x : like) x /= options_.embedding_init * std::sqrt(double(options_.width));
@@ -119,10 +120,16 @@ Tensor Gpt::hidden(const Tensor& tokens, const AttentionContext& given) const {
 TokenLosses Gpt::loss(const Tensor& tokens, const Tensor& targets, const Tensor& scale, const AttentionContext& context) const {
   const Tensor x = hidden(tokens, context);
   const Scope scope("classifier");
-  return classifier_cross_entropy(x, head_, targets, scale);
+  return classifier_cross_entropy(x, head_, targets, scale, options_.vocabulary);
 }
 
-Tensor Gpt::logits(const Tensor& hidden) const { return matmul(hidden, head_, false, true); }
+std::int64_t Gpt::table_rows(const GptOptions& o) { return (o.vocabulary + o.vocabulary_multiple - 1) / o.vocabulary_multiple * o.vocabulary_multiple; }
+
+Tensor Gpt::logits(const Tensor& hidden) const {
+  const Tensor all = matmul(hidden, head_, false, true);
+  const std::int64_t surplus = all.shape().last() - options_.vocabulary;
+  return surplus ? split(all, {options_.vocabulary, surplus})[0] : all;
+}
 
 Tensors DecodingState::memory() const {
   Tensors all;
@@ -165,7 +172,7 @@ std::int64_t parameter_count(const GptOptions& options) {
   const std::int64_t c = options.width, d = c / options.heads, maps = options.attention.starts_with("hedgehog") ? 2 * options.heads * d * d : 0;
   const std::int64_t norm = c * (options.bias && options.norm == "layer" ? 2 : 1), bias = options.bias ? 9 * c : 0;
   const std::int64_t positions = options.positions == "learned" ? options.context * c : 0;
-  return options.vocabulary * c * (options.tied_head ? 1 : 2) + positions + 
+  return Gpt::table_rows(options) * c * (options.tied_head ? 1 : 2) + positions +
          options.layers * (12 * c * c + maps + 3 * c * options.short_convolution + bias + 2 * norm) + norm;
 }
 

@@ -15,6 +15,7 @@ struct GptOptions {
   std::int64_t width = 64;
   std::int64_t context = 128;
   std::int64_t vocabulary = 256;
+  std::int64_t vocabulary_multiple = 1;  // tables get rows up to a multiple of this, which tensor cores like; the surplus is never scored
   std::string attention = "hedgehog";  // softmax, or a feature map of linear attention
   std::string positions = "rotary";    // rotary, learned, none
   std::string norm = "layer";          // layer, rms
@@ -64,7 +65,7 @@ struct DecodingState {
 ///
 /// Parameter names are GPT-2's: wte.weight, wpe.weight, h.0.ln_1.weight, h.0.attn.c_attn.weight (in, out), …, ln_f.weight;
 /// the feature maps are h.0.attn.map_q.weight and map_k.weight (H, D, D); the short convolution is h.0.attn.conv.weight
-/// (K, 3 C); an untied classifier is lm_head.weight (V, C).
+/// (K, 3 C); an untied classifier is lm_head.weight (V, C). V is rounded up to a multiple of vocabulary_multiple.
 class Gpt {
  public:
   /// Throws ShapeError naming the option if the sizes do not fit together.
@@ -87,6 +88,8 @@ class Gpt {
   DecodingState decoding_state(std::int64_t batch, std::int64_t capacity) const;
 
   const GptOptions& options() const { return options_; }
+  /// Rows of the token table, the surplus included.
+  static std::int64_t table_rows(const GptOptions& options);
   Parameters& parameters() { return *parameters_; }
   const Parameters& parameters() const { return *parameters_; }
 

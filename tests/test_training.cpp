@@ -127,7 +127,7 @@ TEST_CASE("a non-finite loss changes nothing and names op, scope and statistics"
   CHECK(step.failed());
   const auto after = weights_of(model);
   CHECK(std::memcmp(before.data(), after.data(), before.size() * sizeof(float)) == 0);
-  const std::string cause = step.explain_failure();
+  const std::string cause = step.explain_failure(batch);
   CAPTURE(cause);
   CHECK(contains(cause, "linear forward in 'block1/mlp'"));
   CHECK(contains(cause, "weight (16, 64)"));

@@ -183,7 +183,7 @@ void print_report(const ordered_json& out) {
 }  // namespace
 
 int bench_command(Config& config) {
-  configure_threads_from(config);
+  const OnDevice guard(configure_machine(config));
   const auto machine = machine_description();
   const Ceilings ceilings{measured_peak_flops(), measured_copy_bandwidth()};
   ordered_json out{{"processor", machine.at("processor")},

@@ -4,8 +4,11 @@
 #include <chrono>
 #include <cstring>
 
-#include "ops/cpu.h"
+#include "core/executor.h"
 #include "core/parallel.h"
+#include "core/random.h"
+#include "ops/cpu.h"
+#include "ops/matmul.h"
 
 namespace hedgehog {
 
@@ -54,7 +57,40 @@ float multiply_add_rounds(std::int64_t rounds) {
 
 }  // namespace
 
+namespace {
+
+/// Normal numbers without a gigabyte of them in host memory: one block, repeated.
+Tensor random_matrix(std::int64_t rows, std::int64_t columns, Dtype dtype, std::uint32_t id) {
+  const Tensor x = input({rows, columns}, "random", dtype);
+  const std::int64_t block = std::min<std::int64_t>(x.size(), 1 << 18);
+  std::vector<double> draws(static_cast<std::size_t>(block));
+  for (std::size_t i = 0; i < draws.size(); ++i) draws[i] = Random{5, id, 0}.normal(i);
+  const Tensor first = constant({block}, draws, dtype);
+  for (std::int64_t at = 0; at < x.size(); at += block)
+    current_device().copy(static_cast<std::byte*>(x.data()) + at * size_of(dtype), first.data(), std::size_t(std::min(block, x.size() - at) * size_of(dtype)));
+  return x;
+}
+
+}  // namespace
+
+Timed timed_product(std::int64_t m, std::int64_t n, std::int64_t k, Dtype dtype) {
+  const Tensor a = random_matrix(m, k, dtype, 1), b = random_matrix(k, n, dtype, 2);
+  const no_grad guard;
+  Executor product(record([&] { return Tensors{matmul(a, b)}; }));
+  constexpr int kEach = 10;  // a GPU is only waited for after so many
+  Timed t = time_repeated([&] {
+    for (int i = 0; i < kEach; ++i) product.run();
+    current_device().synchronize();
+  }, 5, 0.05);
+  for (double* x : {&t.median, &t.fastest, &t.slowest}) *x /= kEach;
+  return t;
+}
+
 double measured_peak_flops(double seconds) {
+  if (!current_device().host()) {
+    const std::int64_t n = seconds < 0.2 ? 4096 : 8192;
+    return 2.0 * double(n) * double(n) * double(n) / timed_product(n, n, n, Dtype::bf16).median;
+  }
   const int threads = thread_count();
   std::vector<float> sink(static_cast<std::size_t>(threads) * 16);
   const Timed t = time_repeated([&] {
@@ -66,6 +102,12 @@ double measured_peak_flops(double seconds) {
 }
 
 double measured_copy_bandwidth() {
+  if (Device& device = current_device(); !device.host()) {
+    constexpr std::size_t kLarge = std::size_t(1) << 30;
+    const Storage from(kLarge), to(kLarge);
+    const Timed t = time_repeated([&] { device.copy(to.data(), from.data(), kLarge), device.synchronize(); }, 9, 0);
+    return 2.0 * double(kLarge) / t.median;
+  }
   constexpr std::size_t kBytes = std::size_t(256) << 20;
   std::vector<char> from(kBytes, 1), to(kBytes);
   const int threads = thread_count();

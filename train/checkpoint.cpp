@@ -53,6 +53,7 @@ json model_json(const GptOptions& o) {
           {"context", o.context},     {"vocabulary", o.vocabulary}, {"attention", o.attention},
           {"positions", o.positions}, {"norm", o.norm},             {"activation", o.activation},
           {"bias", o.bias},           {"dropout", o.dropout},       {"init", o.init},
+          {"vocabulary_multiple", o.vocabulary_multiple},
           {"tied_head", o.tied_head}, {"embedding_init", o.embedding_init},
           {"short_convolution", o.short_convolution}, {"map_init_gain", o.map_init_gain},
           {"dtype", name_of(o.dtype)}, {"seed", o.seed}};
@@ -112,6 +113,7 @@ GptOptions model_options(const Fields& f) {
   o.width = f.integer("width", 1, 1 << 20);
   o.context = f.integer("context", 1, std::int64_t(1) << 40);
   o.vocabulary = f.integer("vocabulary", 1, kMost);
+  o.vocabulary_multiple = f.integer("vocabulary_multiple", 1, 1 << 16);
   o.attention = f.get<std::string>("attention", "text");
   o.positions = f.get<std::string>("positions", "text");
   o.norm = f.get<std::string>("norm", "text");
@@ -123,7 +125,9 @@ GptOptions model_options(const Fields& f) {
   o.short_convolution = f.integer("short_convolution", 0, 64);
   o.init = f.get<std::string>("init", "text");
   o.map_init_gain = f.get<double>("map_init_gain", "a number");
-  o.dtype = f.get<std::string>("dtype", "text") == "f64" ? Dtype::f64 : Dtype::f32;
+  const auto dtype = f.get<std::string>("dtype", "text");
+  // the file holds f32 masters of bf16 weights, which the CPU computes with
+  o.dtype = dtype == "f64" ? Dtype::f64 : dtype == "bf16" && !current_device().host() ? Dtype::bf16 : Dtype::f32;
   o.seed = std::uint64_t(f.integer("seed", 0, INT64_MAX));
   return o;
 }
@@ -193,7 +197,8 @@ std::int64_t element_count(const SafetensorsFile& file) {
 
 std::map<std::string, std::string> machine_description() {
   const BlasInfo blas = blas_info();
-  return {{"device", "cpu"},
+  const Device& device = current_device();
+  return {{"device", device.host() ? "cpu" : fmt::format("{} {}", device.name(), device.description())},
           {"processor", cpu_model()},
           {"blas", blas.library + (blas.core.empty() ? "" : " " + blas.core)},
           {"threads", std::to_string(thread_count())},
@@ -219,17 +224,33 @@ void save_checkpoint(const fs::path& directory, Gpt& model, const Tokenizer& tok
   });
 }
 
-Checkpoint load_checkpoint(const fs::path& directory, bool moments) {
-  const fs::path state_file = directory / "state.json";
+namespace {
+
+void load_state(const fs::path& directory, GptOptions& options, RunState& run) {
+  const fs::path file = directory / "state.json";
   json root;
   try {
-    root = json::parse(read_file(state_file, std::size_t(64) << 20));
+    root = json::parse(read_file(file, std::size_t(64) << 20));
   } catch (const json::exception& e) {
-    throw FileError(fmt::format("[checkpoint] {} is not valid JSON ({}); the checkpoint is damaged", state_file.string(), e.what()));
+    throw FileError(fmt::format("[checkpoint] {} is not valid JSON ({}); the checkpoint is damaged", file.string(), e.what()));
   }
+  read_state(root, file, options, run);
+}
+
+}  // namespace
+
+RunState load_run_state(const fs::path& directory) {
+  GptOptions options;
+  RunState run;
+  load_state(directory, options, run);
+  return run;
+}
+
+Checkpoint load_checkpoint(const fs::path& directory, bool moments) {
+  const fs::path state_file = directory / "state.json";
   Checkpoint c;
   GptOptions options;
-  read_state(root, state_file, options, c.run);
+  load_state(directory, options, c.run);
   c.tokenizer = load_tokenizer(directory / "tokenizer.json");
   if (c.tokenizer->size() != options.vocabulary)
     throw FileError(fmt::format("[checkpoint] {}: tokenizer.json has {} tokens, but the model has {}", directory.string(),

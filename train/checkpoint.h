@@ -41,6 +41,8 @@ void save_checkpoint(const std::filesystem::path& directory, Gpt& model, const T
 
 /// Reads a checkpoint's directory, as find_checkpoint gives it. With `moments`, the optimiser's moments too.
 /// Throws FileError naming file and field when something is missing, damaged, foreign or does not fit.
+/// What is beside the weights in a checkpoint.
+RunState load_run_state(const std::filesystem::path& directory);
 Checkpoint load_checkpoint(const std::filesystem::path& directory, bool moments);
 
 /// Gives `config` the options that a checkpoint's run had. Throws FileError naming state.json for one that is unknown or malformed.

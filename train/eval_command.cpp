@@ -51,7 +51,7 @@ RunData evaluation_data(const Config& config, const Checkpoint& checkpoint, cons
 }  // namespace
 
 int eval_command(Config& config) {
-  configure_threads_from(config);
+  const OnDevice guard(configure_machine(config));
   const std::filesystem::path found = find_checkpoint(config.text("checkpoint"));
   const Checkpoint checkpoint = load_checkpoint(found, false);
   const RunData data = evaluation_data(config, checkpoint, found);

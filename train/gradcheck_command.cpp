@@ -128,7 +128,7 @@ int run_gradcheck(const GradcheckCommand& command, const std::vector<const Op*>&
 }
 
 int gradcheck_command(Config& config) {
-  configure_threads_from(config);
+  const OnDevice guard(configure_machine(config));
   GradcheckCommand command;
   command.op = config.has("op") ? config.text("op") : "";
   command.draws = config.integer("draws");

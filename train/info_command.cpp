@@ -24,7 +24,7 @@ NamedValues machine_rows() {
           {"blas", blas.library},
           {"blas kernel", (blas.core.empty() ? "unknown" : blas.core) + ", chosen by " + blas.chosen_by},
           {"ops", std::to_string(registered_ops().size())},
-          {"cuda", "not in this build"}};
+          {"cuda", cuda_unavailable().empty() ? cuda_device().description() : cuda_unavailable()}};
 }
 
 NamedValues checkpoint_rows(const std::string& name) {
@@ -57,7 +57,7 @@ NamedValues model_rows(const Config& config) {
 }  // namespace
 
 int info_command(Config& config) {
-  configure_threads_from(config);
+  const OnDevice guard(configure_machine(config));
   NamedValues rows = machine_rows();
   if (config.was_set("checkpoint"))
     for (auto& row : checkpoint_rows(config.text("checkpoint"))) rows.push_back(row);

@@ -120,8 +120,11 @@ std::vector<Option> run_options() {
       integer("log_every", "1", "steps", "run", "a line of log.jsonl every so many steps", kTrain, 1),
       flag("report", "true", "run", "write report.html and loss.svg at the end", kTrain),
       flag("quiet", "false", "run", "no progress line", kTrain),
-      text("device", "auto", "run", "where to compute", kRunning, {"auto", "cpu", "cuda"}),
-      text("dtype", "f32", "run", "type of weights and activations", {"train", "bench"}, {"f32", "f64"}),
+      text("device", "auto", "run", "where to compute; auto: the GPU if there is one", kRunning, {"auto", "cpu", "cuda"}),
+      text("dtype", "auto", "run",
+           "type of weights and activations; auto: bf16 (with f32 masters and sums) on a GPU, f32 on the CPU; tf32: f32 with "
+           "products in TF32",
+           {"train", "bench"}, {"auto", "f32", "bf16", "tf32", "f64"}),
       integer("threads", "", "threads", "run", "CPU threads; without it all cores that the process may use",
               kEverywhere, 1, 4096),
       outside_file(

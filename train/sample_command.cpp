@@ -95,7 +95,7 @@ int session(Writer& writer, const Config& config) {
 }  // namespace
 
 int sample_command(Config& config) {
-  configure_threads_from(config);
+  const OnDevice guard(configure_machine(config));
   Writer writer(config, load_checkpoint(find_checkpoint(config.text("checkpoint")), false));
   const bool prompted = config.was_set("prompt");
   if (!prompted && isatty(STDIN_FILENO)) return session(writer, config);

@@ -48,6 +48,12 @@ TokenizerPointer new_tokenizer(const Config& config, std::string_view text) {
   return make_tokenizer(name, text, config.integer("vocabulary"));
 }
 
+/// Rows of the token table on a GPU are a multiple of this: tiles of the tensor cores.
+constexpr std::int64_t kTensorCoreColumns = 128;
+
+/// Bytes free on the current device; 0: not known.
+std::int64_t free_memory() { return current_device().host() ? available_memory() : current_device().free_memory(); }
+
 /// Refuses a batch that needs more than the free memory, naming the largest that does not.
 void check_batch(const GptOptions& model, std::int64_t rows, const char* smaller, const char* advice,
                  const std::function<Bytes(std::int64_t rows)>& predict) {
@@ -56,7 +62,7 @@ void check_batch(const GptOptions& model, std::int64_t rows, const char* smaller
     const double elements = double(n) * double(model.context) * double(model.width);
     return elements > 1e12 ? elements * double(size_of(model.dtype)) : double(predict(n));
   };
-  const double free = double(available_memory()), need = needs(rows);
+  const double free = double(free_memory()), need = needs(rows);
   if (free == 0 || need <= free) return;
   std::int64_t low = 0, high = rows;
   while (high - low > 1) {
@@ -136,7 +142,8 @@ GptOptions gpt_options(const Config& config, std::int64_t vocabulary) {
   o.short_convolution = config.integer("short_convolution");
   o.init = config.text("init");
   o.map_init_gain = config.real("map_init_gain");
-  o.dtype = config.has("dtype") && config.text("dtype") == "f64" ? Dtype::f64 : Dtype::f32;
+  o.dtype = configure_dtype(config);
+  o.vocabulary_multiple = current_device().host() ? 1 : kTensorCoreColumns;
   o.seed = std::uint64_t(config.has("seed") ? config.integer("seed") : 1);
   if (o.width % o.heads)
     throw UsageError(fmt::format("--heads={} must divide --width={}", o.heads, o.width));
@@ -180,11 +187,25 @@ void check_evaluation_memory(const GptOptions& model, std::int64_t rows, bool do
               [&](std::int64_t n) { return Evaluator::predict(model, n, model.context, documents); });
 }
 
-void configure_threads_from(const Config& config) {
-  if (config.has("device") && config.text("device") == "cuda")
-    throw UsageError("--device=cuda: this build has no CUDA; leave it out to compute on the CPU");
+Device& configure_machine(const Config& config) {
   configure_threads();
   if (config.has("threads")) set_thread_count(int(config.integer("threads")));
+  const std::string device = config.has("device") ? config.text("device") : "cpu";
+  if (device == "cpu") return cpu_device();
+  const std::string reason = cuda_unavailable();
+  if (reason.empty()) return cuda_device();
+  if (device == "cuda") throw UsageError("--device=cuda: " + reason);
+  return cpu_device();
+}
+
+Dtype configure_dtype(const Config& config) {
+  const std::string dtype = config.has("dtype") ? config.text("dtype") : "auto";
+  Device& device = current_device();
+  if (device.host() && (dtype == "bf16" || dtype == "tf32"))
+    throw UsageError(fmt::format("--dtype={} needs a GPU; leave it out to compute in f32 on the CPU", dtype));
+  device.allow_tf32(dtype == "tf32");
+  if (dtype == "f64") return Dtype::f64;
+  return dtype == "bf16" || (dtype == "auto" && !device.host()) ? Dtype::bf16 : Dtype::f32;
 }
 
 std::string bytes_text(double bytes) { return scaled(bytes, 1024, {"B", "KiB", "MiB", "GiB", "TiB"}, "{:.3g} {}"); }

@@ -2,6 +2,7 @@
 #include <memory>
 #include <string>
 
+#include "core/device.h"
 #include "train/batch_source.h"
 #include "train/config.h"
 #include "train/schedule.h"
@@ -40,8 +41,11 @@ Cost check_memory(const GptOptions& model, const StepShape& shape, const Optimiz
 /// The same for an evaluation of a loaded model.
 void check_evaluation_memory(const GptOptions& model, std::int64_t rows, bool documents);
 
-/// --threads, or all cores that the process may use. Refuses a --device that this build lacks.
-void configure_threads_from(const Config& config);
+/// --threads, or all cores that the process may use; --device, or the GPU if there is one. Throws UsageError with the
+/// reason where --device=cuda cannot be had. The device is to be made current: const OnDevice guard(configure_machine(config));
+Device& configure_machine(const Config& config);
+/// --dtype on the current device: "bf16" there, "f32" on the CPU where it says auto; switches TF32 on or off.
+Dtype configure_dtype(const Config& config);
 
 std::string bytes_text(double bytes);  // "1.5 GiB"
 std::string flops_text(double flops);  // "3.2 GFLOP"

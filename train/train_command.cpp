@@ -29,15 +29,22 @@ fs::path run_of(const fs::path& checkpoint, const std::string& given) {
                                "run without --resume", given));
 }
 
-Trainer resume(Config& config) {
-  const std::string name = config.text("resume");
-  const fs::path found = find_checkpoint(name), run = run_of(found, name);
-  Checkpoint checkpoint = load_checkpoint(found, true);
+/// Takes over the options of the run that --resume names; returns its checkpoint.
+fs::path resume_options(Config& config) {
+  const fs::path found = find_checkpoint(config.text("resume"));
+  run_of(found, config.text("resume"));
+  const RunState run = load_run_state(found);
   for (const char* option : kFixed)
     if (config.was_set(option))
       throw UsageError(fmt::format("--{} cannot change when a run is resumed; leave it out, or start a new run", option));
-  set_options(config, checkpoint.run, found);
-  configure_threads_from(config);
+  set_options(config, run, found);
+  return found;
+}
+
+Trainer resume(Config& config, const fs::path& found) {
+  const fs::path run = run_of(found, config.text("resume"));
+  configure_dtype(config);
+  Checkpoint checkpoint = load_checkpoint(found, true);
   const auto now = machine_description();
   for (const auto& [key, value] : checkpoint.run.machine)
     if (auto same = now.find(key); same == now.end() || same->second != value)
@@ -128,9 +135,10 @@ void finish(Trainer& trainer) {
 }  // namespace
 
 int train_command(Config& config) {
-  configure_threads_from(config);
+  const fs::path found = config.has("resume") ? resume_options(config) : fs::path{};
+  const OnDevice guard(configure_machine(config));
   if (config.has("resume")) {
-    Trainer trainer = resume(config);
+    Trainer trainer = resume(config, found);
     const std::int64_t step = trainer.state().step, steps = trainer.config().integer("steps");
     if (step >= steps) fmt::print("already at step {} of {}; give --steps=M to go on\n", step, steps);
     if (trainer.run() == Ending::finished) {

@@ -74,7 +74,9 @@ void Trainer::announce(const Cost& cost) const {
   for (const std::string& note : data_.notes) fmt::print(stderr, "note: {}\n", note);
   const auto machine = machine_description();
   fmt::print(stderr, "data        {}\n", data_.source->describe());
-  fmt::print(stderr, "device      {}, {} threads, {}\n", machine.at("processor"), machine.at("threads"), machine.at("blas"));
+  if (current_device().host())
+    fmt::print(stderr, "device      {}, {} threads, {}\n", machine.at("processor"), machine.at("threads"), machine.at("blas"));
+  else fmt::print(stderr, "device      {}, {}\n", current_device().description(), name_of(model_->options().dtype));
   fmt::print(stderr, "model       {} parameters\n", count_text(double(model_->parameters().count())));
   fmt::print(stderr, "memory      {} predicted: {} for weights and optimiser, {} for activations\n", bytes_text(double(cost.peak)),
              bytes_text(double(cost.persistent)), bytes_text(double(cost.arena)));
@@ -141,15 +143,23 @@ void Trainer::fail_non_finite(std::int64_t step, const std::string& symptom, con
                                                     : "No checkpoint was saved yet"));
 }
 
+bool Trainer::pauses_after(std::int64_t steps) const {
+  const std::int64_t evaluate_every = config_.integer("evaluate_every"), save_every = config_.integer("save_every");
+  return steps >= schedule_.steps || (evaluate_every > 0 && steps % evaluate_every == 0) || (save_every > 0 && steps % save_every == 0);
+}
 
-StepRecord Trainer::train_one(std::int64_t step) {
+StepRecord Trainer::train_one(std::int64_t step, bool ahead) {
   const auto start = Clock::now();
   StepRecord record;
   record.learning_rate = learning_rate(schedule_, step);
-  const StepResult result = step_->run(step_batches(step), record.learning_rate);
-  if (step_->failed())
+  if (step_->unfinished() == 0) step_->submit(step_batches(step), record.learning_rate);
+  // a GPU gets the next step before this one's result is waited for
+  if (ahead && !current_device().host() && !pauses_after(step + 1))
+    step_->submit(step_batches(step + 1), learning_rate(schedule_, step + 1));
+  const StepResult result = step_->finish();
+  if (result.failed)
     fail_non_finite(step + 1, fmt::format("the loss is {} and the gradient norm {}", result.loss, result.gradient_norm),
-                    step_->explain_failure());
+                    step_->explain_failure(step_batches(step)));
   run_.step = step + 1;
   run_.tokens += tokens_per_step_;
   run_.seconds += seconds_since(start);
@@ -187,13 +197,14 @@ void Trainer::save(const char* name) {
   const StepResult next = step_without_update(run_.step);
   if (!std::isfinite(next.loss) || !std::isfinite(next.gradient_norm))
     fail_non_finite(run_.step, fmt::format("the update leads to a loss of {} and a gradient norm of {}", next.loss, next.gradient_norm),
-                    step_->explain_failure());
+                    step_->explain_failure(step_batches(run_.step)));
   run_.step_slots = step_->step_state().to_vector();
   run_.data = config_.has("data") ? config_.text("data") : "stories";
   run_.data_fingerprint = data_.fingerprint;
   run_.machine = machine_description();
   run_.options.clear();
   for (const auto& [option, value] : config_.values()) run_.options[option] = value;
+  run_.options["device"] = current_device().name();  // resume goes on where it was, not on whatever is found then
   save_checkpoint(directory_ / name, *model_, *data_.tokenizer, run_);
 }
 
@@ -209,9 +220,9 @@ Ending Trainer::run() {
   const auto start = Clock::now();
   const std::int64_t first = run_.step;
   while (run_.step < steps) {
-    StepRecord record = train_one(run_.step);
+    StepRecord record = train_one(run_.step, !guard.interrupted());
     smoothed.add(record.loss);
-    const bool last = run_.step == steps, stop = guard.interrupted();
+    const bool last = run_.step == steps, stop = guard.interrupted() && step_->unfinished() == 0;
     if (last || (evaluate_every > 0 && run_.step % evaluate_every == 0)) evaluate(record, progress);
     if (last || record.validation_loss || run_.step % config_.integer("log_every") == 0) log.append(record);
     const double elapsed = seconds_since(start), per_step = elapsed / double(run_.step - first);

@@ -55,7 +55,10 @@ class Trainer {
   StepResult step_without_update(std::int64_t step);
   std::int64_t steps_for_minutes(double minutes);
   std::vector<Batch> step_batches(std::int64_t step) const;
-  StepRecord train_one(std::int64_t step);
+  /// `ahead`: whether a GPU may be given the step after it too.
+  StepRecord train_one(std::int64_t step, bool ahead);
+  /// Whether the weights after so many steps are looked at (validation, checkpoint, end) before the next one.
+  bool pauses_after(std::int64_t steps) const;
   void evaluate(StepRecord& record, Progress& progress);
   /// Writes a checkpoint; throws as `run` if the next step's loss or gradient would not be finite.
   void save(const char* name);

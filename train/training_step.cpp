@@ -148,10 +148,17 @@ StepResult TrainingStep::run(std::span<const Batch> batches, double learning_rat
   return finish();
 }
 
-std::string TrainingStep::explain_failure() {
-  gradient_buffer_.fill(0);  // the failed step left its own there
-  std::string found = first_non_finite(gradients_->program());
-  return found.empty() ? "every op's result was finite when the last micro-batch was repeated" : found;
+std::string TrainingStep::explain_failure(std::span<const Batch> batches) {
+  while (!unfinished_.empty()) finish();
+  for (const Batch& batch : batches) {
+    gradient_buffer_.fill(0);  // the failed step left its own there
+    copy_ids(batch.tokens, tokens_);
+    copy_ids(batch.targets, targets_);
+    if (documents_) copy_ids(batch.document_start, documents_);
+    const std::string found = first_non_finite(gradients_->program());
+    if (!found.empty()) return found;
+  }
+  return "every op's result was finite when the batches of the step were repeated";
 }
 
 Cost TrainingStep::cost() const {

@@ -51,9 +51,10 @@ class TrainingStep {
   void submit(std::span<const Batch> batches, double learning_rate);
   /// The result of the oldest unfinished step; waits for it.
   StepResult finish();
+  std::size_t unfinished() const { return unfinished_.size(); }
   bool failed() const { return slot_of(step_state_, kNonFinite) != 0; }
-  /// After a failed step: which op made the first non-finite number, where, and from what inputs.
-  std::string explain_failure();
+  /// After a failed step on these batches: which op made the first non-finite number, where, and from what inputs.
+  std::string explain_failure(std::span<const Batch> batches);
 
   /// The optimiser's slots: learning rate, step, random step, flag (ops/optimizer.h).
   const Tensor& step_state() const { return step_state_; }
