@@ -13,13 +13,13 @@ constexpr int kVector = 16 / int(sizeof(T));
 
 /// N neighbouring elements in registers.
 template <class T, int N>
-struct alignas(N * sizeof(T) % 16 == 0 ? 16 : sizeof(T)) Packet {
+struct alignas(N * sizeof(T) % 16 == 0 ? 16 : N * sizeof(T) % 8 == 0 ? 8 : sizeof(T)) Packet {
   T values[N];
   __device__ __forceinline__ T& operator[](int i) { return values[i]; }
   __device__ __forceinline__ const T& operator[](int i) const { return values[i]; }
 };
 
-/// `at` is 16-byte aligned if a packet has 16 bytes or more.
+/// `at` is aligned as a packet is: to 16 bytes, 8 or one element.
 template <int N, class T>
 __device__ __forceinline__ Packet<T, N> load_packet(const T* at) {
   Packet<T, N> packet;
@@ -28,6 +28,9 @@ __device__ __forceinline__ Packet<T, N> load_packet(const T* at) {
 #pragma unroll
     for (int i = 0; i < int(sizeof(packet) / 16); ++i) words[i] = reinterpret_cast<const uint4*>(at)[i];
     memcpy(&packet, words, sizeof(packet));
+  } else if constexpr (sizeof(packet) == 8) {
+    const uint2 words = *reinterpret_cast<const uint2*>(at);
+    memcpy(&packet, &words, sizeof(packet));
   } else {
 #pragma unroll
     for (int i = 0; i < N; ++i) packet[i] = at[i];
@@ -42,6 +45,10 @@ __device__ __forceinline__ void store_packet(T* at, const Packet<T, N>& packet) 
     memcpy(words, &packet, sizeof(packet));
 #pragma unroll
     for (int i = 0; i < int(sizeof(packet) / 16); ++i) reinterpret_cast<uint4*>(at)[i] = words[i];
+  } else if constexpr (sizeof(packet) == 8) {
+    uint2 words;
+    memcpy(&words, &packet, sizeof(packet));
+    *reinterpret_cast<uint2*>(at) = words;
   } else {
 #pragma unroll
     for (int i = 0; i < N; ++i) at[i] = packet[i];
