@@ -22,7 +22,7 @@ __device__ __forceinline__ A shifted_exp(A x) {
 
 /// Largest over the block; every thread gets it.
 template <class A>
-__device__ __forceinline__ A block_max(A x) {
+__device__ __forceinline__ A block_highest(A x) {
   __shared__ A parts[32];
   x = warp_max(x);
   __syncthreads();  // the maximum before this one has been read
@@ -62,7 +62,7 @@ __device__ RowExpSum<Accumulator<T>> row_exp_sum(const T* scores, std::int64_t c
 #pragma unroll
     for (int i = 0; i < N; ++i) sum += shifted_exp<kFast>(x[i] - highest);
   }
-  const A all = block_max(highest);
+  const A all = block_highest(highest);
   sum = block_sum(sum * shifted_exp<kFast>(highest - all));
   return {all, sum};
 }

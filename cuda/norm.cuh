@@ -33,7 +33,7 @@ bool with_packets_per_lane(std::int64_t packets, F&& f) {
 }
 
 /// Threads for a block that walks one row.
-inline unsigned row_threads(std::int64_t columns) {
+inline unsigned norm_threads(std::int64_t columns) {
   return columns >= 256 ? 256 : unsigned((columns + kWarp - 1) / kWarp * kWarp);
 }
 
