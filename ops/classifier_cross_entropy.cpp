@@ -39,7 +39,7 @@ Layout infer_classifier(const Attributes& a, std::span<const Meta> in) {
   check_dtype(kClassifierCrossEntropy, "weight", weight, x.dtype, "x");
   const std::int64_t rows = x.shape.rows(), columns = x.shape.last(), classes = weight.shape[0], element = size_of(x.dtype);
   Layout layout{infer_losses(kClassifierCrossEntropy, a, x, "x", classes, in[2], in[3]),
-                {{{rows, columns}, x.dtype, true}, {{classes, columns}, x.dtype, true}}};
+                {{{rows, columns}, x.dtype, true}, {{classes, columns}, accumulator_of(x.dtype), true}}};
   const Cut cut(rows, columns, classes, element);
   layout.forward_workspace = cut.groups * padded_row(cut.tile * classes) * element;
   if (cut.groups > 1) layout.forward_workspace += cut.groups * padded_row(classes * columns) * element;

@@ -21,7 +21,7 @@ Layout infer_cross_entropy(const Attributes& a, std::span<const Meta> in) {
   const Meta& logits = in[0];
   check_floating(kCrossEntropy, "logits", logits);
   if (logits.shape.rank() < 1) fail(kCrossEntropy, "logits must be (..., V), but is a scalar; reshape it to (1)");
-  const Meta row{{logits.shape.rows()}, logits.dtype, true};
+  const Meta row{{logits.shape.rows()}, accumulator_of(logits.dtype), true};
   return {infer_losses(kCrossEntropy, a, logits, "logits", logits.shape.last(), in[1], in[2]), {row, row}};
 }
 
@@ -75,7 +75,9 @@ void backward_cross_entropy(const Call& c) {
 namespace detail {
 
 Tensors composed_losses(const Tensor& logits, const Tensor& targets, const Tensor& scale, std::int64_t classes) {
-  Tensor scores = logits;
+  // losses and their scale are f32 where logits are bf16
+  const Dtype dtype = accumulator_of(logits.dtype());
+  Tensor scores = logits.dtype() == dtype ? logits : cast(logits, dtype);
   const std::int64_t columns = logits.shape().last();
   if (classes && classes < columns) {
     std::vector<double> counts(std::size_t(columns), 0.0);
@@ -85,7 +87,7 @@ Tensors composed_losses(const Tensor& logits, const Tensor& targets, const Tenso
   const Tensor losses = negate(gather_last(log_softmax(scores), targets));
   Tensor factor = scale;
   if (!scale) {
-    const Tensor ones = constant(logits.shape(), std::vector<double>(std::size_t(logits.size()), 1.0), logits.dtype(), "ones");
+    const Tensor ones = constant(logits.shape(), std::vector<double>(std::size_t(logits.size()), 1.0), dtype, "ones");
     const Tensor counted = gather_last(ones, targets);
     factor = reciprocal(floor_at(sum(counted), 1));
   }

@@ -63,14 +63,15 @@ inline std::vector<Meta> infer_losses(const Op& op, const Attributes& a, const M
   if (classes < 0 || classes > columns)
     fail(op, fmt::format("classes must be from 1 to V = {}, or 0 for all, but is {}", columns, classes));
   check_dtype(op, "targets", targets, Dtype::i32);
+  const Dtype dtype = accumulator_of(x.dtype);
   Shape leading;
   for (int i = 0; i + 1 < x.shape.rank(); ++i) leading.push_back(x.shape[i]);
   check_shape(op, "targets", targets, leading, "(...)", x_name, x);
   if (scale.given) {
-    check_dtype(op, "scale", scale, x.dtype, x_name);
+    check_dtype(op, "scale", scale, dtype, x.dtype == dtype ? x_name : nullptr);
     if (scale.shape.size() != 1) fail(op, fmt::format("scale must have one element, but has shape {}", scale.shape.text()));
   }
-  return {{{}, x.dtype, true}, {leading, x.dtype, true}};
+  return {{{}, dtype, true}, {leading, dtype, true}};
 }
 
 /// The part that follows the logits, from primitives.

@@ -9,7 +9,7 @@ namespace hedgehog {
 ///   y = x / (1 - rate) where u >= rate, else 0
 ///   u = uniform [0, 1) of Philox(seed, id, rng step) at the element's index in the global batch
 ///
-/// x       (B, ...)  f32 | f64; B sequences from number kFirstSequence of the global batch on
+/// x       (B, ...)  f32 | f64 | bf16 (CUDA); B sequences from number kFirstSequence of the global batch on
 /// step    f64 (8)   see StepState; read: kSeed, kRngStep, kFirstSequence
 /// rate    in [0, 1), unitless; 0 gives x itself
 /// id      which dropout of the model, 0 or more: two with the same id drop the same elements

@@ -8,7 +8,7 @@ namespace hedgehog {
 ///   y[b, t] = table[tokens[b, t]] + positions[t + offset]
 ///
 /// tokens     (..., T)  i32, each in [0, V)
-/// table      (V, C)    f32 | f64
+/// table      (V, C)    f32 | f64 | bf16 (CUDA)
 /// positions  (P, C)    dtype of table, or none; P at least T + offset
 /// offset     position of t = 0, in tokens, default 0
 /// returns    (..., T, C)
@@ -17,7 +17,7 @@ namespace hedgehog {
 ///           With a parameter as table (its gradient adds up) the cost does not depend on V.
 /// Saved:    nothing; reads tokens.
 /// Throws:   ShapeError on wrong axes or dtypes, or if T + offset exceeds P; Error if a token is outside the table,
-///           naming it, its position and V.
+///           naming it, its position and V (CUDA: the token's row is NaN, and no gradient comes of it).
 Tensor embedding(const Tensor& tokens, const Tensor& table, const Tensor& positions = {}, std::int64_t offset = 0,
                  SourceLine where = SourceLine::current());
 

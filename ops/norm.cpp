@@ -40,7 +40,7 @@ struct Norm {
       }
     }
     if (!(a.real("eps") > 0)) fail(op(), fmt::format("eps must be above 0, but is {}; 1e-5 is usual", a.real("eps")));
-    const Meta row{{rows}, x.dtype, true};
+    const Meta row{{rows}, accumulator_of(x.dtype), true};
     Layout layout;
     layout.outputs.assign(kAdded ? 2 : 1, x);
     layout.saved.assign(kCentred ? 2 : 1, row);

@@ -103,6 +103,8 @@ void norm_forward(const Call& c) {
 Layout infer_adamw(const Attributes& a, std::span<const Meta> in) {
   static constexpr const char* kNames[] = {"weights", "gradients", "first_moment", "second_moment"};
   check_floating(kAdamW, "weights", in[0]);
+  if (in[0].dtype == Dtype::bf16)
+    fail(kAdamW, "weights must be f32 or f64, but are bf16, where small updates round away; give the bf16 weights as copy");
   check_rank(kAdamW, "weights", in[0], 1, "(P)");
   for (int i = 1; i < 4; ++i) {
     check_dtype(kAdamW, kNames[i], in[i], in[0].dtype, "weights");
@@ -112,6 +114,10 @@ Layout infer_adamw(const Attributes& a, std::span<const Meta> in) {
   check_dtype(kAdamW, "norms", in[5], Dtype::f64);
   check_shape(kAdamW, "norms", in[5], {in[4].shape[0] + 1}, "(S + 1)", "spans", in[4]);
   check_step(kAdamW, in[6]);
+  if (in[7].given) {
+    check_dtype(kAdamW, "copy", in[7], Dtype::bf16);
+    check_shape(kAdamW, "copy", in[7], in[0].shape, "(P)", "weights", in[0]);
+  }
   for (const char* name : {"beta1", "beta2"})
     if (!(a.real(name) >= 0 && a.real(name) < 1)) fail(kAdamW, fmt::format("{} must be in [0, 1), but is {}", name, a.real(name)));
   if (!(a.real("epsilon") > 0)) fail(kAdamW, fmt::format("epsilon must be above 0, but is {}; 1e-8 is usual", a.real("epsilon")));
@@ -171,6 +177,8 @@ void adamw_forward(const Call& c) {
       here.rate = T(corrected * span[kSpanLearningRate]);
       here.shrink = T(decay * span[kSpanLearningRate] * span[kSpanDecay]);
       adamw_block(here, w + at, g + at, c.inputs[2].as<T>() + at, c.inputs[3].as<T>() + at, n);
+      if (BFloat16* const copy = c.inputs[7].as<BFloat16>())
+        for (std::int64_t i = at; i < at + n; ++i) copy[i] = BFloat16(float(w[i]));
     }
   });
   step[kStep] += 1;
@@ -200,27 +208,27 @@ const Op kGradientNorm{
 const Op kAdamW{
     .name = "adamw",
     .arguments = {{"weights", false, false}, {"gradients", false, false}, {"first_moment", false, false}, {"second_moment", false, false},
-                  {"spans", false, false}, {"norms", false, false}, {"step", false, false}},
+                  {"spans", false, false}, {"norms", false, false}, {"step", false, false}, {"copy", true, false}},
     .attributes = {{"beta1", 0.9}, {"beta2", 0.999}, {"epsilon", 1e-8}, {"weight_decay", 0.0}, {"clip", 0.0}},
     .infer = infer_adamw,
     .forward = {[](const Call& c) { dispatch(c.inputs[0].dtype, [&](auto zero) { adamw_forward<decltype(zero)>(c); }); }},
-    .updates = bits(0, 1, 2, 3, 6),
+    .updates = bits(0, 1, 2, 3, 6, 7),
     .cost = [](const Attributes&, std::span<const Meta> in, std::span<const Meta>) {
       const double n = double(in[0].shape.size());
-      // four buffers read and written
-      return std::pair{Work{15 * n, 8 * n * double(size_of(in[0].dtype))}, Work{}};
+      // four buffers read and written, and the copy written
+      return std::pair{Work{15 * n, 8 * n * double(size_of(in[0].dtype)) + (in[7].given ? 2 * n : 0)}, Work{}};
     },
     .formula_forward = "g = gradient min(1, clip / norm);  m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  "
-                       "w -= lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay w);  gradient = 0",
+                       "w -= lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay w);  copy = bf16(w);  gradient = 0",
     .samples = {{"spans",
                  {{"weight_decay", 0.1}, {"clip", 1.0}},
                  {normal({23}), normal({23}), normal({23}), positive({23}),
                   numbers({3, 5}, {0, 7, 1, 1, 0, 7, 5, 1, 0, 1, 16, 6, 0.5, 0, 0}), numbers({4}, {2, 0, 1, 2.25}),
-                  numbers({8}, {1e-3, 2, 2, 0, 1, 0, 0, 0})}},
+                  numbers({8}, {1e-3, 2, 2, 0, 1, 0, 0, 0}), omitted()}},
                 {"smallest",
                  {{"beta1", 0.5}, {"beta2", 0.9}, {"epsilon", 1e-6}},
                  {normal({1}), normal({1}), normal({1}), positive({1}), numbers({1, 5}, {0, 1, 1, 1, 0}), numbers({2}, {1, 1}),
-                  numbers({8}, {1e-2, 0, 0, 0, 1, 0, 0, 0})}}},
+                  numbers({8}, {1e-2, 0, 0, 0, 1, 0, 0, 0}), omitted()}}},
 };
 
 Tensor gradient_norm(const Tensor& gradients, const Tensor& spans, const Tensor& loss, const Tensor& step, SourceLine where) {
@@ -228,10 +236,10 @@ Tensor gradient_norm(const Tensor& gradients, const Tensor& spans, const Tensor&
 }
 
 void adamw(const Tensor& weights, const Tensor& gradients, const Tensor& first_moment, const Tensor& second_moment, const Tensor& spans,
-           const Tensor& norms, const Tensor& step, const AdamW& o, SourceLine where) {
+           const Tensor& norms, const Tensor& step, const AdamW& o, const Tensor& copy, SourceLine where) {
   apply(kAdamW,
         {{"beta1", o.beta1}, {"beta2", o.beta2}, {"epsilon", o.epsilon}, {"weight_decay", o.weight_decay}, {"clip", o.clip}},
-        {weights, gradients, first_moment, second_moment, spans, norms, step}, where);
+        {weights, gradients, first_moment, second_moment, spans, norms, step, copy}, where);
 }
 
 }  // namespace hedgehog

@@ -21,13 +21,14 @@ enum SpanColumn : int {
 ///   norms[S] = sqrt(sum_s norms[s]^2)
 ///   step[kNonFinite] = 1 if norms[S] or the loss is not finite
 ///
-/// gradients  (P)      f32 | f64, flat
+/// gradients  (P)      f32 | f64 | bf16 (CUDA), flat
 /// spans      f64 (S, 5), see SpanColumn
 /// loss       one element, f32 | f64, or none
 /// step       f64 (8), see StepState; kNonFinite is raised, never cleared
 /// returns    norms f64 (S + 1); sums in f64, in a fixed order. Not differentiable
 ///
-/// Throws:    ShapeError on wrong shapes or dtypes; Error if a span lies outside the buffer or overlaps the one before.
+/// Throws:    ShapeError on wrong shapes or dtypes; Error if a span lies outside the buffer or overlaps the one before
+///            (CUDA: its norm is NaN).
 Tensor gradient_norm(const Tensor& gradients, const Tensor& spans, const Tensor& loss, const Tensor& step,
                      SourceLine where = SourceLine::current());
 
@@ -51,11 +52,14 @@ struct AdamW {
 /// spans      f64 (S, 5), see SpanColumn; a frozen span only has its gradients cleared
 /// norms      f64 (S + 1) of gradient_norm
 /// step       f64 (8), see StepState; kStep and kRngStep are raised by 1
+/// copy       (P) bf16, the compute copy of the weights, or none: gets every updated weight, rounded; frozen spans keep
+///            what they have
 ///
 /// While step[kNonFinite] is not 0 nothing at all is touched. Not differentiable.
-/// Throws:    ShapeError on wrong shapes, dtypes or constants; Error on wrong spans, as gradient_norm.
+/// Throws:    ShapeError on wrong shapes, dtypes or constants; Error on wrong spans, as gradient_norm (CUDA: left to that).
 /// Source:    Loshchilov, Hutter 2017, arXiv:1711.05101, algorithm 2 with a constant schedule multiplier.
 void adamw(const Tensor& weights, const Tensor& gradients, const Tensor& first_moment, const Tensor& second_moment, const Tensor& spans,
-           const Tensor& norms, const Tensor& step, const AdamW& options = {}, SourceLine where = SourceLine::current());
+           const Tensor& norms, const Tensor& step, const AdamW& options = {}, const Tensor& copy = {},
+           SourceLine where = SourceLine::current());
 
 }  // namespace hedgehog

@@ -58,7 +58,7 @@ Layout infer_rotary(const Attributes& a, std::span<const Meta> in) {
   check_rank(kRotary, "x", x, 4, "(B, T, H, D)");
   if (x.shape[3] % 2 != 0)
     fail(kRotary, fmt::format("D must be even, since features turn in pairs, but x is {}; choose another head size", x.shape.text()));
-  check_dtype(kRotary, "table", table, x.dtype, "x");
+  check_dtype(kRotary, "table", table, accumulator_of(x.dtype), x.dtype == Dtype::bf16 ? nullptr : "x");
   check_shape(kRotary, "table", table, {x.shape[1], x.shape[3]}, "(T, D)", "x", x);
   return {{{x.shape, x.dtype, true}}, {}};
 }
@@ -116,7 +116,8 @@ void backward_rotary(const Call& c, double sign) {
 Tensors composed_rotary(const Attributes& a, const Tensors& in) {
   const Shape& s = in[0].shape();
   const std::int64_t half = s[3] / 2;
-  const Tensors turns = split(in[1], {half, half});
+  const Tensor table = in[1].dtype() == in[0].dtype() ? in[1] : cast(in[1], in[0].dtype());
+  const Tensors turns = split(table, {half, half});
   const Tensor cosines = reshape(turns[0], {s[1], 1, half}), sines = reshape(turns[1], {s[1], 1, half});
   Tensor first, second;
   if (pairs_of(a)) {
@@ -193,7 +194,7 @@ Tensor rotary(const Tensor& x, const Tensor& table, const std::string& layout, S
 
 Tensor rotary(const Tensor& x, double base, const std::string& layout, const Tensor& offset, SourceLine where) {
   if (!x || x.shape().rank() != 4) fail(kRotary, "x must have 4 axes (B, T, H, D); reshape it");
-  return rotary(x, rotary_table(x.shape()[1], x.shape()[3], base, offset, x.dtype(), where), layout, where);
+  return rotary(x, rotary_table(x.shape()[1], x.shape()[3], base, offset, accumulator_of(x.dtype()), where), layout, where);
 }
 
 }  // namespace hedgehog

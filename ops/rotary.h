@@ -14,7 +14,7 @@ namespace hedgehog {
 /// dimension  D, even
 /// base       above 0, default 10000
 /// offset     i32 (1), position of t = 0 in tokens (an input or a state, for decoding), or none: 0
-/// dtype      f32 | f64, of the tensors to be rotated
+/// dtype      f32 | f64, of the tensors to be rotated; f32 for bf16
 /// returns    (T, D), without gradient
 ///
 /// Throws:    ShapeError if D is odd, T or D below 1, base not above 0, or offset not i32 (1).
@@ -26,8 +26,8 @@ Tensor rotary_table(std::int64_t length, std::int64_t dimension, double base = 1
 ///
 ///   (y1, y2) = (x1 cos - x2 sin, x2 cos + x1 sin) for every pair i of x[b, t, h]
 ///
-/// x       (B, T, H, D)  f32 | f64, D even; may be rows with a stride
-/// table   (T, D)        of rotary_table, dtype of x
+/// x       (B, T, H, D)  f32 | f64 | bf16 (CUDA), D even; may be rows with a stride
+/// table   (T, D)        of rotary_table, dtype of x, f32 for bf16
 /// layout  "half": pair i is (i, i + D/2), as in Llama checkpoints; "pairs": (2 i, 2 i + 1), as in the paper
 /// returns (B, T, H, D)
 ///

@@ -145,7 +145,7 @@ Layout infer_step(const Attributes&, std::span<const Meta> in) {
   const Meta &x = in[0], &weight = in[1], &state = in[2];
   check_pair(op, x, weight);
   if (weight.shape[0] < 2) fail(op, "weight must have at least 2 rows: with one there is nothing to remember");
-  check_dtype(op, "state", state, x.dtype, "x");
+  check_dtype(op, "state", state, accumulator_of(x.dtype), x.dtype == Dtype::bf16 ? nullptr : "x");
   check_shape(op, "state", state, {x.shape[0], weight.shape[0] - 1, x.shape[2]}, "(B, K - 1, C)", "weight", weight);
   return {{{x.shape, x.dtype, true}}, {}};
 }

@@ -8,7 +8,7 @@ namespace hedgehog {
 ///
 ///   y[b, t, c] = sum_j weight[j, c] x[b, t - j, c]     over j < K with t - j inside the token's document
 ///
-/// x               (B, T, C)  f32 | f64
+/// x               (B, T, C)  f32 | f64 | bf16 (CUDA)
 /// weight          (K, C)     dtype of x; row j weighs the token j steps back
 /// document_start  (B, T)     i32, optional: start of each token's document in its row; without it a row is one document
 /// returns         (B, T, C)
@@ -24,9 +24,10 @@ Tensor short_convolution(const Tensor& x, const Tensor& weight, const Tensor& do
 
 /// The same for the next tokens of a stream.
 ///
-/// x        (B, n, C)      f32 | f64: the next n tokens, usually 1
+/// x        (B, n, C)      f32 | f64 | bf16 (CUDA): the next n tokens, usually 1
 /// weight   (K, C)         K at least 2
-/// state    (B, K - 1, C)  state, overwritten: the last K - 1 tokens, oldest first; zeros before the first token
+/// state    (B, K - 1, C)  state, overwritten: the last K - 1 tokens, oldest first; zeros before the first token;
+///                         dtype of x, f32 for bf16
 /// returns  (B, n, C), equal to the rows of short_convolution over the whole sequence up to rounding
 ///
 /// Backward: none.
