@@ -1,12 +1,11 @@
 #pragma once
-#include <vector>
+#include <algorithm>
 
 #include "core/op.h"
 #include "ops/feature_map_rows.h"
-#include "ops/head_rows.h"
 #include "ops/worker_tasks.h"
 
-/// What the kernels of linear attention share. Internal to ops/.
+/// What the kernels of linear attention share, on every device. Internal to ops/ and cuda/.
 namespace hedgehog::linear_attention_detail {
 
 enum Input : int { kQ, kK, kV, kWeightQ, kWeightK, kBiasQ, kBiasK, kDocumentStart, kMask, kInitialState, kInputs };
@@ -16,9 +15,9 @@ struct Sizes {
   FeatureMap map;
   bool causal, final_state;
 
-  std::int64_t group() const { return Hq / Hkv; }
-  std::int64_t tasks() const { return B * Hkv; }  // one batch element and key head: its query heads share dk and dv
-  std::int64_t chunks() const { return (T + chunk - 1) / chunk; }
+  constexpr std::int64_t group() const { return Hq / Hkv; }
+  constexpr std::int64_t tasks() const { return B * Hkv; }  // one batch element and key head: its query heads share dk and dv
+  constexpr std::int64_t chunks() const { return (T + chunk - 1) / chunk; }
   Shape state_shape() const { return Shape{B, Hq, F, Dv + 2}; }
 };
 

@@ -35,11 +35,11 @@ Layout infer(const Attributes& attributes, std::span<const Meta> in) {
   check_attention_heads(op, q, in[kStepK], in[kStepV]);
   check_attention_maps(op, q, in.subspan(kStepWeightQ, 4));
   const Sizes s = step_sizes(attributes, in);
-  check_dtype(op, "state", state, q.dtype, "q");
+  check_dtype(op, "state", state, accumulator_of(q.dtype), q.dtype == Dtype::bf16 ? nullptr : "q");
   check_shape(op, "state", state, s.state_shape(), "(B, Hq, F, Dv + 2)", "q", q);
   Layout layout;
   layout.outputs = {{Shape{s.B, s.T, s.Hq, s.Dv}, q.dtype}};
-  dispatch(q.dtype, [&](auto zero) {
+  dispatch_workspace(q.dtype, [&](auto zero) {
     Carver carver;
     for (std::int64_t w = 0; w < worker_count(s.B * s.Hq); ++w) Scratch<decltype(zero)>(carver, s);
     layout.forward_workspace = carver.used();
