@@ -4,9 +4,21 @@
 #include "cuda/common.cuh"
 #include "ops/feature_map_rows.h"
 
-/// One row of a feature map by the 32 lanes of a warp: the formulas of ops/feature_map_rows.h. Element r of u and the features
-/// r and width + r made of it belong to lane r % 32; other lanes see what was written after __syncwarp.
+/// Feature maps by warps, with the formulas of ops/feature_map_rows.h. Element r of a row of u, and the features r and width + r
+/// made of it, belong to lane r % 32; other lanes see what was written after __syncwarp.
 namespace hedgehog::cuda {
+
+/// Largest value of the block, as block_sum.
+template <class A>
+__device__ A block_max(A x) {
+  __shared__ A parts[32];
+  x = warp_max(x);
+  const unsigned warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  __syncthreads();  // the maximum before this one has been read
+  if (lane == 0) parts[warp] = x;
+  __syncthreads();
+  return warp_max(lane < blockDim.x / kWarp ? parts[lane] : -A(INFINITY));
+}
 
 /// ln(sum exp(sign u_r)), the same in every lane.
 template <class A, class U>

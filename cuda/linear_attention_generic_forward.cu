@@ -26,16 +26,6 @@ struct ForwardScratch : Tile<A> {
   }
 };
 
-template <class A>
-__device__ A block_max(A x) {
-  __shared__ A parts[kWarps];
-  x = warp_max(x);
-  __syncthreads();  // the parts before these have been read
-  if (lane() == 0) parts[threadIdx.x / kWarp] = x;
-  __syncthreads();
-  return warp_max(lane() < kWarps ? parts[lane()] : -infinity<A>());
-}
-
 template <class T>
 class Forward {
   using A = Accumulator<T>;

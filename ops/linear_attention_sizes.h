@@ -44,6 +44,15 @@ inline Sizes sizes_of(const Call& c) {
                   c.inputs[kWeightQ].given ? &c.inputs[kWeightQ].shape : nullptr);
 }
 
+/// Arguments of linear_attention_step, and its extents; T counts the tokens of the call.
+enum StepInput : int { kStepQ, kStepK, kStepV, kState, kStepWeightQ, kStepWeightK, kStepBiasQ, kStepBiasK };
+
+template <class In>
+Sizes step_sizes(const Attributes& a, const In& in) {
+  return extents_of(feature_map_of("linear_attention_step", a), in[kStepQ].shape, in[kStepK].shape, in[kStepV].shape,
+                    in[kStepWeightQ].given ? &in[kStepWeightQ].shape : nullptr);
+}
+
 /// Running sums of keys: row r holds exp(-shift_r) times the true sums.
 template <class T>
 struct State {

@@ -13,7 +13,6 @@ extern const Op kLinearAttentionStep;
 namespace linear_attention_detail {
 namespace {
 
-enum StepInput : int { kStepQ, kStepK, kStepV, kState, kStepWeightQ, kStepWeightK, kStepBiasQ, kStepBiasK };
 constexpr const char* kName = "linear_attention_step";
 
 template <class T>
@@ -22,12 +21,6 @@ struct Scratch {
   Scratch(Carver& carver, const Sizes& s)
       : u(carver.take<T>(s.width)), q(carver.take<T>(s.F)), k(carver.take<T>(s.F)), factor(carver.take<T>(s.F)) {}
 };
-
-template <class In>
-Sizes step_sizes(const Attributes& a, const In& in) {
-  return extents_of(feature_map_of(kName, a), in[kStepQ].shape, in[kStepK].shape, in[kStepV].shape,
-                    in[kStepWeightQ].given ? &in[kStepWeightQ].shape : nullptr);
-}
 
 Layout infer(const Attributes& attributes, std::span<const Meta> in) {
   const Op& op = kLinearAttentionStep;
