@@ -93,7 +93,7 @@ Layout infer(const Attributes& attributes, std::span<const Meta> in) {
   }
   Layout layout;
   layout.outputs = {{Shape{s.B, s.T, s.H, s.F}, x.dtype}};
-  dispatch(x.dtype, [&](auto zero) {
+  dispatch_workspace(x.dtype, [&](auto zero) {
     layout.forward_workspace = workspace_bytes<decltype(zero)>(s, false);
     layout.backward_workspace = workspace_bytes<decltype(zero)>(s, true);
   });

@@ -20,12 +20,12 @@ namespace hedgehog {
 ///
 /// The three Hedgehog maps are different functions and their checkpoints are not interchangeable.
 ///
-/// x            (B, T, H, D)   f32 | f64; may be rows with a stride
+/// x            (B, T, H, D)   f32 | f64 | bf16 (CUDA); may be rows with a stride
 /// weight       (H, D, D')     dtype of x, or none: then D' = D
 /// bias         (H, D')        dtype of x, or none; needs weight
 /// temperature  factor of "exp", unitless; 1 for all other maps
 /// log          true: ln(phi) instead of phi, without overflow; for the Hedgehog maps and "exp"
-/// returns      (B, T, H, F)
+/// returns      (B, T, H, F)   dtype of x
 ///
 /// Backward: with g = dphi * phi (g = dy when log is true), plus and minus its halves:
 ///             hedgehog          du = g+ - g-

@@ -18,12 +18,12 @@ struct FeatureMap {
   double temperature = 1;
 
   /// Features come in two halves, for u and for -u.
-  bool two_halves() const { return kind <= MapKind::hedgehog_joint; }
+  constexpr bool two_halves() const { return kind <= MapKind::hedgehog_joint; }
   /// ln(phi) is a smooth function of u: attention works with it instead of phi.
-  bool logarithmic() const { return two_halves() || kind == MapKind::exp; }
+  constexpr bool logarithmic() const { return two_halves() || kind == MapKind::exp; }
   /// Features divided by their sum: backward reads phi.
-  bool normalised() const { return kind == MapKind::hedgehog_softmax || kind == MapKind::hedgehog_joint; }
-  std::int64_t features(std::int64_t width) const { return two_halves() ? 2 * width : width; }
+  constexpr bool normalised() const { return kind == MapKind::hedgehog_softmax || kind == MapKind::hedgehog_joint; }
+  constexpr std::int64_t features(std::int64_t width) const { return two_halves() ? 2 * width : width; }
 };
 
 

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "core/dispatch.h"
 #include "ops/attention_check.h"
 #include "ops/linear_attention_sizes.h"
 
@@ -23,14 +24,16 @@ Layout infer(const Attributes& attributes, std::span<const Meta> in) {
   if (chunk < 0) fail(op, fmt::format("chunk must be positive, or 0 to let the op choose, but is {}", chunk));
   const Sizes s = sizes_of(attributes, q.shape, in[kK].shape, in[kV].shape, in[kWeightQ].given ? &in[kWeightQ].shape : nullptr);
   if (in[kInitialState].given) {
-    check_dtype(op, "initial_state", in[kInitialState], q.dtype, "q");
+    check_dtype(op, "initial_state", in[kInitialState], accumulator_of(q.dtype), q.dtype == Dtype::bf16 ? nullptr : "q");
     check_shape(op, "initial_state", in[kInitialState], s.state_shape(), "(B, Hq, F, Dv + 2)", "q", q);
   }
   Layout layout;
-  layout.outputs = {{Shape{s.B, s.T, s.Hq, s.Dv}, q.dtype}, {s.final_state ? s.state_shape() : Shape{1}, q.dtype}};
-  layout.saved = {{Shape{s.B, s.T, s.Hq}, q.dtype}};
-  layout.forward_workspace = forward_bytes(s, q.dtype);
-  layout.backward_workspace = backward_bytes(s, q.dtype);
+  layout.outputs = {{Shape{s.B, s.T, s.Hq, s.Dv}, q.dtype}, {s.final_state ? s.state_shape() : Shape{1}, accumulator_of(q.dtype)}};
+  layout.saved = {{Shape{s.B, s.T, s.Hq}, accumulator_of(q.dtype)}};
+  dispatch_workspace(q.dtype, [&](auto) {
+    layout.forward_workspace = forward_bytes(s, q.dtype);
+    layout.backward_workspace = backward_bytes(s, q.dtype);
+  });
   return layout;
 }
 

@@ -29,10 +29,10 @@ struct LinearAttentionResult {
 ///   A_ij = phi_q(q_i) . phi_k(k_j)
 ///   o_i  = sum_j A_ij v_j / sum_j A_ij    over the unmasked tokens j of i's document, j <= i if causal
 ///
-/// q       (B, T, Hq, D)    f32 | f64; q, k, v may be windows of one packed tensor
+/// q       (B, T, Hq, D)    f32 | f64 | bf16 (CUDA); q, k, v may be windows of one packed tensor
 /// k       (B, T, Hkv, D)   Hq is a multiple of Hkv; query head h reads key head h / (Hq / Hkv)
 /// v       (B, T, Hkv, Dv)
-/// options see above; the map of keys is one per query head
+/// options see above; the map of keys is one per query head. Weights and biases have the dtype of q; states are f32 where q is bf16
 /// returns o, and the state on request
 ///
 /// Scores are not scaled. A row that sees no token gives o = 0 and no gradient. Masked tokens produce an o of their own (they
@@ -53,7 +53,8 @@ struct LinearAttentionResult {
 /// Backward, with phi_q divided by the denominator, G = do, delta_i = -G_i . o_i, W_ij = G_i . v_j + delta_i:
 ///   dphi_q = W phi_k,   dphi_k = W^T phi_q,   dv = A^T G   (sums over visible pairs, chunk by chunk with states)
 /// then through the maps as in feature_map. delta carries the gradient of the normaliser.
-/// Saved:    ln of the denominator in true scale (B, T, Hq), or the denominator for maps without logarithm.
+/// Saved:    ln of the denominator in true scale (B, T, Hq), or the denominator for maps without logarithm; f32 where
+///           q is bf16.
 /// Throws:   ShapeError on wrong shapes or dtypes, Hq not a multiple of Hkv, one weight without the other, unknown map.
 /// Source:   Zhang et al. 2024, arXiv:2402.04347; chunkwise form: Yang et al. 2024, arXiv:2312.06635.
 LinearAttentionResult linear_attention(const Tensor& q, const Tensor& k, const Tensor& v, const LinearAttentionOptions& options = {},

@@ -117,6 +117,14 @@ Tensor final_state(const Sizes& s, const Parts& p) {
 Tensors composed(const Attributes& a, const Tensors& given, Lost lost) {
   Tensors in = given;
   in.resize(kInputs);
+  if (in[kQ].dtype() == Dtype::bf16) {
+    // the kernels keep features, sums and states in f32
+    for (Tensor& x : in)
+      if (x && x.dtype() == Dtype::bf16) x = cast(x, Dtype::f32);
+    Tensors results = composed(a, in, lost);
+    results[0] = cast(results[0], Dtype::bf16);
+    return results;
+  }
   const Shape* weight = in[kWeightQ] ? &in[kWeightQ].shape() : nullptr;
   const Sizes s = sizes_of(a, in[kQ].shape(), in[kK].shape(), in[kV].shape(), weight);
   const Parts p = parts_of(a, in, s, lost);

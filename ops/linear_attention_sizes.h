@@ -1,12 +1,11 @@
 #pragma once
-#include <vector>
+#include <algorithm>
 
 #include "core/op.h"
 #include "ops/feature_map_rows.h"
-#include "ops/head_rows.h"
 #include "ops/worker_tasks.h"
 
-/// What the kernels of linear attention share. Internal to ops/.
+/// What the kernels of linear attention share, on every device. Internal to ops/ and cuda/.
 namespace hedgehog::linear_attention_detail {
 
 enum Input : int { kQ, kK, kV, kWeightQ, kWeightK, kBiasQ, kBiasK, kDocumentStart, kMask, kInitialState, kInputs };
@@ -16,9 +15,9 @@ struct Sizes {
   FeatureMap map;
   bool causal, final_state;
 
-  std::int64_t group() const { return Hq / Hkv; }
-  std::int64_t tasks() const { return B * Hkv; }  // one batch element and key head: its query heads share dk and dv
-  std::int64_t chunks() const { return (T + chunk - 1) / chunk; }
+  constexpr std::int64_t group() const { return Hq / Hkv; }
+  constexpr std::int64_t tasks() const { return B * Hkv; }  // one batch element and key head: its query heads share dk and dv
+  constexpr std::int64_t chunks() const { return (T + chunk - 1) / chunk; }
   Shape state_shape() const { return Shape{B, Hq, F, Dv + 2}; }
 };
 
@@ -43,6 +42,15 @@ inline Sizes sizes_of(const Attributes& a, const Shape& q, const Shape& k, const
 inline Sizes sizes_of(const Call& c) {
   return sizes_of(c.attributes, c.inputs[kQ].shape, c.inputs[kK].shape, c.inputs[kV].shape,
                   c.inputs[kWeightQ].given ? &c.inputs[kWeightQ].shape : nullptr);
+}
+
+/// Arguments of linear_attention_step, and its extents; T counts the tokens of the call.
+enum StepInput : int { kStepQ, kStepK, kStepV, kState, kStepWeightQ, kStepWeightK, kStepBiasQ, kStepBiasK };
+
+template <class In>
+Sizes step_sizes(const Attributes& a, const In& in) {
+  return extents_of(feature_map_of("linear_attention_step", a), in[kStepQ].shape, in[kStepK].shape, in[kStepV].shape,
+                    in[kStepWeightQ].given ? &in[kStepWeightQ].shape : nullptr);
 }
 
 /// Running sums of keys: row r holds exp(-shift_r) times the true sums.

@@ -13,7 +13,6 @@ extern const Op kLinearAttentionStep;
 namespace linear_attention_detail {
 namespace {
 
-enum StepInput : int { kStepQ, kStepK, kStepV, kState, kStepWeightQ, kStepWeightK, kStepBiasQ, kStepBiasK };
 constexpr const char* kName = "linear_attention_step";
 
 template <class T>
@@ -23,23 +22,17 @@ struct Scratch {
       : u(carver.take<T>(s.width)), q(carver.take<T>(s.F)), k(carver.take<T>(s.F)), factor(carver.take<T>(s.F)) {}
 };
 
-template <class In>
-Sizes step_sizes(const Attributes& a, const In& in) {
-  return extents_of(feature_map_of(kName, a), in[kStepQ].shape, in[kStepK].shape, in[kStepV].shape,
-                    in[kStepWeightQ].given ? &in[kStepWeightQ].shape : nullptr);
-}
-
 Layout infer(const Attributes& attributes, std::span<const Meta> in) {
   const Op& op = kLinearAttentionStep;
   const Meta &q = in[kStepQ], &state = in[kState];
   check_attention_heads(op, q, in[kStepK], in[kStepV]);
   check_attention_maps(op, q, in.subspan(kStepWeightQ, 4));
   const Sizes s = step_sizes(attributes, in);
-  check_dtype(op, "state", state, q.dtype, "q");
+  check_dtype(op, "state", state, accumulator_of(q.dtype), q.dtype == Dtype::bf16 ? nullptr : "q");
   check_shape(op, "state", state, s.state_shape(), "(B, Hq, F, Dv + 2)", "q", q);
   Layout layout;
   layout.outputs = {{Shape{s.B, s.T, s.Hq, s.Dv}, q.dtype}};
-  dispatch(q.dtype, [&](auto zero) {
+  dispatch_workspace(q.dtype, [&](auto zero) {
     Carver carver;
     for (std::int64_t w = 0; w < worker_count(s.B * s.Hq); ++w) Scratch<decltype(zero)>(carver, s);
     layout.forward_workspace = carver.used();

@@ -19,10 +19,11 @@ struct LinearAttentionStepOptions {
 ///   c' = max(c, ln phi_k);  S = exp(c - c') S + exp(ln phi_k - c') v^T;  z likewise with 1 in place of v
 ///   o  = q^T S / (q . z),   q = exp(ln phi_q + c' - m)
 ///
-/// q        (B, n, Hq, D)   f32 | f64: the next n tokens, usually 1
+/// q        (B, n, Hq, D)   f32 | f64 | bf16 (CUDA): the next n tokens, usually 1; k, v, weights and biases likewise
 /// k        (B, n, Hkv, D)
 /// v        (B, n, Hkv, Dv)
-/// state    (B, Hq, F, Dv + 2)  state, overwritten: [S | z | c] as linear_attention returns it; zeros before the first token
+/// state    (B, Hq, F, Dv + 2)  state, overwritten: [S | z | c] as linear_attention returns it; zeros before the first token;
+///                              f32 where q is bf16
 /// returns  (B, n, Hq, Dv), equal to the rows of linear_attention over the whole sequence up to rounding
 ///
 /// Backward: none.

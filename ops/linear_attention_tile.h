@@ -1,8 +1,10 @@
 #pragma once
 #include <algorithm>
 #include <limits>
+#include <vector>
 
 #include "ops/blas.h"
+#include "ops/head_rows.h"
 #include "ops/linear_attention_sizes.h"
 
 /// Steps on one chunk of n tokens of one head, shared by forward, backward and decoding. Internal to ops/.
