@@ -14,30 +14,32 @@ struct ForwardArguments {
 /// Shared memory of the forward kernel.
 template <int kD>
 struct ForwardMemory {
-  static constexpr int kTile = kD * kD, kF = 2 * kD;
+  static constexpr int kTile = kD * kD;
   bf16 weight_q[kTile], weight_k[kTile];  // (D, D')
   bf16 q[kTile], k[kTile], v[kTile];      // (chunk, D)
   bf16 phi[2 * kTile];                    // (F, chunk)
   bf16 S[2 * kTile];                      // (F, Dv), in the scale of the chunk
-  float z[kF], shift[kF];
-  int rows[2][kD];                        // document rows of this chunk and the next
+  FeatureRows<kD> features;
+  signed char rows[2][kD];                // document rows of this chunk and the next
   // of the rare rows
-  int redo[kD];
-  float a[kD], before[kF], part[kD / 16][kD + 1];
+  bool redo[kD];
+  float a[kD], part[kD / 16][kD + 1];
 };
+static_assert(3 * (sizeof(ForwardMemory<64>) + 1024) <= 228 * 1024, "three blocks a multiprocessor");
 
 /// Rows of a chunk that lost their denominator to later keys, with the exponents of their own keys only. One row after the
 /// other by the whole block: warps share out keys, the state is summed where it lies.
 template <int kD>
 __device__ __forceinline__ void forward_log_space_rows(const ForwardArguments& p, ForwardMemory<kD>& m, const KeyState<kD>& state,
-                                                       const int* rows, std::int64_t b, std::int64_t h, std::int64_t t0, int count,
+                                                       const signed char* rows, std::int64_t b, std::int64_t h, std::int64_t t0, int count,
                                                        const Lanes<kD>& l) {
   constexpr int kWarps = kD / 16;
   float* const logs = reinterpret_cast<float*>(m.S);  // (chunk, D'): the state has been read
+  float* const before = m.features.z;                 // shifts before the chunk; z has been read, too
   plain_logs<kD>(logs, p.s.k.at(b, t0, h), p.s.k.token, count, m.weight_k);
   if (l.column == 0)
     for (int s = 0; s < 2; ++s)
-      for (int x = 0; x < 2; ++x) m.before[s * kD + l.row + 8 * x] = state.shift[s][x];
+      for (int x = 0; x < 2; ++x) before[s * kD + l.row + 8 * x] = state.shift[s][x];
   __syncthreads();
   for (int i = 0; i < count; ++i) {
     if (!m.redo[i]) continue;
@@ -47,7 +49,7 @@ __device__ __forceinline__ void forward_log_space_rows(const ForwardArguments& p
     float largest = -INFINITY;
     for (int e = l.lane; e < kD; e += 32) {
       for (int j = first; j <= i; ++j) largest = fmaxf(largest, fabsf(m.a[e] + logs[j * kD + e]));
-      if (rows[i] < 0) largest = fmaxf(largest, fmaxf(m.a[e] + m.before[e], m.before[kD + e] - m.a[e]));
+      if (rows[i] < 0) largest = fmaxf(largest, fmaxf(m.a[e] + before[e], before[kD + e] - m.a[e]));
     }
     largest = warp_max(largest);
     float o[kD / 32] = {}, den = 0;
@@ -126,14 +128,14 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8) linear_attention_for
     const std::int64_t t0 = std::int64_t(chunk) * kD, left = s.T - t0;
     const int count = left < kD ? int(left) : kD;
     const bool goes_on = left > kD;
-    const int* const rows = m.rows[chunk & 1];
+    const signed char* const rows = m.rows[chunk & 1];
     wait_copies();
     __syncthreads();  // q, k and rows are here; the chunk before is done with v
     load_rows<kD>(m.v, s.v.at(b, t0, h), s.v.token, left, s.vector, l);
-    state.enter(m.weight_k, m.k, count, rows, m.phi, m.S, m.z, m.shift, l);
+    state.enter(m.weight_k, m.k, count, rows, m.phi, m.S, m.features, l);
     wait_copies();
     __syncthreads();  // v, phi and the state are here; all are done with k
-    int next_row = -1;
+    signed char next_row = -1;
     if (goes_on) {
       load_rows<kD>(m.k, s.k.at(b, t0 + kD, h), s.k.token, left - kD, s.vector, l);
       if (thread < kD) next_row = document_row(s, b, t0 + kD, thread);
@@ -146,9 +148,11 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8) linear_attention_for
       float u[kD / 8][4] = {};
       multiply<kD>(u, [&](unsigned(&a)[4], int k) { l.a(a, m.q, 16 * l.warp, k); },
                    [&](unsigned(&b)[4], int n, int k) { l.b_transposed(b, m.weight_q, n, k); });
+      __syncwarp();
+      if (goes_on) load_rows<kD>(m.q, s.q.at(b, t0 + kD, h), s.q.token, left - kD, s.vector, l);
 #pragma unroll
       for (int n = 0; n < kD / 8; ++n) {
-        const float2 plus = pair_at(m.shift, 8 * n + l.column), minus = pair_at(m.shift, kD + 8 * n + l.column);
+        const float2 plus = pair_at(m.features.shift, 8 * n + l.column), minus = pair_at(m.features.shift, kD + 8 * n + l.column);
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
           u[n][e] *= kLog2e;
@@ -161,7 +165,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8) linear_attention_for
         float phi[kD / 8][4];
 #pragma unroll
         for (int n = 0; n < kD / 8; ++n) {
-          const float2 shift = pair_at(m.shift, sign * kD + 8 * n + l.column);
+          const float2 shift = pair_at(m.features.shift, sign * kD + 8 * n + l.column);
 #pragma unroll
           for (int e = 0; e < 4; ++e)
             phi[n][e] = power_of_two((sign ? -u[n][e] : u[n][e]) + (e % 2 ? shift.y : shift.x) - largest[e / 2]);
@@ -178,7 +182,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8) linear_attention_for
       multiply_step(o, q[k], [&](unsigned(&b)[4], int n) { l.b_transposed(b, m.S, n, 16 * k); });
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const float2 z = pair_at(m.z, 16 * k + e / 2 * 8 + l.column);
+        const float2 z = pair_at(m.features.z, 16 * k + e / 2 * 8 + l.column);
         den[e % 2] += low_of(q[k][e]) * z.x + high_of(q[k][e]) * z.y;
       }
     }
@@ -232,13 +236,12 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8) linear_attention_for
 #pragma unroll
       for (int n = 0; n < kD / 8; ++n) o[n][2 * x] *= inverse, o[n][2 * x + 1] *= inverse;
     }
-    store_rows<kD>(p.o, b * p.o.batch + t0 * p.o.token + h * p.o.head, o, m.q, count, l);
-    if (goes_on) load_rows<kD>(m.q, s.q.at(b, t0 + kD, h), s.q.token, left - kD, s.vector, l);
+    store_rows<kD>(p.o, b * p.o.batch + t0 * p.o.token + h * p.o.head, o, count, l);
 
     // all are done with the state, and with phi of other warps
     if (__syncthreads_or(small)) forward_log_space_rows<kD>(p, m, state, rows, b, h, t0, count, l);
     if (goes_on) {
-      state.leave(m.phi, m.v, rows[kD - 1], l);
+      state.leave(m.phi, m.v, rows[kD - 1], m.features, l);
       if (thread < kD) m.rows[(chunk + 1) & 1][thread] = next_row;
     }
   }

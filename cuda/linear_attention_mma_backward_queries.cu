@@ -5,23 +5,23 @@ namespace {
 
 template <int kD>
 struct QueriesMemory {
-  static constexpr int kTile = kD * kD, kF = 2 * kD;
+  static constexpr int kTile = kD * kD;
   bf16 weight_q[kTile], weight_k[kTile];         // (D, D')
   bf16 q[kTile], k[kTile], v[kTile], dy[kTile];  // (chunk, D)
   bf16 du[kTile];                                // (chunk, D'); o until its rows are used up
   bf16 phi[2 * kTile];                           // (F, chunk) of keys
   bf16 S[2 * kTile];                             // (F, Dv), in the scale of the chunk
-  float z[kF], shift[kF];
-  int rows[2][kD];  // document rows of this chunk and the next
+  FeatureRows<kD> features;
+  signed char rows[2][kD];  // document rows of this chunk and the next
   // of the rare rows
-  int redo[kD];
+  bool redo[kD];
   float delta[kD], a[kD], du_state[kD], part[kD / 16][kD];
 };
 
 /// Rows that forward has redone in log space: their du and dq, row after row by the whole block.
 template <int kD>
 __device__ __forceinline__ void queries_log_space_rows(const BackwardArguments& p, QueriesMemory<kD>& m, const KeyState<kD>& state,
-                                                       const int* rows, std::int64_t b, std::int64_t h, std::int64_t t0, int count,
+                                                       const signed char* rows, std::int64_t b, std::int64_t h, std::int64_t t0, int count,
                                                        const Lanes<kD>& l) {
   constexpr int kWarps = kD / 16;
   float* const logs = reinterpret_cast<float*>(m.S);  // (chunk, D'): the state has been read
@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4) linear_attention_bac
     const std::int64_t t0 = std::int64_t(chunk) * kD, left = s.T - t0;
     const int count = left < kD ? int(left) : kD;
     const bool goes_on = left > kD;
-    const int* const rows = m.rows[chunk & 1];
+    const signed char* const rows = m.rows[chunk & 1];
     wait_copies();
     __syncthreads();  // k and rows are here; the chunk before is done with all tiles
     load_rows<kD>(m.v, s.v.at(b, t0, h), s.v.token, left, s.vector, l);
@@ -110,15 +110,11 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4) linear_attention_bac
     float den[2];
 #pragma unroll
     for (int x = 0; x < 2; ++x) den[x] = l.row + 8 * x < count ? p.saved[(b * s.T + t0 + l.row + 8 * x) * s.H + h] * kLog2e : INFINITY;
-    state.enter(m.weight_k, m.k, count, rows, m.phi, m.S, m.z, m.shift, l);
-    if (l.column == 0) {
-      float* const shifts = p.shifts + (index * chunks + chunk) * 2 * kD + l.row;
-#pragma unroll
-      for (int x = 0; x < 2; ++x) shifts[8 * x] = state.after[0][x], shifts[kD + 8 * x] = state.after[1][x];
-    }
+    state.enter(m.weight_k, m.k, count, rows, m.phi, m.S, m.features, l);
     wait_copies();
     __syncthreads();  // v, dy, o, q, phi and the state are here; all are done with k
-    int next_row = -1;
+    p.shifts[(index * chunks + chunk) * 2 * kD + thread] = m.features.shift[thread];
+    signed char next_row = -1;
     if (goes_on) {
       load_rows<kD>(m.k, s.k.at(b, t0 + kD, h), s.k.token, left - kD, s.vector, l);
       if (thread < kD) next_row = document_row(s, b, t0 + kD, thread);
@@ -129,23 +125,21 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4) linear_attention_bac
                  [&](unsigned(&b)[4], int n, int k) { l.b_transposed(b, m.weight_q, n, k); });
 #pragma unroll
     for (int n = 0; n < kD / 8; ++n) {
-      const float2 plus = pair_at(m.shift, 8 * n + l.column), minus = pair_at(m.shift, kD + 8 * n + l.column);
+      const float2 plus = pair_at(m.features.shift, 8 * n + l.column), minus = pair_at(m.features.shift, kD + 8 * n + l.column);
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         u[n][e] *= kLog2e;
         largest[e / 2] = fmaxf(largest[e / 2], fmaxf((e % 2 ? plus.y : plus.x) + u[n][e], (e % 2 ? minus.y : minus.x) - u[n][e]));
       }
     }
-    // G as operand, and its product with o
-    unsigned dy[kSteps][4];
     float delta[2] = {0, 0};
 #pragma unroll
-    for (int k = 0; k < kSteps; ++k) {
-      unsigned o[4];
-      l.a(dy[k], m.dy, 16 * l.warp, 16 * k);
-      l.a(o, m.du, 16 * l.warp, 16 * k);
+    for (int k = 0; k < kD; k += 16) {
+      unsigned dy[4], o[4];
+      l.a(dy, m.dy, 16 * l.warp, k);
+      l.a(o, m.du, 16 * l.warp, k);
 #pragma unroll
-      for (int e = 0; e < 4; ++e) delta[e % 2] -= low_of(dy[k][e]) * low_of(o[e]) + high_of(dy[k][e]) * high_of(o[e]);
+      for (int e = 0; e < 4; ++e) delta[e % 2] -= low_of(dy[e]) * low_of(o[e]) + high_of(dy[e]) * high_of(o[e]);
     }
     bool small = false, sees[2] = {true, true};
     int first[2] = {0, 0};
@@ -170,7 +164,11 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4) linear_attention_bac
       if (j > l.warp) continue;
       float scores[2][4] = {};
 #pragma unroll
-      for (int k = 0; k < kSteps; ++k) multiply_step(scores, dy[k], [&](unsigned(&b)[4], int) { l.b(b, m.v, 16 * j, 16 * k); });
+      for (int k = 0; k < kD; k += 16) {
+        unsigned dy[4];
+        l.a(dy, m.dy, 16 * l.warp, k);
+        multiply_step(scores, dy, [&](unsigned(&b)[4], int) { l.b(b, m.v, 16 * j, k); });
+      }
 #pragma unroll
       for (int n = 0; n < 2; ++n)
 #pragma unroll
@@ -181,28 +179,31 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4) linear_attention_bac
         }
       pack_operand(w[j], scores, 0);
     }
-    if (s.document_start) {
-#pragma unroll
-      for (int k = 0; k < kSteps; ++k) keep_rows(dy[k], sees);
-    }
     // gradient of the features, half of u at a time, and through phi to u
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float dphi[2][kHalf / 8][4] = {};
 #pragma unroll
-      for (int sign = 0; sign < 2; ++sign) {
-        const int feature = sign * kD + half * kHalf;
+      for (int k = 0; k < kD; k += 16) {
+        unsigned dy[4];
+        l.a(dy, m.dy, 16 * l.warp, k);
+        if (s.document_start) keep_rows(dy, sees);
 #pragma unroll
-        for (int j = 0; j < kSteps; ++j)
-          if (j <= l.warp) multiply_step(dphi[sign], w[j], [&](unsigned(&b)[4], int n) { l.b(b, m.phi, feature + n, 16 * j); });
+        for (int sign = 0; sign < 2; ++sign)
+          multiply_step(dphi[sign], dy, [&](unsigned(&b)[4], int n) { l.b(b, m.S, sign * kD + half * kHalf + n, k); });
+      }
 #pragma unroll
-        for (int k = 0; k < kSteps; ++k) multiply_step(dphi[sign], dy[k], [&](unsigned(&b)[4], int n) { l.b(b, m.S, feature + n, 16 * k); });
+      for (int j = 0; j < kSteps; ++j) {
+        if (j > l.warp) continue;
+#pragma unroll
+        for (int sign = 0; sign < 2; ++sign)
+          multiply_step(dphi[sign], w[j], [&](unsigned(&b)[4], int n) { l.b(b, m.phi, sign * kD + half * kHalf + n, 16 * j); });
       }
 #pragma unroll
       for (int n = 0; n < kHalf / 8; ++n) {
         const int column = half * kHalf + 8 * n + l.column;
-        const float2 z[2] = {pair_at(m.z, column), pair_at(m.z, kD + column)};
-        const float2 shift[2] = {pair_at(m.shift, column), pair_at(m.shift, kD + column)};
+        const float2 z[2] = {pair_at(m.features.z, column), pair_at(m.features.z, kD + column)};
+        const float2 shift[2] = {pair_at(m.features.shift, column), pair_at(m.features.shift, kD + column)};
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
           const int x = e / 2;
@@ -217,7 +218,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4) linear_attention_bac
     {
       float dq[kD / 8][4];
       through_weight<kD>(dq, u, m.weight_q, m.du, l);
-      store_rows<kD>(p.dq, b * p.dq.batch + t0 * p.dq.token + h * p.dq.head, dq, m.dy, count, l);
+      store_rows<kD>(p.dq, b * p.dq.batch + t0 * p.dq.token + h * p.dq.head, dq, count, l);
     }
 
     // du is here; all are done with the state, and with phi of other warps
@@ -230,7 +231,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4) linear_attention_bac
     }
     add_weight_gradient<kD>(dweight, m.q, m.du, l);
     if (goes_on) {
-      state.leave(m.phi, m.v, rows[kD - 1], l);
+      state.leave(m.phi, m.v, rows[kD - 1], m.features, l);
       if (thread < kD) m.rows[(chunk + 1) & 1][thread] = next_row;
     }
   }

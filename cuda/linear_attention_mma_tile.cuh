@@ -127,9 +127,10 @@ struct Target {
   }
 };
 
-/// Stores a warp's 16 rows of a product's result, those under `count`. `stage` is a tile whose rows of this warp are free.
+/// Stores a warp's 16 rows of a product's result, those under `count`. The 4 lanes of a row swap their pairs of 4 column
+/// tiles, so that each has 16 bytes of one tile.
 template <int kD>
-__device__ __forceinline__ void store_rows(const Target& to, std::int64_t at, const float (&c)[kD / 8][4], bf16* stage, std::int64_t count,
+__device__ __forceinline__ void store_rows(const Target& to, std::int64_t at, const float (&c)[kD / 8][4], std::int64_t count,
                                            const Lanes<kD>& l) {
   if (!to.data) return;
   if (!to.vector) {
@@ -142,22 +143,29 @@ __device__ __forceinline__ void store_rows(const Target& to, std::int64_t at, co
       }
     return;
   }
-  __syncwarp();
+  const bool odd = l.lane & 1, upper = l.lane & 2;
+  auto swap = [](unsigned& keep0, unsigned& keep1, unsigned give0, unsigned give1, int other) {
+    keep0 = __shfl_xor_sync(0xffffffffu, give0, other);
+    keep1 = __shfl_xor_sync(0xffffffffu, give1, other);
+  };
 #pragma unroll
-  for (int n = 0; n < kD / 8; ++n)
+  for (int x = 0; x < 2; ++x)
 #pragma unroll
-    for (int x = 0; x < 2; ++x)
-      *reinterpret_cast<unsigned*>(stage + place<kD>(l.row + 8 * x, 8 * n + l.column)) = pack(c[n][2 * x], c[n][2 * x + 1]);
-  __syncwarp();
-  constexpr int kPieces = kD / 8;
+    for (int n = 0; n < kD / 8; n += 4) {
+      unsigned r[4], s0, s1;
 #pragma unroll
-  for (int x = 0; x < kPieces / 2; ++x) {
-    const int piece = l.lane + 32 * x, row = 16 * l.warp + piece / kPieces, column = piece % kPieces * 8;
-    if (row < count)
-      *reinterpret_cast<uint4*>(static_cast<bf16*>(to.data) + at + row * to.token + column) =
-          *reinterpret_cast<const uint4*>(stage + place<kD>(row, column));
-  }
-  __syncwarp();
+      for (int i = 0; i < 4; ++i) r[i] = pack(c[n + i][2 * x], c[n + i][2 * x + 1]);
+      // even lanes keep even tiles, then the lower two lanes the lower two
+      swap(s0, s1, odd ? r[0] : r[1], odd ? r[2] : r[3], 1);
+      if (odd) r[0] = s0, r[2] = s1;
+      else r[1] = s0, r[3] = s1;
+      swap(s0, s1, upper ? r[0] : r[2], upper ? r[1] : r[3], 2);
+      if (upper) r[0] = s0, r[1] = s1;
+      else r[2] = s0, r[3] = s1;
+      const int row = l.row + 8 * x;
+      if (row < count)
+        *reinterpret_cast<uint4*>(static_cast<bf16*>(to.data) + at + row * to.token + 8 * (n + l.lane % 4)) = uint4{r[0], r[1], r[2], r[3]};
+    }
 }
 
 /// Addresses of one call, shared by its kernels.
@@ -173,10 +181,10 @@ struct Sequence {
 };
 
 /// First token of the document of token i, as a row of the chunk at t0; -1: before the chunk.
-__device__ __forceinline__ int document_row(const Sequence& s, std::int64_t b, std::int64_t t0, int i) {
+__device__ __forceinline__ signed char document_row(const Sequence& s, std::int64_t b, std::int64_t t0, int i) {
   if (!s.document_start || t0 + i >= s.T) return -1;
   const std::int64_t start = s.document_start[b * s.T + t0 + i] - t0;
-  return start < 0 ? -1 : int(start);
+  return start < 0 ? -1 : static_cast<signed char>(start);
 }
 
 /// Zeros in an operand (features, tokens) for the tokens of which keep(token) is false; the operand starts at token k.
@@ -256,12 +264,19 @@ struct Sums {
   }
 };
 
+/// Numbers of a chunk by feature, in shared memory.
+template <int kD>
+struct FeatureRows {
+  float shift[2 * kD];  // of the chunk
+  float z[2 * kD];      // key sums before the chunk, in its scale
+  float added[2 * kD];  // what the chunk adds to them
+};
+
 /// Running state of keys with its shifts: row r stands for 2^shift_r times what is stored.
 template <int kD>
 struct KeyState {
   Sums<kD> sums;
-  float shift[2][2];   // before the chunk
-  float after[2][2], factor[2][2], added[2][2];  // of the chunk: its shift, 2^(shift - after), its part of z
+  float shift[2][2];  // before the chunk
 
   __device__ void clear() {
     sums.clear();
@@ -270,9 +285,10 @@ struct KeyState {
 
   /// Log features of a chunk of keys by feature, their shift, and what the rows of the chunk read: the features in the scale
   /// of the shift and the state before the chunk in that scale. `rows` are the chunk's document rows. The block synchronises
-  /// before (keys) and after (phi, S_tile, z_row, shift_row).
-  __device__ __forceinline__ void enter(const bf16* weight, const bf16* keys, int count, const int* rows, bf16* phi, bf16* S_tile,
-                                        float* z_row, float* shift_row, const Lanes<kD>& l) {
+  /// before (keys) and after (phi, S_tile, features).
+  __device__ __forceinline__ void enter(const bf16* weight, const bf16* keys, int count, const signed char* rows, bf16* phi, bf16* S_tile,
+                                        FeatureRows<kD>& features, const Lanes<kD>& l) {
+    float factor[2][2];
     float u[kD / 8][4] = {};
     multiply<kD>(u, [&](unsigned(&a)[4], int k) { l.a_transposed(a, weight, 16 * l.warp, k); },
                  [&](unsigned(&b)[4], int n, int k) { l.b(b, keys, n, k); });
@@ -295,39 +311,41 @@ struct KeyState {
       for (int x = 0; x < 2; ++x) {
         const int row = s * kD + l.row + 8 * x;
         if (begins) shift[s][x] = -INFINITY;
-        after[s][x] = fmaxf(shift[s][x], row_max(top[s][x]));
-        factor[s][x] = power_of_two(shift[s][x] - after[s][x]);
+        const float after = fmaxf(shift[s][x], row_max(top[s][x]));
+        factor[s][x] = power_of_two(shift[s][x] - after);
         float sum = 0;
 #pragma unroll
         for (int n = 0; n < kD / 8; ++n) {
           const int token = 8 * n + l.column;
           const float u0 = s ? -u[n][2 * x] : u[n][2 * x], u1 = s ? -u[n][2 * x + 1] : u[n][2 * x + 1];
-          const unsigned both = pack(token < count ? power_of_two(u0 - after[s][x]) : 0.0f,
-                                     token + 1 < count ? power_of_two(u1 - after[s][x]) : 0.0f);
+          const unsigned both = pack(token < count ? power_of_two(u0 - after) : 0.0f,
+                                     token + 1 < count ? power_of_two(u1 - after) : 0.0f);
           *reinterpret_cast<unsigned*>(phi + place<kD>(row, token)) = both;
           sum += (token >= first ? low_of(both) : 0.0f) + (token + 1 >= first ? high_of(both) : 0.0f);
         }
-        added[s][x] = row_sum(sum);
-        if (l.column == 0) shift_row[row] = after[s][x];
+        sum = row_sum(sum);
+        if (l.column == 0) features.shift[row] = after, features.added[row] = sum;
       }
-    sums.publish(factor, S_tile, z_row, l);
+    sums.publish(factor, S_tile, features.z, l);
   }
 
   /// Takes in the keys of the chunk, of the last token's document alone.
-  __device__ __forceinline__ void leave(const bf16* phi, const bf16* v, int first, const Lanes<kD>& l) {
-    if (first >= 0) {
+  __device__ __forceinline__ void leave(const bf16* phi, const bf16* v, int first, const FeatureRows<kD>& features, const Lanes<kD>& l) {
+    float factor[2][2];
 #pragma unroll
-      for (int s = 0; s < 2; ++s) factor[s][0] = factor[s][1] = 0;
-    }
+    for (int s = 0; s < 2; ++s)
+#pragma unroll
+      for (int x = 0; x < 2; ++x) {
+        const float after = features.shift[s * kD + l.row + 8 * x];
+        factor[s][x] = first >= 0 ? 0.0f : power_of_two(shift[s][x] - after);
+        shift[s][x] = after;
+      }
     sums.scale(factor);
     sums.add(phi, v, first > 0, [&](int token) { return token >= first; }, l);
 #pragma unroll
     for (int s = 0; s < 2; ++s)
 #pragma unroll
-      for (int x = 0; x < 2; ++x) {
-        sums.z[s][x] += added[s][x];
-        shift[s][x] = after[s][x];
-      }
+      for (int x = 0; x < 2; ++x) sums.z[s][x] += features.added[s * kD + l.row + 8 * x];
   }
 };
 
