@@ -1,0 +1,282 @@
+#include "cuda/linear_attention_mma.cuh"
+
+#include "cuda/linear_attention_mma_call.cuh"
+
+namespace hedgehog::cuda::linear_attention_mma {
+namespace {
+
+struct ForwardArguments {
+  Sequence s;
+  Target o;
+  float* saved;  // (B, T, H) or null
+};
+
+/// Shared memory of the forward kernel.
+template <int kD>
+struct ForwardMemory {
+  static constexpr int kTile = kD * kD;
+  bf16 weight_q[kTile], weight_k[kTile];  // (D, D')
+  bf16 q[kTile], k[kTile], v[kTile];      // (chunk, D)
+  bf16 phi[2 * kTile];                    // (F, chunk)
+  bf16 S[2 * kTile];                      // (F, Dv), in the scale of the chunk
+  FeatureRows<kD> features;
+  signed char rows[2][kD];                // document rows of this chunk and the next
+  // of the rare rows
+  bool redo[kD];
+  float a[kD], part[kD / 16][kD + 1];
+};
+static_assert(3 * (sizeof(ForwardMemory<64>) + 1024) <= 228 * 1024, "three blocks a multiprocessor");
+
+/// Rows of a chunk that lost their denominator to later keys, with the exponents of their own keys only. One row after the
+/// other by the whole block: warps share out keys, the state is summed where it lies.
+template <int kD>
+__device__ __forceinline__ void forward_log_space_rows(const ForwardArguments& p, ForwardMemory<kD>& m, const KeyState<kD>& state,
+                                                       const signed char* rows, std::int64_t b, std::int64_t h, std::int64_t t0, int count,
+                                                       const Lanes<kD>& l) {
+  constexpr int kWarps = kD / 16;
+  float* const logs = reinterpret_cast<float*>(m.S);  // (chunk, D'): the state has been read
+  float* const before = m.features.z;                 // shifts before the chunk; z has been read, too
+  plain_logs<kD>(logs, p.s.k.at(b, t0, h), p.s.k.token, count, m.weight_k);
+  if (l.column == 0)
+    for (int s = 0; s < 2; ++s)
+      for (int x = 0; x < 2; ++x) before[s * kD + l.row + 8 * x] = state.shift[s][x];
+  __syncthreads();
+  for (int i = 0; i < count; ++i) {
+    if (!m.redo[i]) continue;
+    plain_logs<kD>(m.a, p.s.q.at(b, t0 + i, h), 0, 1, m.weight_q);
+    __syncthreads();
+    const int first = rows[i] < 0 ? 0 : rows[i];
+    float largest = -INFINITY;
+    for (int e = l.lane; e < kD; e += 32) {
+      for (int j = first; j <= i; ++j) largest = fmaxf(largest, fabsf(m.a[e] + logs[j * kD + e]));
+      if (rows[i] < 0) largest = fmaxf(largest, fmaxf(m.a[e] + before[e], before[kD + e] - m.a[e]));
+    }
+    largest = warp_max(largest);
+    float o[kD / 32] = {}, den = 0;
+    for (int j = first + l.warp; j <= i; j += kWarps) {
+      float score = 0;
+      for (int e = l.lane; e < kD; e += 32) {
+        const float u = m.a[e] + logs[j * kD + e];
+        score += power_of_two(u - largest) + power_of_two(-u - largest);
+      }
+      score = warp_sum(score);
+      den += score;
+      for (int x = 0; x < kD / 32; ++x) o[x] += score * __bfloat162float(m.v[place<kD>(j, l.lane + 32 * x)]);
+    }
+    for (int x = 0; x < kD / 32; ++x) m.part[l.warp][l.lane + 32 * x] = o[x];
+    if (l.lane == 0) m.part[l.warp][kD] = den;
+    __syncwarp();
+    if (rows[i] < 0) {
+      float weight[2][2];
+#pragma unroll
+      for (int s = 0; s < 2; ++s)
+#pragma unroll
+        for (int x = 0; x < 2; ++x) {
+          const float u = m.a[l.row + 8 * x];
+          weight[s][x] = power_of_two((s ? -u : u) + state.shift[s][x] - largest);
+        }
+      auto over_rows = [](float x) {
+        for (int offset = 4; offset < 32; offset *= 2) x += __shfl_xor_sync(0xffffffffu, x, offset);
+        return x;
+      };
+      auto sum = [&](const auto& of) {
+        return over_rows(weight[0][0] * of(0, 0) + weight[0][1] * of(0, 1) + weight[1][0] * of(1, 0) + weight[1][1] * of(1, 1));
+      };
+#pragma unroll
+      for (int n = 0; n < kD / 8; ++n)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const float total = sum([&](int s, int x) { return state.sums.S[s][n][2 * x + e]; });
+          if (l.lane < 4) m.part[l.warp][8 * n + l.column + e] += total;
+        }
+      const float total = sum([&](int s, int x) { return state.sums.z[s][x]; });
+      if (l.lane == 0) m.part[l.warp][kD] += total;
+    }
+    __syncthreads();
+    if (threadIdx.x < kD) {
+      float value = 0;
+      den = 0;
+      for (int w = 0; w < kWarps; ++w) value += m.part[w][threadIdx.x], den += m.part[w][kD];
+      p.o.store(p.o.head * h + p.o.batch * b + p.o.token * (t0 + i) + threadIdx.x, value / den);
+      if (threadIdx.x == 0 && p.saved) p.saved[(b * p.s.T + t0 + i) * p.s.H + h] = (largest + log2f(den)) * kLn2;
+    }
+    __syncthreads();
+  }
+}
+
+/// o and the logarithm of its denominator. One block a batch element and head walks the chunks with the state of keys in
+/// registers. By feature, it makes phi of the keys; by token, phi of the queries, which stay in registers as operands of the
+/// products with the keys of the chunk and with the state before it. Nothing but q, k, v is read, in time for the next chunk.
+template <int kD>
+__global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8) linear_attention_forward_kernel(const ForwardArguments p) {
+  constexpr int kSteps = kD / 16;
+  ForwardMemory<kD>& m = *reinterpret_cast<ForwardMemory<kD>*>(shared_bytes());
+  const Sequence& s = p.s;
+  const Lanes<kD> l;
+  const std::int64_t b = blockIdx.x / unsigned(s.H), h = blockIdx.x % unsigned(s.H);
+  const int chunks = int(s.chunks(kD)), thread = int(threadIdx.x);
+
+  load_rows<kD>(m.weight_q, s.weight_q + h * kD * kD, kD, kD, s.vector, l);
+  load_rows<kD>(m.weight_k, s.weight_k + h * kD * kD, kD, kD, s.vector, l);
+  load_rows<kD>(m.k, s.k.at(b, 0, h), s.k.token, s.T, s.vector, l);
+  load_rows<kD>(m.q, s.q.at(b, 0, h), s.q.token, s.T, s.vector, l);
+  if (thread < kD) m.rows[0][thread] = document_row(s, b, 0, thread);
+  KeyState<kD> state;
+  state.clear();
+
+  for (int chunk = 0; chunk < chunks; ++chunk) {
+    const std::int64_t t0 = std::int64_t(chunk) * kD, left = s.T - t0;
+    const int count = left < kD ? int(left) : kD;
+    const bool goes_on = left > kD;
+    const signed char* const rows = m.rows[chunk & 1];
+    wait_copies();
+    __syncthreads();  // q, k and rows are here; the chunk before is done with v
+    load_rows<kD>(m.v, s.v.at(b, t0, h), s.v.token, left, s.vector, l);
+    state.enter(m.weight_k, m.k, count, rows, m.phi, m.S, m.features, l);
+    wait_copies();
+    __syncthreads();  // v, phi and the state are here; all are done with k
+    signed char next_row = -1;
+    if (goes_on) {
+      load_rows<kD>(m.k, s.k.at(b, t0 + kD, h), s.k.token, left - kD, s.vector, l);
+      if (thread < kD) next_row = document_row(s, b, t0 + kD, thread);
+    }
+
+    // queries in the scale of the keys, by token
+    unsigned q[2 * kSteps][4];
+    float largest[2] = {-INFINITY, -INFINITY}, den[2] = {0, 0};
+    {
+      float u[kD / 8][4] = {};
+      multiply<kD>(u, [&](unsigned(&a)[4], int k) { l.a(a, m.q, 16 * l.warp, k); },
+                   [&](unsigned(&b)[4], int n, int k) { l.b_transposed(b, m.weight_q, n, k); });
+      __syncwarp();
+      if (goes_on) load_rows<kD>(m.q, s.q.at(b, t0 + kD, h), s.q.token, left - kD, s.vector, l);
+#pragma unroll
+      for (int n = 0; n < kD / 8; ++n) {
+        const float2 plus = pair_at(m.features.shift, 8 * n + l.column), minus = pair_at(m.features.shift, kD + 8 * n + l.column);
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          u[n][e] *= kLog2e;
+          largest[e / 2] = fmaxf(largest[e / 2], fmaxf((e % 2 ? plus.y : plus.x) + u[n][e], (e % 2 ? minus.y : minus.x) - u[n][e]));
+        }
+      }
+      for (float& x : largest) x = row_max(x);
+#pragma unroll
+      for (int sign = 0; sign < 2; ++sign) {
+        float phi[kD / 8][4];
+#pragma unroll
+        for (int n = 0; n < kD / 8; ++n) {
+          const float2 shift = pair_at(m.features.shift, sign * kD + 8 * n + l.column);
+#pragma unroll
+          for (int e = 0; e < 4; ++e)
+            phi[n][e] = power_of_two((sign ? -u[n][e] : u[n][e]) + (e % 2 ? shift.y : shift.x) - largest[e / 2]);
+        }
+#pragma unroll
+        for (int k = 0; k < kSteps; ++k) pack_operand(q[sign * kSteps + k], phi, k);
+      }
+    }
+
+    // the state before the chunk, for rows of its document
+    float o[kD / 8][4] = {};
+#pragma unroll
+    for (int k = 0; k < 2 * kSteps; ++k) {
+      multiply_step(o, q[k], [&](unsigned(&b)[4], int n) { l.b_transposed(b, m.S, n, 16 * k); });
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const float2 z = pair_at(m.features.z, 16 * k + e / 2 * 8 + l.column);
+        den[e % 2] += low_of(q[k][e]) * z.x + high_of(q[k][e]) * z.y;
+      }
+    }
+    int first[2] = {0, 0};
+    if (s.document_start) {
+#pragma unroll
+      for (int x = 0; x < 2; ++x) {
+        first[x] = rows[l.row + 8 * x];
+        if (first[x] < 0) continue;
+        den[x] = 0;
+#pragma unroll
+        for (int n = 0; n < kD / 8; ++n) o[n][2 * x] = o[n][2 * x + 1] = 0;
+      }
+    }
+    // the chunk up to the row
+#pragma unroll
+    for (int j = 0; j < kSteps; ++j) {
+      if (j > l.warp) break;
+      float scores[2][4] = {};
+#pragma unroll
+      for (int k = 0; k < 2 * kSteps; ++k)
+        multiply_step(scores, q[k], [&](unsigned(&b)[4], int) { l.b_transposed(b, m.phi, 16 * j, 16 * k); });
+      if (j == l.warp || s.document_start) {
+#pragma unroll
+        for (int n = 0; n < 2; ++n)
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            const int column = 16 * j + 8 * n + l.column + e % 2;
+            if (column > l.row + e / 2 * 8 || column < first[e / 2]) scores[n][e] = 0;
+          }
+      }
+      unsigned a[4];
+      pack_operand(a, scores, 0);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) den[e % 2] += low_of(a[e]) + high_of(a[e]);
+      multiply_step(o, a, [&](unsigned(&b)[4], int n) { l.b_transposed(b, m.v, n, 16 * j); });
+    }
+
+    bool small = false;
+#pragma unroll
+    for (int x = 0; x < 2; ++x) {
+      const int row = l.row + 8 * x;
+      den[x] = row_sum(den[x]);
+      const bool redo = row < count && den[x] < kSmallest;
+      small |= redo;
+      if (l.column == 0) {
+        m.redo[row] = redo;
+        if (row < count && p.saved) p.saved[(b * s.T + t0 + row) * s.H + h] = (largest[x] + log2f(den[x])) * kLn2;
+      }
+      const float inverse = 1 / den[x];
+#pragma unroll
+      for (int n = 0; n < kD / 8; ++n) o[n][2 * x] *= inverse, o[n][2 * x + 1] *= inverse;
+    }
+    store_rows<kD>(p.o, b * p.o.batch + t0 * p.o.token + h * p.o.head, o, count, l);
+
+    // all are done with the state, and with phi of other warps
+    if (__syncthreads_or(small)) forward_log_space_rows<kD>(p, m, state, rows, b, h, t0, count, l);
+    if (goes_on) {
+      state.leave(m.phi, m.v, rows[kD - 1], m.features, l);
+      if (thread < kD) m.rows[(chunk + 1) & 1][thread] = next_row;
+    }
+  }
+}
+
+/// The second output when no final state is asked for.
+__global__ void linear_attention_no_state_kernel(float* at) { *at = 0; }
+
+template <int kD>
+void run(const Call& c) {
+  ForwardArguments p{sequence_of(c), target_of(c.outputs[0], false), c.saved[0].as<float>()};
+  launch(linear_attention_forward_kernel<kD>, c.inputs[0].shape[0] * p.s.H, 2 * kD, sizeof(ForwardMemory<kD>), p);
+}
+
+}  // namespace
+
+bool supports(const Attributes& attributes, std::span<const Meta> inputs) {
+  const Meta& q = inputs[kQ];
+  if (q.dtype != Dtype::bf16 || !attributes.flag("causal") || attributes.flag("final_state") || attributes.integer("chunk") != 0 ||
+      attributes.text("map") != "hedgehog")
+    return false;
+  for (int i : {kWeightQ, kWeightK})
+    if (!inputs[std::size_t(i)].given || inputs[std::size_t(i)].dtype != Dtype::bf16) return false;
+  for (int i : {kBiasQ, kBiasK, kMask, kInitialState})
+    if (inputs[std::size_t(i)].given) return false;
+  const std::int64_t D = q.shape[3], width = inputs[kWeightQ].shape[2], Dv = inputs[kV].shape[3];
+  return (D == 32 || D == 64) && Dv == D && width == D && inputs[kK].shape[2] == q.shape[2];
+}
+
+std::int64_t forward_workspace(const Attributes&, std::span<const Meta>) { return 0; }
+
+void forward(const Call& c) {
+  if (c.inputs[0].shape[3] == 64) run<64>(c);
+  else run<32>(c);
+  if (c.outputs[1]) launch(linear_attention_no_state_kernel, 1, 1, 0, c.outputs[1].as<float>());
+}
+
+}  // namespace hedgehog::cuda::linear_attention_mma

@@ -1,0 +1,21 @@
+#pragma once
+#include <cstdint>
+#include <span>
+
+#include "core/op.h"
+
+/// The fast path of linear_attention: bf16 on tensor cores, one block per batch element and head, phi never in device memory.
+namespace hedgehog::cuda::linear_attention_mma {
+
+/// Whether forward and backward below take a call, from attributes, shapes and dtypes: bf16, causal, map "hedgehog" with
+/// weights and without biases, D = Dv = D' of 32 or 64, as many key heads as query heads, chunk 0, no documents, mask or states.
+bool supports(const Attributes& attributes, std::span<const Meta> inputs);
+
+/// Bytes of workspace of a supported call.
+std::int64_t forward_workspace(const Attributes& attributes, std::span<const Meta> inputs);
+std::int64_t backward_workspace(const Attributes& attributes, std::span<const Meta> inputs);
+
+void forward(const Call& c);
+void backward(const Call& c);
+
+}  // namespace hedgehog::cuda::linear_attention_mma

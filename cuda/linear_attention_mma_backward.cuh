@@ -1,0 +1,70 @@
+#pragma once
+#include "cuda/linear_attention_mma_call.cuh"
+
+/// What the kernels of the backward pass share: one in the order of time gives dq, one against it gives dk and dv.
+///
+/// With phi_q divided by the denominator, G = dy, delta_i = -G_i . o_i and W_ij = G_i . v_j + delta_i for j <= i:
+///   dphi_q = W phi_k + [G, delta] [S, z]^T      S, z: state before the chunk
+///   dphi_k = W^T phi_q + [v, 1] [R, y]^T        R, y: sums of phi_q^T [G, delta] after the chunk
+///   dv     = A^T G + phi_k R
+/// all in the scale of the chunk's shift, in which the gradients of the log features are dphi phi.
+namespace hedgehog::cuda::linear_attention_mma {
+
+struct BackwardArguments {
+  Sequence s;
+  Heads<bf16> o, dy;
+  const float* saved;  // (B, T, H) natural logarithm of the denominator
+  Target dq, dk, dv;
+  // made by the pass in the order of time
+  float* shifts;             // (B H, chunks, F) of each chunk
+  float* delta;              // (B H, T)
+  float* denominators;       // (B H, T) base 2 logarithm, infinity for rows in log space
+  unsigned long long* redo;  // (B H, chunks) bits of the rows in log space
+  float* dweight[2];         // (B H, D, D') parts of dweight_q and dweight_k
+};
+
+void backward_queries(const BackwardArguments& p, std::int64_t batch, int D);
+void backward_keys(const BackwardArguments& p, std::int64_t batch, int D);
+
+/// dweight (D, D') += x^T du over the tokens of a chunk; a warp holds 16 rows.
+template <int kD>
+__device__ __forceinline__ void add_weight_gradient(float (&dweight)[kD / 8][4], const bf16* x, const bf16* du, const Lanes<kD>& l) {
+  multiply<kD>(dweight, [&](unsigned(&a)[4], int k) { l.a_transposed(a, x, 16 * l.warp, k); },
+               [&](unsigned(&b)[4], int n, int k) { l.b_transposed(b, du, n, k); });
+}
+template <int kD>
+__device__ __forceinline__ void store_weight_gradient(float* to, const float (&dweight)[kD / 8][4], const Lanes<kD>& l) {
+#pragma unroll
+  for (int n = 0; n < kD / 8; ++n)
+#pragma unroll
+    for (int x = 0; x < 2; ++x)
+      *reinterpret_cast<float2*>(to + (l.row + 8 * x) * kD + 8 * n + l.column) = float2{dweight[n][2 * x], dweight[n][2 * x + 1]};
+}
+
+/// Rounds the gradient of u of a warp's rows into its tile and multiplies it by the transposed weight: dx = du W^T.
+template <int kD>
+__device__ __forceinline__ void through_weight(float (&dx)[kD / 8][4], const float (&du)[kD / 8][4], const bf16* weight, bf16* du_tile,
+                                               const Lanes<kD>& l) {
+#pragma unroll
+  for (int n = 0; n < kD / 8; ++n)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) dx[n][e] = 0;
+#pragma unroll
+  for (int k = 0; k < kD / 16; ++k) {
+    unsigned a[4];
+    pack_operand(a, du, k);
+#pragma unroll
+    for (int e = 0; e < 4; ++e)
+      *reinterpret_cast<unsigned*>(du_tile + place<kD>(l.row + e % 2 * 8, 16 * k + e / 2 * 8 + l.column)) = a[e];
+    multiply_step(dx, a, [&](unsigned(&b)[4], int n) { l.b(b, weight, n, 16 * k); });
+  }
+}
+
+/// Zeros in the rows of an operand of which keep[half] is false.
+__device__ __forceinline__ void keep_rows(unsigned (&a)[4], const bool (&keep)[2]) {
+#pragma unroll
+  for (int e = 0; e < 4; ++e)
+    if (!keep[e % 2]) a[e] = 0;
+}
+
+}  // namespace hedgehog::cuda::linear_attention_mma

@@ -1,0 +1,333 @@
+#include "cuda/linear_attention_mma_backward.cuh"
+
+namespace hedgehog::cuda::linear_attention_mma {
+namespace {
+
+template <int kD>
+struct KeysMemory {
+  static constexpr int kTile = kD * kD;
+  bf16 weight_q[kTile], weight_k[kTile];         // (D, D')
+  bf16 q[kTile], k[kTile], v[kTile], dy[kTile];  // (chunk, D)
+  bf16 du[kTile];                                // (chunk, D')
+  bf16 phi[2 * kTile];                           // (F, chunk) of queries over their denominators
+  bf16 R[2 * kTile];                             // (F, Dv), in the scale of the chunk
+  float y[2 * kD], added[2 * kD];                // after the chunk, and what it adds
+  // of this chunk and the one before it
+  float shift[2][2 * kD], den[2][kD], delta[2][kD];
+  signed char rows[2][kD];
+  float a[kD];  // log features of a rare row
+};
+
+/// What rows in log space add to du and dv of a warp's keys, whose log features are `u`. du is left in the tile.
+template <int kD>
+__device__ __forceinline__ void keys_log_space_rows(const BackwardArguments& p, KeysMemory<kD>& m, unsigned long long redo,
+                                                    const float (&u)[kD / 8][4], float (&dv)[kD / 8][4], const float* deltas,
+                                                    const signed char* rows, std::int64_t b, std::int64_t h, std::int64_t t0, const Lanes<kD>& l) {
+  float du[kD / 8][4] = {};
+  for (int i = 0; i < kD; ++i) {
+    if (!(redo >> i & 1)) continue;
+    __syncthreads();
+    plain_logs<kD>(m.a, p.s.q.at(b, t0 + i, h), 0, 1, m.weight_q);
+    __syncthreads();
+    const float den = p.saved[(b * p.s.T + t0 + i) * p.s.H + h] * kLog2e;
+#pragma unroll
+    for (int x = 0; x < 2; ++x) {
+      const int row = l.row + 8 * x;
+      float score = 0, dscore = 0;
+#pragma unroll
+      for (int n = 0; n < kD / 8; ++n)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int column = 8 * n + l.column + e;
+          const float both = m.a[column] + u[n][2 * x + e];
+          score += power_of_two(both - den) + power_of_two(-both - den);
+          dscore += __bfloat162float(m.dy[place<kD>(i, column)]) * __bfloat162float(m.v[place<kD>(row, column)]);
+        }
+      score = row_sum(score);
+      dscore = row_sum(dscore) + deltas[i];
+      if (row > i || row < rows[i]) continue;
+#pragma unroll
+      for (int n = 0; n < kD / 8; ++n)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int column = 8 * n + l.column + e;
+          const float both = m.a[column] + u[n][2 * x + e];
+          du[n][2 * x + e] += dscore * (power_of_two(both - den) - power_of_two(-both - den));
+          dv[n][2 * x + e] += score * __bfloat162float(m.dy[place<kD>(i, column)]);
+        }
+    }
+  }
+#pragma unroll
+  for (int n = 0; n < kD / 8; ++n)
+#pragma unroll
+    for (int x = 0; x < 2; ++x)
+      *reinterpret_cast<unsigned*>(m.du + place<kD>(l.row + 8 * x, 8 * n + l.column)) = pack(du[n][2 * x], du[n][2 * x + 1]);
+}
+
+/// What rows in log space add to R and y in the scale before the chunk.
+template <int kD>
+__device__ __forceinline__ void reverse_log_space_rows(const BackwardArguments& p, KeysMemory<kD>& m, unsigned long long redo, Sums<kD>& R,
+                                                       const float* before, const float* deltas, const signed char* rows, std::int64_t b,
+                                                       std::int64_t h, std::int64_t t0, const Lanes<kD>& l) {
+  for (int i = 0; i < kD; ++i) {
+    if (!(redo >> i & 1) || rows[i] >= 0) continue;
+    __syncthreads();
+    plain_logs<kD>(m.a, p.s.q.at(b, t0 + i, h), 0, 1, m.weight_q);
+    __syncthreads();
+    const float den = p.saved[(b * p.s.T + t0 + i) * p.s.H + h] * kLog2e;
+#pragma unroll
+    for (int s = 0; s < 2; ++s)
+#pragma unroll
+      for (int x = 0; x < 2; ++x) {
+        const float u = m.a[l.row + 8 * x], phi = power_of_two((s ? -u : u) + before[s * kD + l.row + 8 * x] - den);
+        R.z[s][x] += phi * deltas[i];
+#pragma unroll
+        for (int n = 0; n < kD / 8; ++n)
+#pragma unroll
+          for (int e = 0; e < 2; ++e) R.S[s][n][2 * x + e] += phi * __bfloat162float(m.dy[place<kD>(i, 8 * n + l.column + e)]);
+      }
+  }
+}
+
+/// dk, dv and the part of dweight_k of one batch element and head. One block walks the chunks from the last to the first with
+/// the sums over later queries in registers: the mirror image of the pass in the order of time, with queries by feature in
+/// shared memory and keys by token in registers.
+template <int kD>
+__global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4) linear_attention_backward_keys_kernel(const BackwardArguments p) {
+  constexpr int kSteps = kD / 16, kHalf = kD / 2;
+  KeysMemory<kD>& m = *reinterpret_cast<KeysMemory<kD>*>(shared_bytes());
+  const Sequence& s = p.s;
+  const Lanes<kD> l;
+  const std::int64_t index = blockIdx.x, b = blockIdx.x / unsigned(s.H), h = blockIdx.x % unsigned(s.H);
+  const int chunks = int(s.chunks(kD)), thread = int(threadIdx.x);
+  float next_shift = 0, next_den = INFINITY, next_delta = 0;
+  signed char next_row = -1;
+  auto fetch = [&](int chunk) {
+    next_shift = p.shifts[(index * chunks + chunk) * 2 * kD + thread];
+    const std::int64_t t0 = std::int64_t(chunk) * kD, t = t0 + thread;
+    if (thread >= kD) return;
+    next_den = t < s.T ? p.denominators[index * s.T + t] : INFINITY;
+    next_delta = t < s.T ? p.delta[index * s.T + t] : 0.0f;
+    next_row = document_row(s, b, t0, thread);
+  };
+  auto keep_fetched = [&](int chunk) {
+    m.shift[chunk & 1][thread] = next_shift;
+    if (thread >= kD) return;
+    m.den[chunk & 1][thread] = next_den, m.delta[chunk & 1][thread] = next_delta, m.rows[chunk & 1][thread] = next_row;
+  };
+
+  const std::int64_t last = std::int64_t(chunks - 1) * kD;
+  load_rows<kD>(m.weight_q, s.weight_q + h * kD * kD, kD, kD, s.vector, l);
+  load_rows<kD>(m.weight_k, s.weight_k + h * kD * kD, kD, kD, s.vector, l);
+  load_rows<kD>(m.q, s.q.at(b, last, h), s.q.token, s.T - last, s.vector, l);
+  fetch(chunks - 1);
+  keep_fetched(chunks - 1);
+  Sums<kD> R;  // z: y
+  R.clear();
+  float dweight[kD / 8][4] = {};
+
+  for (int chunk = chunks - 1; chunk >= 0; --chunk) {
+    const std::int64_t t0 = std::int64_t(chunk) * kD, left = s.T - t0;
+    const int count = left < kD ? int(left) : kD;
+    const signed char* const rows = m.rows[chunk & 1];
+    const float *const deltas = m.delta[chunk & 1], *const dens = m.den[chunk & 1], *const shift = m.shift[chunk & 1];
+    wait_copies();
+    __syncthreads();  // q and the numbers of the rows are here; the chunk after is done with all tiles
+    load_rows<kD>(m.k, s.k.at(b, t0, h), s.k.token, left, s.vector, l);
+    load_rows<kD>(m.v, s.v.at(b, t0, h), s.v.token, left, s.vector, l);
+    load_rows<kD>(m.dy, p.dy.at(b, t0, h), p.dy.token, left, s.vector, l);
+    const unsigned long long redo = p.redo[index * chunks + chunk];
+    const int first = rows[count - 1];  // keys before it do not reach later chunks
+    const bool cut = first >= 0;
+
+    // queries over their denominators, by feature
+    {
+      float u[kD / 8][4] = {};
+      multiply<kD>(u, [&](unsigned(&a)[4], int k) { l.a_transposed(a, m.weight_q, 16 * l.warp, k); },
+                   [&](unsigned(&b)[4], int n, int k) { l.b(b, m.q, n, k); });
+#pragma unroll
+      for (int sign = 0; sign < 2; ++sign)
+#pragma unroll
+        for (int x = 0; x < 2; ++x) {
+          const int row = sign * kD + l.row + 8 * x;
+          const float of_row = shift[row];
+          float sum = 0;
+#pragma unroll
+          for (int n = 0; n < kD / 8; ++n) {
+            const int token = 8 * n + l.column;
+            const float2 den = pair_at(dens, token), delta = pair_at(deltas, token);
+            const float scale = sign ? -kLog2e : kLog2e;
+            const unsigned both = pack(power_of_two((u[n][2 * x] * scale + of_row) - den.x),
+                                       power_of_two((u[n][2 * x + 1] * scale + of_row) - den.y));
+            *reinterpret_cast<unsigned*>(m.phi + place<kD>(row, token)) = both;
+            const bool keep0 = !cut || rows[token] < 0, keep1 = !cut || rows[token + 1] < 0;
+            sum += (keep0 ? low_of(both) * delta.x : 0.0f) + (keep1 ? high_of(both) * delta.y : 0.0f);
+          }
+          sum = row_sum(sum);
+          if (l.column == 0) m.added[row] = sum;
+        }
+    }
+    const float ones[2][2] = {{1, 1}, {1, 1}};
+    R.publish(ones, m.R, m.y, l);
+    wait_copies();
+    __syncthreads();  // k, v, dy, phi and R are here; all are done with q
+    if (chunk > 0) {
+      load_rows<kD>(m.q, s.q.at(b, t0 - kD, h), s.q.token, kD, s.vector, l);
+      fetch(chunk - 1);
+    }
+
+    // keys by token
+    float dv[kD / 8][4] = {};
+    unsigned k_phi[2 * kSteps][4];
+    {
+      float u[kD / 8][4] = {};
+      multiply<kD>(u, [&](unsigned(&a)[4], int k) { l.a(a, m.k, 16 * l.warp, k); },
+                   [&](unsigned(&b)[4], int n, int k) { l.b_transposed(b, m.weight_k, n, k); });
+#pragma unroll
+      for (int n = 0; n < kD / 8; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) u[n][e] *= kLog2e;
+      if (redo) keys_log_space_rows<kD>(p, m, redo, u, dv, deltas, rows, b, h, t0, l);
+#pragma unroll
+      for (int sign = 0; sign < 2; ++sign) {
+        float phi[kD / 8][4];
+#pragma unroll
+        for (int n = 0; n < kD / 8; ++n) {
+          const float2 of_columns = pair_at(shift, sign * kD + 8 * n + l.column);
+#pragma unroll
+          for (int e = 0; e < 4; ++e)
+            phi[n][e] = l.row + e / 2 * 8 < count ? power_of_two((sign ? -u[n][e] : u[n][e]) - (e % 2 ? of_columns.y : of_columns.x)) : 0.0f;
+        }
+#pragma unroll
+        for (int k = 0; k < kSteps; ++k) pack_operand(k_phi[sign * kSteps + k], phi, k);
+      }
+    }
+    const bool reaches[2] = {l.row >= first, l.row + 8 >= first};
+    unsigned w[kSteps][4];
+
+    // dv: queries of later chunks, then those of the chunk from the key on
+#pragma unroll
+    for (int k = 0; k < 2 * kSteps; ++k) {
+      unsigned a[4] = {k_phi[k][0], k_phi[k][1], k_phi[k][2], k_phi[k][3]};
+      if (cut) keep_rows(a, reaches);
+      multiply_step(dv, a, [&](unsigned(&b)[4], int n) { l.b_transposed(b, m.R, n, 16 * k); });
+    }
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) {
+      if (i < l.warp) continue;
+      float scores[2][4] = {}, dscores[2][4] = {};
+#pragma unroll
+      for (int k = 0; k < 2 * kSteps; ++k)
+        multiply_step(scores, k_phi[k], [&](unsigned(&b)[4], int) { l.b_transposed(b, m.phi, 16 * i, 16 * k); });
+#pragma unroll
+      for (int k = 0; k < kD; k += 16) {
+        unsigned v[4];
+        l.a(v, m.v, 16 * l.warp, k);
+        multiply_step(dscores, v, [&](unsigned(&b)[4], int) { l.b(b, m.dy, 16 * i, k); });
+      }
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        const float2 delta = pair_at(deltas, 16 * i + 8 * n + l.column);
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const int column = 16 * i + 8 * n + l.column + e % 2, row = l.row + e / 2 * 8;
+          dscores[n][e] += e % 2 ? delta.y : delta.x;
+          if (column < row || (cut && row < rows[column])) scores[n][e] = dscores[n][e] = 0;
+        }
+      }
+      unsigned a[4];
+      pack_operand(a, scores, 0);
+      pack_operand(w[i], dscores, 0);
+      multiply_step(dv, a, [&](unsigned(&b)[4], int n) { l.b_transposed(b, m.dy, n, 16 * i); });
+    }
+    store_rows<kD>(p.dv, b * p.dv.batch + t0 * p.dv.token + h * p.dv.head, dv, count, l);
+
+    // gradient of the features, half of u at a time, and through phi to u
+    float du[kD / 8][4];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float dphi[2][kHalf / 8][4] = {};
+#pragma unroll
+      for (int k = 0; k < kD; k += 16) {
+        unsigned v[4];
+        l.a(v, m.v, 16 * l.warp, k);
+        if (cut) keep_rows(v, reaches);
+#pragma unroll
+        for (int sign = 0; sign < 2; ++sign)
+          multiply_step(dphi[sign], v, [&](unsigned(&b)[4], int n) { l.b(b, m.R, sign * kD + half * kHalf + n, k); });
+      }
+#pragma unroll
+      for (int i = 0; i < kSteps; ++i) {
+        if (i < l.warp) continue;
+#pragma unroll
+        for (int sign = 0; sign < 2; ++sign)
+          multiply_step(dphi[sign], w[i], [&](unsigned(&b)[4], int n) { l.b(b, m.phi, sign * kD + half * kHalf + n, 16 * i); });
+      }
+#pragma unroll
+      for (int n = 0; n < kHalf / 8; ++n) {
+        const int tile = half * (kHalf / 8) + n, column = 8 * tile + l.column;
+        const float2 y[2] = {pair_at(m.y, column), pair_at(m.y, kD + column)};
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          float parts[2];
+#pragma unroll
+          for (int sign = 0; sign < 2; ++sign) {
+            const unsigned phi = k_phi[sign * kSteps + tile / 2][tile % 2 * 2 + e / 2];
+            parts[sign] = (dphi[sign][n][e] + (reaches[e / 2] ? (e % 2 ? y[sign].y : y[sign].x) : 0.0f)) * (e % 2 ? high_of(phi) : low_of(phi));
+          }
+          du[tile][e] = parts[0] - parts[1];
+        }
+      }
+    }
+    if (redo) {
+#pragma unroll
+      for (int n = 0; n < kD / 8; ++n)
+#pragma unroll
+        for (int x = 0; x < 2; ++x) {
+          const unsigned more = *reinterpret_cast<const unsigned*>(m.du + place<kD>(l.row + 8 * x, 8 * n + l.column));
+          du[n][2 * x] += low_of(more), du[n][2 * x + 1] += high_of(more);
+        }
+    }
+    {
+      float dk[kD / 8][4];
+      through_weight<kD>(dk, du, m.weight_k, m.du, l);
+      store_rows<kD>(p.dk, b * p.dk.batch + t0 * p.dk.token + h * p.dk.head, dk, count, l);
+    }
+    if (chunk > 0) keep_fetched(chunk - 1);
+    __syncthreads();  // du and the numbers of the chunk before are here
+    add_weight_gradient<kD>(dweight, m.k, m.du, l);
+    if (chunk == 0) break;
+
+    // queries of the chunk, as the keys before it see them; those of a later document have seen no state from here
+    const float* const before = m.shift[(chunk - 1) & 1];
+    const bool begins = rows[0] >= 0;
+    if (cut) R.clear();
+    R.add(m.phi, m.dy, cut, [&](int token) { return rows[token] < 0; }, l);
+    float factor[2][2];
+#pragma unroll
+    for (int sign = 0; sign < 2; ++sign)
+#pragma unroll
+      for (int x = 0; x < 2; ++x) {
+        const int row = sign * kD + l.row + 8 * x;
+        R.z[sign][x] += m.added[row];
+        factor[sign][x] = begins ? 0.0f : power_of_two(before[row] - shift[row]);
+      }
+    R.scale(factor);
+    if (redo) reverse_log_space_rows<kD>(p, m, redo, R, before, deltas, rows, b, h, t0, l);
+  }
+  store_weight_gradient<kD>(p.dweight[1] + index * kD * kD, dweight, l);
+}
+
+template <int kD>
+void run(const BackwardArguments& p, std::int64_t batch) {
+  launch(linear_attention_backward_keys_kernel<kD>, batch * p.s.H, 2 * kD, sizeof(KeysMemory<kD>), p);
+}
+
+}  // namespace
+
+void backward_keys(const BackwardArguments& p, std::int64_t batch, int D) {
+  if (D == 64) run<64>(p, batch);
+  else run<32>(p, batch);
+}
+
+}  // namespace hedgehog::cuda::linear_attention_mma

@@ -1,0 +1,253 @@
+#include "cuda/linear_attention_mma_backward.cuh"
+
+namespace hedgehog::cuda::linear_attention_mma {
+namespace {
+
+template <int kD>
+struct QueriesMemory {
+  static constexpr int kTile = kD * kD;
+  bf16 weight_q[kTile], weight_k[kTile];         // (D, D')
+  bf16 q[kTile], k[kTile], v[kTile], dy[kTile];  // (chunk, D)
+  bf16 du[kTile];                                // (chunk, D'); o until its rows are used up
+  bf16 phi[2 * kTile];                           // (F, chunk) of keys
+  bf16 S[2 * kTile];                             // (F, Dv), in the scale of the chunk
+  FeatureRows<kD> features;
+  signed char rows[2][kD];  // document rows of this chunk and the next
+  // of the rare rows
+  bool redo[kD];
+  float delta[kD], a[kD], du_state[kD], part[kD / 16][kD];
+};
+
+/// Rows that forward has redone in log space: their du and dq, row after row by the whole block.
+template <int kD>
+__device__ __forceinline__ void queries_log_space_rows(const BackwardArguments& p, QueriesMemory<kD>& m, const KeyState<kD>& state,
+                                                       const signed char* rows, std::int64_t b, std::int64_t h, std::int64_t t0, int count,
+                                                       const Lanes<kD>& l) {
+  constexpr int kWarps = kD / 16;
+  float* const logs = reinterpret_cast<float*>(m.S);  // (chunk, D'): the state has been read
+  plain_logs<kD>(logs, p.s.k.at(b, t0, h), p.s.k.token, count, m.weight_k);
+  for (int i = 0; i < count; ++i) {
+    if (!m.redo[i]) continue;
+    plain_logs<kD>(m.a, p.s.q.at(b, t0 + i, h), 0, 1, m.weight_q);
+    __syncthreads();
+    const float den = p.saved[(b * p.s.T + t0 + i) * p.s.H + h] * kLog2e, delta = m.delta[i];
+    const bf16* const dy = p.dy.at(b, t0 + i, h);
+    const int first = rows[i] < 0 ? 0 : rows[i];
+    float du[kD / 32] = {};
+    for (int j = first + l.warp; j <= i; j += kWarps) {
+      float dscore = 0;
+      for (int d = l.lane; d < kD; d += 32) dscore += __bfloat162float(dy[d]) * __bfloat162float(m.v[place<kD>(j, d)]);
+      dscore = warp_sum(dscore) + delta;
+      for (int x = 0; x < kD / 32; ++x) {
+        const float u = m.a[l.lane + 32 * x] + logs[j * kD + l.lane + 32 * x];
+        du[x] += dscore * (power_of_two(u - den) - power_of_two(-u - den));
+      }
+    }
+    for (int x = 0; x < kD / 32; ++x) m.part[l.warp][l.lane + 32 * x] = du[x];
+#pragma unroll
+    for (int x = 0; x < 2; ++x) {
+      float sum = 0;
+#pragma unroll
+      for (int s = 0; s < 2; ++s) {
+        float dot = 0;
+#pragma unroll
+        for (int n = 0; n < kD / 8; ++n)
+#pragma unroll
+          for (int e = 0; e < 2; ++e) dot += state.sums.S[s][n][2 * x + e] * __bfloat162float(dy[8 * n + l.column + e]);
+        dot = row_sum(dot) + delta * state.sums.z[s][x];
+        const float u = m.a[l.row + 8 * x];
+        sum += power_of_two((s ? -u : u) + state.shift[s][x] - den) * (s ? -dot : dot);
+      }
+      if (l.column == 0) m.du_state[l.row + 8 * x] = rows[i] < 0 ? sum : 0.0f;
+    }
+    __syncthreads();
+    if (threadIdx.x < kD) {
+      float sum = m.du_state[threadIdx.x];
+      for (int w = 0; w < kWarps; ++w) sum += m.part[w][threadIdx.x];
+      m.a[threadIdx.x] = sum;
+      m.du[place<kD>(i, int(threadIdx.x))] = __float2bfloat16(sum);
+    }
+    __syncthreads();
+    if (threadIdx.x < kD && p.dq.data) {
+      float sum = 0;
+      for (int e = 0; e < kD; ++e) sum += m.a[e] * __bfloat162float(m.weight_q[place<kD>(int(threadIdx.x), e)]);
+      p.dq.store(b * p.dq.batch + (t0 + i) * p.dq.token + h * p.dq.head + threadIdx.x, sum);
+    }
+    __syncthreads();
+  }
+}
+
+/// dq, the part of dweight_q of one batch element and head, and what the pass against time needs. One block a batch element
+/// and head walks the chunks; states are made again as in forward, and stay in registers with the sum of dweight_q.
+template <int kD>
+__global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4) linear_attention_backward_queries_kernel(const BackwardArguments p) {
+  constexpr int kSteps = kD / 16, kHalf = kD / 2;
+  QueriesMemory<kD>& m = *reinterpret_cast<QueriesMemory<kD>*>(shared_bytes());
+  const Sequence& s = p.s;
+  const Lanes<kD> l;
+  const std::int64_t index = blockIdx.x, b = blockIdx.x / unsigned(s.H), h = blockIdx.x % unsigned(s.H);
+  const int chunks = int(s.chunks(kD)), thread = int(threadIdx.x);
+
+  load_rows<kD>(m.weight_q, s.weight_q + h * kD * kD, kD, kD, s.vector, l);
+  load_rows<kD>(m.weight_k, s.weight_k + h * kD * kD, kD, kD, s.vector, l);
+  load_rows<kD>(m.k, s.k.at(b, 0, h), s.k.token, s.T, s.vector, l);
+  if (thread < kD) m.rows[0][thread] = document_row(s, b, 0, thread);
+  KeyState<kD> state;
+  state.clear();
+  float dweight[kD / 8][4] = {};
+
+  for (int chunk = 0; chunk < chunks; ++chunk) {
+    const std::int64_t t0 = std::int64_t(chunk) * kD, left = s.T - t0;
+    const int count = left < kD ? int(left) : kD;
+    const bool goes_on = left > kD;
+    const signed char* const rows = m.rows[chunk & 1];
+    wait_copies();
+    __syncthreads();  // k and rows are here; the chunk before is done with all tiles
+    load_rows<kD>(m.v, s.v.at(b, t0, h), s.v.token, left, s.vector, l);
+    load_rows<kD>(m.dy, p.dy.at(b, t0, h), p.dy.token, left, s.vector, l);
+    load_rows<kD>(m.du, p.o.at(b, t0, h), p.o.token, left, s.vector, l);
+    load_rows<kD>(m.q, s.q.at(b, t0, h), s.q.token, left, s.vector, l);
+    float den[2];
+#pragma unroll
+    for (int x = 0; x < 2; ++x) den[x] = l.row + 8 * x < count ? p.saved[(b * s.T + t0 + l.row + 8 * x) * s.H + h] * kLog2e : INFINITY;
+    state.enter(m.weight_k, m.k, count, rows, m.phi, m.S, m.features, l);
+    wait_copies();
+    __syncthreads();  // v, dy, o, q, phi and the state are here; all are done with k
+    p.shifts[(index * chunks + chunk) * 2 * kD + thread] = m.features.shift[thread];
+    signed char next_row = -1;
+    if (goes_on) {
+      load_rows<kD>(m.k, s.k.at(b, t0 + kD, h), s.k.token, left - kD, s.vector, l);
+      if (thread < kD) next_row = document_row(s, b, t0 + kD, thread);
+    }
+
+    float u[kD / 8][4] = {}, largest[2] = {-INFINITY, -INFINITY};
+    multiply<kD>(u, [&](unsigned(&a)[4], int k) { l.a(a, m.q, 16 * l.warp, k); },
+                 [&](unsigned(&b)[4], int n, int k) { l.b_transposed(b, m.weight_q, n, k); });
+#pragma unroll
+    for (int n = 0; n < kD / 8; ++n) {
+      const float2 plus = pair_at(m.features.shift, 8 * n + l.column), minus = pair_at(m.features.shift, kD + 8 * n + l.column);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        u[n][e] *= kLog2e;
+        largest[e / 2] = fmaxf(largest[e / 2], fmaxf((e % 2 ? plus.y : plus.x) + u[n][e], (e % 2 ? minus.y : minus.x) - u[n][e]));
+      }
+    }
+    float delta[2] = {0, 0};
+#pragma unroll
+    for (int k = 0; k < kD; k += 16) {
+      unsigned dy[4], o[4];
+      l.a(dy, m.dy, 16 * l.warp, k);
+      l.a(o, m.du, 16 * l.warp, k);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) delta[e % 2] -= low_of(dy[e]) * low_of(o[e]) + high_of(dy[e]) * high_of(o[e]);
+    }
+    bool small = false, sees[2] = {true, true};
+    int first[2] = {0, 0};
+#pragma unroll
+    for (int x = 0; x < 2; ++x) {
+      const int row = l.row + 8 * x;
+      delta[x] = row_sum(delta[x]);
+      const bool redo = row_max(largest[x]) - den[x] > -kSmallestLog;
+      if (redo) den[x] = INFINITY;
+      small |= redo;
+      if (l.column == 0) {
+        m.redo[row] = redo;
+        m.delta[row] = delta[x];
+        if (row < count) p.delta[index * s.T + t0 + row] = delta[x], p.denominators[index * s.T + t0 + row] = den[x];
+      }
+      if (s.document_start) first[x] = rows[row], sees[x] = first[x] < 0;
+    }
+    // W up to the row
+    unsigned w[kSteps][4];
+#pragma unroll
+    for (int j = 0; j < kSteps; ++j) {
+      if (j > l.warp) continue;
+      float scores[2][4] = {};
+#pragma unroll
+      for (int k = 0; k < kD; k += 16) {
+        unsigned dy[4];
+        l.a(dy, m.dy, 16 * l.warp, k);
+        multiply_step(scores, dy, [&](unsigned(&b)[4], int) { l.b(b, m.v, 16 * j, k); });
+      }
+#pragma unroll
+      for (int n = 0; n < 2; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const int column = 16 * j + 8 * n + l.column + e % 2;
+          scores[n][e] += delta[e / 2];
+          if (column > l.row + e / 2 * 8 || column < first[e / 2]) scores[n][e] = 0;
+        }
+      pack_operand(w[j], scores, 0);
+    }
+    // gradient of the features, half of u at a time, and through phi to u
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float dphi[2][kHalf / 8][4] = {};
+#pragma unroll
+      for (int k = 0; k < kD; k += 16) {
+        unsigned dy[4];
+        l.a(dy, m.dy, 16 * l.warp, k);
+        if (s.document_start) keep_rows(dy, sees);
+#pragma unroll
+        for (int sign = 0; sign < 2; ++sign)
+          multiply_step(dphi[sign], dy, [&](unsigned(&b)[4], int n) { l.b(b, m.S, sign * kD + half * kHalf + n, k); });
+      }
+#pragma unroll
+      for (int j = 0; j < kSteps; ++j) {
+        if (j > l.warp) continue;
+#pragma unroll
+        for (int sign = 0; sign < 2; ++sign)
+          multiply_step(dphi[sign], w[j], [&](unsigned(&b)[4], int n) { l.b(b, m.phi, sign * kD + half * kHalf + n, 16 * j); });
+      }
+#pragma unroll
+      for (int n = 0; n < kHalf / 8; ++n) {
+        const int column = half * kHalf + 8 * n + l.column;
+        const float2 z[2] = {pair_at(m.features.z, column), pair_at(m.features.z, kD + column)};
+        const float2 shift[2] = {pair_at(m.features.shift, column), pair_at(m.features.shift, kD + column)};
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const int x = e / 2;
+          float& value = u[half * (kHalf / 8) + n][e];
+          const float of_z = sees[x] ? delta[x] : 0.0f;
+          const float plus = (dphi[0][n][e] + of_z * (e % 2 ? z[0].y : z[0].x)) * power_of_two((value + (e % 2 ? shift[0].y : shift[0].x)) - den[x]);
+          const float minus = (dphi[1][n][e] + of_z * (e % 2 ? z[1].y : z[1].x)) * power_of_two(((e % 2 ? shift[1].y : shift[1].x) - value) - den[x]);
+          value = plus - minus;
+        }
+      }
+    }
+    {
+      float dq[kD / 8][4];
+      through_weight<kD>(dq, u, m.weight_q, m.du, l);
+      store_rows<kD>(p.dq, b * p.dq.batch + t0 * p.dq.token + h * p.dq.head, dq, count, l);
+    }
+
+    // du is here; all are done with the state, and with phi of other warps
+    const bool any = __syncthreads_or(small);
+    if (any) queries_log_space_rows<kD>(p, m, state, rows, b, h, t0, count, l);
+    if (thread == 0) {
+      unsigned long long bits = 0;
+      for (int i = 0; any && i < count; ++i) bits |= (unsigned long long)(m.redo[i] != 0) << i;
+      p.redo[index * chunks + chunk] = bits;
+    }
+    add_weight_gradient<kD>(dweight, m.q, m.du, l);
+    if (goes_on) {
+      state.leave(m.phi, m.v, rows[kD - 1], m.features, l);
+      if (thread < kD) m.rows[(chunk + 1) & 1][thread] = next_row;
+    }
+  }
+  store_weight_gradient<kD>(p.dweight[0] + index * kD * kD, dweight, l);
+}
+
+template <int kD>
+void run(const BackwardArguments& p, std::int64_t batch) {
+  launch(linear_attention_backward_queries_kernel<kD>, batch * p.s.H, 2 * kD, sizeof(QueriesMemory<kD>), p);
+}
+
+}  // namespace
+
+void backward_queries(const BackwardArguments& p, std::int64_t batch, int D) {
+  if (D == 64) run<64>(p, batch);
+  else run<32>(p, batch);
+}
+
+}  // namespace hedgehog::cuda::linear_attention_mma
