@@ -8,7 +8,7 @@
 #include "core/parallel.h"
 
 /// Loops over several tensors at once, with broadcasting and rows with a stride: what the elementwise, reducing and
-/// element-moving kernels share. Internal to ops/.
+/// element-moving kernels share. constexpr lets device code step through a walk too. Internal to ops/ and cuda/.
 namespace hedgehog::detail {
 
 constexpr int kMaxAxes = Shape::kMaxRank + 1;  // repeat_heads cuts one axis in two
@@ -39,8 +39,8 @@ struct Walk {
     extent[rank] = n;
     stride[rank++] = step;
   }
-  std::int64_t inner() const { return rank ? extent[rank - 1] : 1; }
-  Offsets<N> step() const {
+  constexpr std::int64_t inner() const { return rank ? extent[rank - 1] : 1; }
+  constexpr Offsets<N> step() const {
     Offsets<N> ones;
     ones.fill(1);
     return rank ? stride[rank - 1] : ones;
@@ -51,13 +51,13 @@ struct Walk {
     if (w.rank) --w.rank;
     return w;
   }
-  std::int64_t count() const {
+  constexpr std::int64_t count() const {
     std::int64_t n = 1;
     for (int i = 0; i < rank; ++i) n *= extent[i];
     return n;
   }
   /// Offsets of the index-th step, counted in row-major order.
-  Offsets<N> at(std::int64_t index) const {
+  constexpr Offsets<N> at(std::int64_t index) const {
     Offsets<N> offsets{};
     for (int i = rank - 1; i >= 0; --i) {
       const std::int64_t here = i ? index % extent[i] : index;

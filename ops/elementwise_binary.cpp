@@ -4,6 +4,7 @@
 #include "core/error.h"
 #include "ops/broadcast.h"
 #include "ops/elementwise.h"
+#include "ops/elementwise_formulas.h"
 #include "ops/reduce.h"
 #include "ops/shape.h"
 
@@ -23,8 +24,6 @@ void with_argument_steps(const Offsets<3>& s, const Body& body) {
 
 std::int64_t terms_bytes(std::int64_t elements) { return (elements * 8 + 63) / 64 * 64; }
 
-// A formula has value(a, b), the gradients da and db from (dy, y, a, b) before they are summed to the argument's shape,
-// and the `reads` of both.
 template <class F, class T>
 void binary_forward(const Call& c) {
   const T* a = c.inputs[0].as<T>();
@@ -153,35 +152,9 @@ Op with_fault(Op op, std::string what, std::string only_sample = {}) {
   return op;
 }
 
-struct Add {
-  static constexpr Reads reads{};
-  template <class T> static T value(T a, T b) { return a + b; }
-  template <class T> static T da(T dy, T, T, T) { return dy; }
-  template <class T> static T db(T dy, T, T, T) { return dy; }
-};
-
-struct Subtract {
-  static constexpr Reads reads{};
-  template <class T> static T value(T a, T b) { return a - b; }
-  template <class T> static T da(T dy, T, T, T) { return dy; }
-  template <class T> static T db(T dy, T, T, T) { return -dy; }
-};
-
-struct Multiply {
-  static constexpr Reads reads{bits(0, 1)};
-  template <class T> static T value(T a, T b) { return a * b; }
-  template <class T> static T da(T dy, T, T, T b) { return dy * b; }
-  template <class T> static T db(T dy, T, T a, T) { return dy * a; }
-};
+// what people write by mistake
 struct MultiplySwapped : Multiply {
   template <class T> static T da(T dy, T, T a, T) { return dy * a; }
-};
-
-struct Divide {
-  static constexpr Reads reads{bits(1), bits(0)};
-  template <class T> static T value(T a, T b) { return a / b; }
-  template <class T> static T da(T dy, T, T, T b) { return dy / b; }
-  template <class T> static T db(T dy, T y, T, T b) { return -dy * y / b; }
 };
 struct DivideUndivided : Divide {
   template <class T> static T da(T dy, T, T, T) { return dy; }

@@ -1,0 +1,35 @@
+#pragma once
+#include <limits>
+
+#include "cuda/common.cuh"
+
+namespace hedgehog::cuda {
+
+/// Largest x of the block; every thread gets it. x is not NaN; blockDim.x is a multiple of 32, at most 1024.
+template <class T>
+__device__ __forceinline__ T block_max(T x) {
+  __shared__ T parts[32];
+  x = warp_max(x);
+  const unsigned warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  __syncthreads();  // the maximum before this one has been read
+  if (lane == 0) parts[warp] = x;
+  __syncthreads();
+  x = lane < blockDim.x / kWarp ? parts[lane] : -std::numeric_limits<T>::infinity();
+  return warp_max(x);
+}
+
+/// Largest of n elements but NaN, read by the whole block.
+template <class T>
+__device__ __forceinline__ Accumulator<T> largest_of(const T* x, std::int64_t n) {
+  Accumulator<T> m = -std::numeric_limits<Accumulator<T>>::infinity();
+  for (std::int64_t i = threadIdx.x; i < n; i += blockDim.x) {
+    const Accumulator<T> v = load(x + i);
+    m = v > m ? v : m;
+  }
+  return block_max(m);
+}
+
+/// Threads of a block that walks rows of n elements.
+inline unsigned row_threads(std::int64_t n) { return n > 1024 ? 256 : kWarp; }
+
+}  // namespace hedgehog::cuda

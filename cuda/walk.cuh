@@ -1,0 +1,139 @@
+#pragma once
+#include <cstring>
+
+#include "cuda/common.cuh"
+#include "ops/broadcast.h"
+
+/// Elementwise loops over several tensors on the device: the walks of ops/broadcast.h, 16 bytes a thread where the memory
+/// allows it, one element a thread elsewhere.
+namespace hedgehog::cuda {
+
+constexpr unsigned kThreads = 256;  // of an elementwise block
+
+/// Elements of type T in 16 bytes.
+template <class T>
+constexpr int kVector = int(16 / sizeof(T));
+
+template <int kBytes>
+using Piece = std::conditional_t<kBytes % 16 == 0, uint4, uint2>;
+
+/// n neighbours at a 16-byte boundary (8 bytes where they are no more).
+template <int n, class T, class A>
+__device__ __forceinline__ void load_vector(const T* at, A (&out)[n]) {
+  using P = Piece<int(n * sizeof(T))>;
+  static_assert(n * sizeof(T) % sizeof(P) == 0);
+  T raw[n];
+#pragma unroll
+  for (int p = 0; p < int(n * sizeof(T) / sizeof(P)); ++p) {
+    const P piece = reinterpret_cast<const P*>(at)[p];
+    memcpy(reinterpret_cast<char*>(raw) + p * sizeof(P), &piece, sizeof(P));
+  }
+#pragma unroll
+  for (int j = 0; j < n; ++j) out[j] = convert<A>(raw[j]);
+}
+/// Writes or adds, rounding once.
+template <int n, class T, class A>
+__device__ __forceinline__ void store_vector(T* at, const A (&values)[n], bool adds) {
+  using P = Piece<int(n * sizeof(T))>;
+  static_assert(n * sizeof(T) % sizeof(P) == 0);
+  A sums[n];
+  if (adds) load_vector<n>(at, sums);
+  T raw[n];
+#pragma unroll
+  for (int j = 0; j < n; ++j) raw[j] = convert<T>(adds ? A(sums[j] + values[j]) : values[j]);
+#pragma unroll
+  for (int p = 0; p < int(n * sizeof(T) / sizeof(P)); ++p) {
+    P piece;
+    memcpy(&piece, reinterpret_cast<const char*>(raw) + p * sizeof(P), sizeof(P));
+    reinterpret_cast<P*>(at)[p] = piece;
+  }
+}
+
+/// Where one thread is in a walk: at n neighbours, or at one element (then all n lanes hold it, so that the arithmetic
+/// stands once and gives the same bits either way).
+template <int N, int n>
+struct Lanes {
+  detail::Offsets<N> at, step;
+  bool whole;
+
+  /// The lanes of operand k.
+  template <class T, class A>
+  __device__ __forceinline__ void load(int k, const T* data, A (&out)[n]) const {
+    if (whole && step[k] == 1) return load_vector<n>(data + at[k], out);
+    const A x = convert<A>(data[at[k]]);
+#pragma unroll
+    for (int j = 0; j < n; ++j) out[j] = x;
+  }
+  /// Writes or adds to operand 0.
+  template <class T, class A>
+  __device__ __forceinline__ void store(T* data, const A (&values)[n], bool adds = false) const {
+    if (whole) store_vector<n>(data + at[0], values, adds);
+    else cuda::store(data + at[0], values[0], adds);
+  }
+};
+
+/// A walk cut into groups of n neighbours. Operand 0 is the result. Operands that are null are not touched.
+template <int N>
+struct VectorWalk {
+  detail::Walk<N> walk;
+  std::int64_t size = 1, vectors = 0, threads = 1;  // elements; groups of n; groups and what is left
+
+  VectorWalk(const detail::Walk<N>& w, int n, const std::array<const void*, N>& data) : walk(w), size(w.count()) {
+    const detail::Offsets<N> step = w.step();
+    bool fits = w.rank > 0 && step[0] == 1 && (w.rank == 1 || w.inner() % n == 0);
+    for (int k = 0; k < N; ++k) {
+      if (!data[k] || step[k] == 0) continue;
+      fits = fits && step[k] == 1 && reinterpret_cast<std::uintptr_t>(data[k]) % 16 == 0;
+      for (int i = 0; i + 1 < w.rank; ++i) fits = fits && w.stride[i][k] % n == 0;
+    }
+    vectors = fits ? size / n : 0;
+    threads = vectors + (size - vectors * n);
+  }
+  unsigned blocks() const { return blocks_for(threads, kThreads); }
+};
+
+/// An address that lies at a boundary where both do: for an operand that is two tensors of one layout.
+inline const void* both(const void* a, const void* b) {
+  return reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(a) | reinterpret_cast<std::uintptr_t>(b));
+}
+
+/// Calls body(lanes) for everything that falls to this thread. All accesses of a body before its store: operands may
+/// share memory.
+template <int n, int N, class Body>
+__device__ __forceinline__ void for_each_lanes(const VectorWalk<N>& w, const Body& body) {
+  const detail::Offsets<N> step = w.walk.step();
+  const std::int64_t grid = std::int64_t(gridDim.x) * blockDim.x;
+  for (std::int64_t t = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x; t < w.threads; t += grid) {
+    const bool whole = t < w.vectors;
+    const std::int64_t first = whole ? t * n : t + w.vectors * (n - 1);
+    body(Lanes<N, n>{w.walk.at(first), step, whole});
+  }
+}
+
+/// A gradient of elements of type T: of that type, or f32 where T is bf16 and the argument is a parameter.
+template <class T>
+struct Gradient {
+  void* data = nullptr;
+  bool wide = false, adds = false;
+
+  Gradient(void* to, bool is_wide, bool adds_to) : data(to), wide(is_wide), adds(adds_to) {}
+  Gradient(const Ref& dx, Mode mode)
+      : Gradient(dx.data, std::is_same_v<T, bf16> && dx.dtype == Dtype::f32, mode == Mode::accumulate) {}
+
+  template <int N, int n, class A>
+  __device__ __forceinline__ void store(const Lanes<N, n>& lanes, const A (&values)[n]) const {
+    if constexpr (std::is_same_v<T, bf16>) {
+      if (wide) return lanes.store(static_cast<float*>(data), values, adds);
+    }
+    lanes.store(static_cast<T*>(data), values, adds);
+  }
+  template <class A>
+  __device__ __forceinline__ void put(std::int64_t i, A value) const {
+    if constexpr (std::is_same_v<T, bf16>) {
+      if (wide) return cuda::store(static_cast<float*>(data) + i, value, adds);
+    }
+    cuda::store(static_cast<T*>(data) + i, value, adds);
+  }
+};
+
+}  // namespace hedgehog::cuda
