@@ -27,14 +27,13 @@ Heads<T> heads_of(const Ref& x) {
   return x ? Heads<T>(kName, x) : Heads<T>();
 }
 
-/// Rows u (width) that lie `width` apart, one for each warp of the launch.
 template <class T>
 struct ForwardArguments {
   Sizes s;
   Heads<const T> x;
   const T *weight, *bias;
   Heads<T> y;
-  Accumulator<T>* u;
+  Accumulator<T>* u;  // (warps of the launch, D')
 };
 
 /// phi, or its logarithm. A warp takes one (b, t, h) at a time: its lanes share the columns of u = x W + b, read W by rows, and
@@ -76,7 +75,8 @@ struct BackwardArguments {
 /// du of every row, kept for the gradients of weight and bias, and dx = du W^T. A warp takes one row at a time; the products with
 /// rows of W are sums over its lanes.
 template <class T, class G>
-__global__ __launch_bounds__(kThreads) void feature_map_backward_kernel(const __grid_constant__ BackwardArguments<T> a, Heads<G> dx, bool adds) {
+__global__ __launch_bounds__(kThreads) void feature_map_backward_kernel(const __grid_constant__ BackwardArguments<T> a, Heads<G> dx,
+                                                                        bool adds) {
   using A = Accumulator<T>;
   const Sizes& s = a.s;
   const int width = int(s.width), lane = int(threadIdx.x % kWarp);

@@ -12,8 +12,6 @@
 /// Dv + 1 throughout.
 namespace hedgehog::cuda::linear_attention_generic {
 
-using linear_attention_detail::Input;
-using linear_attention_detail::Sizes;
 using namespace linear_attention_detail;
 
 void forward(const Call& c);
@@ -169,7 +167,8 @@ __device__ void load_rows(const Heads<const T>& from, std::int64_t b, std::int64
 
 /// Features of n tokens in working form. side 0: queries, 1: keys. x.x holds the tokens afterwards.
 template <class T, class A = Accumulator<T>>
-__device__ __noinline__ void features(const Arguments<T>& a, const HeadPlace& head, int side, std::int64_t t0, int n, const Tile<A>& x, A* y) {
+__device__ __noinline__ void features(const Arguments<T>& a, const HeadPlace& head, int side, std::int64_t t0, int n, const Tile<A>& x,
+                                      A* y) {
   const int D = int(a.s.D), width = int(a.s.width), F = int(a.s.F);
   load_rows(side ? a.k : a.q, head.b, t0, side ? head.hkv : head.h, n, D, x.x, D);
   __syncthreads();

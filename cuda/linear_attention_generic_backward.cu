@@ -6,8 +6,8 @@ namespace {
 /// Query heads of one key head share dk and dv, so a block takes one key head of one batch element and its query heads one
 /// after another; sums of the maps' gradients are its own too. No two blocks write to the same place.
 template <class T>
-__global__ __launch_bounds__(kThreads) void linear_attention_backward_kernel(const __grid_constant__ BackwardArguments<T> a, char* workspace,
-                                                                             std::int64_t block_bytes) {
+__global__ __launch_bounds__(kThreads) void linear_attention_backward_kernel(const __grid_constant__ BackwardArguments<T> a,
+                                                                             char* workspace, std::int64_t block_bytes) {
   using A = Accumulator<T>;
   Pieces pieces{workspace + blockIdx.x * block_bytes};
   const BackwardScratch<A> x(pieces, a.s);
@@ -34,8 +34,8 @@ void add_batches(const Call& c, int i, const Accumulator<T>* sums, std::int64_t 
   if (!out) return;
   dispatch_gradient<T>(out, [&](auto zero) {
     using G = decltype(zero);
-    linear_attention_maps_backward_kernel<<<blocks_for(out.size(), kThreads), kThreads, 0, stream()>>>(sums, batch, out.size(), out.as<G>(),
-                                                                                                     adds(c, i));
+    linear_attention_maps_backward_kernel<<<blocks_for(out.size(), kThreads), kThreads, 0, stream()>>>(
+        sums, batch, out.size(), out.as<G>(), adds(c, i));
     check_launch(kName);
   });
 }
@@ -51,7 +51,7 @@ std::int64_t block_bytes(const Sizes& s) {
 
 /// From the gradient of the working form to tokens, weight and bias. side 0: queries, 1: keys.
 template <class T>
-__device__ void Backward<T>::through_map(std::int64_t t0, int n, int side) const {
+__device__ __noinline__ void Backward<T>::through_map(std::int64_t t0, int n, int side) const {
   const A* const working = side ? x_.dk : x_.dq;
   if (s_.map.normalised() || !logarithmic_) {
     features(a_, head_, side, t0, n, x_, x_.spare);
@@ -151,7 +151,7 @@ __device__ void Backward<T>::chunk_backward(std::int64_t t0, int n, const Device
 /// Adds one row that forward made in log space; x.spare and x.q hold ln phi of the chunk, R has the scale of the state before the
 /// chunk.
 template <class T>
-__device__ void Backward<T>::log_space_row(std::int64_t t0, int i, const DeviceState<A>& before, bool goes_on) const {
+__device__ __noinline__ void Backward<T>::log_space_row(std::int64_t t0, int i, const DeviceState<A>& before, bool goes_on) const {
   const A *a = x_.q + i * F_, *G = x_.G + i * E_;
   const A den = saved(t0 + i);
   for_rows(i + 1, [&](int j) {

@@ -122,7 +122,7 @@ class Backward {
   __device__ A* dvalues(std::int64_t t0) const { return x_.dvalues + (s_.group() > 1 ? t0 * Dv_ : 0); }
   /// Whether earlier query heads of the group have left something there.
   __device__ bool earlier() const { return head_.h % s_.group() != 0; }
-  __device__ void store_keys(std::int64_t t0, int n) const {
+  __device__ __noinline__ void store_keys(std::int64_t t0, int n) const {
     if ((head_.h + 1) % s_.group() != 0) return;
     const A *from_k = dkeys(t0), *from_v = dvalues(t0);
     if (a_.dk) for_elements(n * D_, [&](int i) { a_.dk.put(head_.b, t0 + i / D_, head_.hkv, i % D_, from_k[i]); });
@@ -204,7 +204,7 @@ class Backward {
 
   /// Query features divided by their denominators, in the scale of the shift. Rows that a chunk must redo in log space
   /// become 0 and are listed; returns whether there are any.
-  __device__ bool normalised_queries(std::int64_t t0, int n, const A* shift, bool list) const {
+  __device__ __noinline__ bool normalised_queries(std::int64_t t0, int n, const A* shift, bool list) const {
     constexpr A kLargest = A(60 * 0.69314718055994530942);
     bool any = false;
     for_rows(n, [&](int i) {
@@ -226,7 +226,7 @@ class Backward {
   }
 
   /// G and its column delta.
-  __device__ void load_gradients(std::int64_t t0, int n) const {
+  __device__ __noinline__ void load_gradients(std::int64_t t0, int n) const {
     for_rows(n, [&](int i) {
       A delta = 0;
       for (int e = lane(); e < Dv_; e += kWarp) {
@@ -285,10 +285,10 @@ class Backward {
     __syncthreads();
   }
 
-  __device__ void through_map(std::int64_t t0, int n, int side) const;
+  __device__ __noinline__ void through_map(std::int64_t t0, int n, int side) const;
   __device__ void causal(std::int64_t begin, std::int64_t end, bool filled, const A* dfinal, A* dinitial) const;
   __device__ void chunk_backward(std::int64_t t0, int n, const DeviceState<A>& before, const A* after, bool reversed, bool goes_on) const;
-  __device__ void log_space_row(std::int64_t t0, int i, const DeviceState<A>& before, bool goes_on) const;
+  __device__ __noinline__ void log_space_row(std::int64_t t0, int i, const DeviceState<A>& before, bool goes_on) const;
   __device__ void bidirectional(std::int64_t begin, std::int64_t end, bool filled, const A* dfinal, A* dinitial) const;
 
   const BackwardArguments<T>& a_;

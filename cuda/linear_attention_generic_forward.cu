@@ -192,8 +192,8 @@ class Forward {
 /// Outputs, denominators and the final state. A block takes one query head of one batch element and walks its documents and
 /// chunks in order, so the running state is its own and nothing is shared between blocks.
 template <class T>
-__global__ __launch_bounds__(kThreads) void linear_attention_forward_kernel(const __grid_constant__ ForwardArguments<T> a, char* workspace,
-                                                                            std::int64_t block_bytes) {
+__global__ __launch_bounds__(kThreads) void linear_attention_forward_kernel(const __grid_constant__ ForwardArguments<T> a,
+                                                                            char* workspace, std::int64_t block_bytes) {
   using A = Accumulator<T>;
   Pieces pieces{workspace + blockIdx.x * block_bytes};
   const ForwardScratch<A> x(pieces, a.s);
