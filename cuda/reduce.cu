@@ -1,6 +1,7 @@
 #include "cuda/reduce.cuh"
 
 #include <algorithm>
+#include <string>
 
 #include "cuda/moves.cuh"
 
@@ -81,7 +82,8 @@ template <class T>
 void sum_pass(const char* op, const T* x, const SumWalk& walk, std::int64_t parts, double* partials, const SumTarget& target) {
   const std::int64_t results = walk.kept.count(), terms = walk.reduced.count();
   if (walk.inner_kept) {
-    sum_columns_kernel<T><<<blocks_for(results * parts, kThreads), kThreads, 0, stream()>>>(x, walk, results, terms, parts, partials, target);
+    const unsigned blocks = blocks_for(results * parts, kThreads);
+    sum_columns_kernel<T><<<blocks, kThreads, 0, stream()>>>(x, walk, results, terms, parts, partials, target);
   } else {
     const unsigned threads = terms / parts > 1024 ? kThreads : kWarp;
     sum_rows_kernel<T><<<blocks_for(results * parts, 1), threads, 0, stream()>>>(x, walk, results, terms, parts, partials, target);
@@ -154,7 +156,8 @@ void sum_to(const char* op, Dtype dtype, const void* x, const SumWalk& walk, con
   const std::int64_t parts = parts_of(walk), results = walk.kept.count();
   const SumTarget target(y, factor, mode);
   double* const partials = static_cast<double*>(workspace);
-  if (results != y.size()) throw ShapeError(std::string("[") + op + "] sums over axes that do not leave the shape of the target; this is a defect of the kernel");
+  if (results != y.size())
+    throw ShapeError(std::string("[") + op + "] sums over axes that do not leave the shape of the target; this is a defect of the kernel");
   dispatch_floating(dtype, [&](auto zero) {
     using T = decltype(zero);
     sum_pass(op, static_cast<const T*>(x), walk, parts, partials, target);

@@ -221,9 +221,11 @@ void fill(const char* op, const Ref& y, double value) {
 }
 
 void register_shape(KernelTable& table) {
-  table["copy"] = {[](const Call& c) { move_like("copy", c.outputs[0], c.inputs[0], false); }, [](const Call& c) { move_gradient("copy", c); }};
+  table["copy"] = {[](const Call& c) { move_like("copy", c.outputs[0], c.inputs[0], false); },
+                   [](const Call& c) { move_gradient("copy", c); }};
   table["fill"] = {[](const Call& c) { fill("fill", c.outputs[0], c.attributes.real("value")); }};
-  table["cast"] = {[](const Call& c) { move_like("cast", c.outputs[0], c.inputs[0], false); }, [](const Call& c) { move_gradient("cast", c); }};
+  table["cast"] = {[](const Call& c) { move_like("cast", c.outputs[0], c.inputs[0], false); },
+                   [](const Call& c) { move_gradient("cast", c); }};
   table["concat"] = {concat_forward, concat_backward};
   table["permute"] = {permute_forward, permute_backward};
   table["repeat_heads"] = {repeat_heads_forward, repeat_heads_backward, {}, [](const Attributes& a, std::span<const Meta> in) {

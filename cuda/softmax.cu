@@ -33,7 +33,8 @@ __global__ void softmax_backward_kernel(const T* y, const T* dy, Gradient<T> dx,
   for (std::int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
     const std::int64_t first = row * n;
     A sum = 0;
-    for (std::int64_t i = threadIdx.x; i < n; i += blockDim.x) sum += kLog ? load(dy + first + i) : load(dy + first + i) * load(y + first + i);
+    for (std::int64_t i = threadIdx.x; i < n; i += blockDim.x)
+      sum += load(dy + first + i) * (kLog ? A(1) : load(y + first + i));
     sum = block_sum(sum);
     for (std::int64_t i = threadIdx.x; i < n; i += blockDim.x) {
       const A g = load(dy + first + i), yi = load(y + first + i);
@@ -61,8 +62,8 @@ void softmax_backward(const char* op, const Call& c) {
   const std::int64_t rows = y.shape.rows(), n = y.shape.last();
   dispatch_floating(y.dtype, [&](auto zero) {
     using T = decltype(zero);
-    softmax_backward_kernel<T, kLog><<<blocks_for(rows, 1), row_threads(n), 0, stream()>>>(y.as<T>(), dy.as<T>(), Gradient<T>(dx, c.modes[0]),
-                                                                                           rows, n);
+    softmax_backward_kernel<T, kLog>
+        <<<blocks_for(rows, 1), row_threads(n), 0, stream()>>>(y.as<T>(), dy.as<T>(), Gradient<T>(dx, c.modes[0]), rows, n);
   });
   check_launch(op);
 }
@@ -70,7 +71,8 @@ void softmax_backward(const char* op, const Call& c) {
 }  // namespace
 
 void register_softmax(KernelTable& table) {
-  table["softmax"] = {[](const Call& c) { softmax_forward<false>("softmax", c); }, [](const Call& c) { softmax_backward<false>("softmax", c); }};
+  table["softmax"] = {[](const Call& c) { softmax_forward<false>("softmax", c); },
+                      [](const Call& c) { softmax_backward<false>("softmax", c); }};
   table["log_softmax"] = {[](const Call& c) { softmax_forward<true>("log_softmax", c); },
                           [](const Call& c) { softmax_backward<true>("log_softmax", c); }};
 }

@@ -12,8 +12,8 @@ namespace hedgehog {
 /// Checks that `infer` functions share. Each throws ShapeError through `fail`, naming the argument of the op.
 
 inline void check_floating(const Op& op, const char* name, const Meta& meta) {
-  if (meta.dtype != Dtype::f32 && meta.dtype != Dtype::f64)
-    fail(op, fmt::format("{} must be f32 or f64 on the CPU, but is {}; cast it first", name, name_of(meta.dtype)));
+  if (!is_floating(meta.dtype))
+    fail(op, fmt::format("{} must be f32, f64 or bf16, but is {}; cast it first", name, name_of(meta.dtype)));
 }
 
 inline void check_dtype(const Op& op, const char* name, const Meta& meta, Dtype expected, const char* like = nullptr) {

@@ -3,7 +3,8 @@
 
 #include "core/tape.h"
 
-/// Elementwise ops. x is of any shape, f32 | f64 | bf16 (the CPU computes in f32 and f64); y has its shape and dtype.
+/// Elementwise ops. x is of any shape, f32 | f64 | bf16 (CUDA); y has its shape and dtype. bf16 is computed in f32 and
+/// rounded once; the gradient of a bf16 parameter is f32.
 /// Two-argument ops broadcast as NumPy does: shapes are aligned at the last axis, an extent of 1 or a missing axis
 /// repeats, and the gradient is summed (f64 partial sums, fixed order) back to the argument's shape.
 ///
@@ -22,7 +23,7 @@ struct Operand {
 ///
 ///   y = a + b
 ///
-/// a, b    any shapes that broadcast, same dtype f32 | f64 | bf16
+/// a, b    any shapes that broadcast, same dtype f32 | f64 | bf16 (CUDA)
 /// returns the broadcast shape
 ///
 /// Backward: da = dy, db = dy, each summed over the axes where the argument was repeated.
@@ -158,7 +159,7 @@ Tensor floor_at(const Tensor& x, double value, SourceLine where = SourceLine::cu
 ///
 ///   y[.., i, j] = scores[.., i, j] for j <= i, else value
 ///
-/// scores  (..., T, T)  f32 | f64 | bf16
+/// scores  (..., T, T)  f32 | f64 | bf16 (CUDA)
 /// value   default -inf (before a softmax); 0 for scores of linear attention
 /// returns (..., T, T)
 ///
@@ -172,7 +173,7 @@ Tensor causal_mask(const Tensor& scores, double value = -std::numeric_limits<dou
 ///
 ///   y = mask != 0 ? x : value
 ///
-/// x       any shape, f32 | f64 | bf16
+/// x       any shape, f32 | f64 | bf16 (CUDA)
 /// mask    i32, any shape that broadcasts to that of x; 1: keep
 /// returns the shape of x
 ///

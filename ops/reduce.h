@@ -1,7 +1,7 @@
 #pragma once
 #include "core/tape.h"
 
-/// Reductions over all elements or over one axis. x is f32 | f64 | bf16 (the CPU computes in f32 and f64); axis may be
+/// Reductions over all elements or over one axis. x is f32 | f64 | bf16 (CUDA), and the result has its dtype; axis may be
 /// negative and then counts from the end; keep leaves the reduced axis with extent 1 instead of dropping it.
 namespace hedgehog {
 

@@ -34,7 +34,7 @@ Tensors split(const Tensor& x, const std::vector<std::int64_t>& sizes, int axis 
 
 /// Joins tensors along one axis.
 ///
-/// parts   at least one; equal shapes but for that axis, one dtype
+/// parts   at least one; equal shapes but for that axis, one dtype of any
 /// axis    negative counts from the end
 /// returns the shape of the parts with the sum of their extents along the axis
 ///
@@ -60,7 +60,7 @@ Tensor permute(const Tensor& x, const std::vector<std::int64_t>& order, SourceLi
 ///
 ///   y[.., h * times + r, :] = x[.., h, :],   0 <= r < times
 ///
-/// x       (..., H, D), at least two axes; (B, T, H, D) in attention
+/// x       (..., H, D), at least two axes, any dtype; (B, T, H, D) in attention
 /// times   at least 1
 /// returns (..., H * times, D)
 ///
