@@ -28,12 +28,14 @@ struct ForwardMemory {
 static_assert(3 * (sizeof(ForwardMemory<64>) + 1024) <= 228 * 1024, "three blocks a multiprocessor");
 
 /// Rows of a chunk that lost their denominator to later keys, with the exponents of their own keys only. One row after the
-/// other by the whole block: warps share out keys, the state is summed where it lies.
+/// other by the whole block: warps share out keys, the state is summed where it lies. A call, so that only it pays for its
+/// registers.
 template <int kD>
-__device__ __forceinline__ void forward_log_space_rows(const ForwardArguments& p, ForwardMemory<kD>& m, const KeyState<kD>& state,
-                                                       const signed char* rows, std::int64_t b, std::int64_t h, std::int64_t t0, int count,
-                                                       const Lanes<kD>& l) {
+__device__ __noinline__ void forward_log_space_rows(const ForwardArguments& p, const KeyState<kD>& state, const signed char* rows,
+                                                    std::int64_t b, std::int64_t h, std::int64_t t0, int count) {
   constexpr int kWarps = kD / 16;
+  ForwardMemory<kD>& m = *reinterpret_cast<ForwardMemory<kD>*>(shared_bytes());
+  const Lanes<kD> l;
   float* const logs = reinterpret_cast<float*>(m.S);  // (chunk, D'): the state has been read
   float* const before = m.features.z;                 // shifts before the chunk; z has been read, too
   plain_logs<kD>(logs, p.s.k.at(b, t0, h), p.s.k.token, count, m.weight_k);
@@ -108,7 +110,7 @@ __device__ __forceinline__ void forward_log_space_rows(const ForwardArguments& p
 /// registers. By feature, it makes phi of the keys; by token, phi of the queries, which stay in registers as operands of the
 /// products with the keys of the chunk and with the state before it. Nothing but q, k, v is read, in time for the next chunk.
 template <int kD>
-__global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8) linear_attention_forward_kernel(const ForwardArguments p) {
+__global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8) linear_attention_forward_kernel(const __grid_constant__ ForwardArguments p) {
   constexpr int kSteps = kD / 16;
   ForwardMemory<kD>& m = *reinterpret_cast<ForwardMemory<kD>*>(shared_bytes());
   const Sequence& s = p.s;
@@ -239,7 +241,10 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8) linear_attention_for
     store_rows<kD>(p.o, b * p.o.batch + t0 * p.o.token + h * p.o.head, o, count, l);
 
     // all are done with the state, and with phi of other warps
-    if (__syncthreads_or(small)) forward_log_space_rows<kD>(p, m, state, rows, b, h, t0, count, l);
+    if (__syncthreads_or(small)) {
+      const KeyState<kD> copy = state;
+      forward_log_space_rows<kD>(p, copy, rows, b, h, t0, count);
+    }
     if (goes_on) {
       state.leave(m.phi, m.v, rows[kD - 1], m.features, l);
       if (thread < kD) m.rows[(chunk + 1) & 1][thread] = next_row;

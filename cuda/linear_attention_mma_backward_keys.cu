@@ -18,11 +18,14 @@ struct KeysMemory {
   float a[kD];  // log features of a rare row
 };
 
-/// What rows in log space add to du and dv of a warp's keys, whose log features are `u`. du is left in the tile.
+/// What rows in log space add to du and dv of a warp's keys, whose log features are `u`. du is left in the tile. A call, as
+/// the next, so that only it pays for its registers.
 template <int kD>
-__device__ __forceinline__ void keys_log_space_rows(const BackwardArguments& p, KeysMemory<kD>& m, unsigned long long redo,
-                                                    const float (&u)[kD / 8][4], float (&dv)[kD / 8][4], const float* deltas,
-                                                    const signed char* rows, std::int64_t b, std::int64_t h, std::int64_t t0, const Lanes<kD>& l) {
+__device__ __noinline__ void keys_log_space_rows(const BackwardArguments& p, unsigned long long redo, const float (&u)[kD / 8][4],
+                                                 float (&dv)[kD / 8][4], const float* deltas, const signed char* rows, std::int64_t b,
+                                                 std::int64_t h, std::int64_t t0) {
+  KeysMemory<kD>& m = *reinterpret_cast<KeysMemory<kD>*>(shared_bytes());
+  const Lanes<kD> l;
   float du[kD / 8][4] = {};
   for (int i = 0; i < kD; ++i) {
     if (!(redo >> i & 1)) continue;
@@ -66,9 +69,11 @@ __device__ __forceinline__ void keys_log_space_rows(const BackwardArguments& p, 
 
 /// What rows in log space add to R and y in the scale before the chunk.
 template <int kD>
-__device__ __forceinline__ void reverse_log_space_rows(const BackwardArguments& p, KeysMemory<kD>& m, unsigned long long redo, Sums<kD>& R,
-                                                       const float* before, const float* deltas, const signed char* rows, std::int64_t b,
-                                                       std::int64_t h, std::int64_t t0, const Lanes<kD>& l) {
+__device__ __noinline__ void reverse_log_space_rows(const BackwardArguments& p, unsigned long long redo, Sums<kD>& R, const float* before,
+                                                    const float* deltas, const signed char* rows, std::int64_t b, std::int64_t h,
+                                                    std::int64_t t0) {
+  KeysMemory<kD>& m = *reinterpret_cast<KeysMemory<kD>*>(shared_bytes());
+  const Lanes<kD> l;
   for (int i = 0; i < kD; ++i) {
     if (!(redo >> i & 1) || rows[i] >= 0) continue;
     __syncthreads();
@@ -89,11 +94,19 @@ __device__ __forceinline__ void reverse_log_space_rows(const BackwardArguments& 
   }
 }
 
+template <int kTiles>
+__device__ __forceinline__ void copy(float (&to)[kTiles][4], const float (&from)[kTiles][4]) {
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) to[n][e] = from[n][e];
+}
+
 /// dk, dv and the part of dweight_k of one batch element and head. One block walks the chunks from the last to the first with
 /// the sums over later queries in registers: the mirror image of the pass in the order of time, with queries by feature in
 /// shared memory and keys by token in registers.
 template <int kD>
-__global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4) linear_attention_backward_keys_kernel(const BackwardArguments p) {
+__global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4) linear_attention_backward_keys_kernel(const __grid_constant__ BackwardArguments p) {
   constexpr int kSteps = kD / 16, kHalf = kD / 2;
   KeysMemory<kD>& m = *reinterpret_cast<KeysMemory<kD>*>(shared_bytes());
   const Sequence& s = p.s;
@@ -187,7 +200,13 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4) linear_attention_bac
       for (int n = 0; n < kD / 8; ++n)
 #pragma unroll
         for (int e = 0; e < 4; ++e) u[n][e] *= kLog2e;
-      if (redo) keys_log_space_rows<kD>(p, m, redo, u, dv, deltas, rows, b, h, t0, l);
+      if (redo) {
+        float of_keys[kD / 8][4], more[kD / 8][4];
+        copy(of_keys, u);
+        copy(more, dv);
+        keys_log_space_rows<kD>(p, redo, of_keys, more, deltas, rows, b, h, t0);
+        copy(dv, more);
+      }
 #pragma unroll
       for (int sign = 0; sign < 2; ++sign) {
         float phi[kD / 8][4];
@@ -313,7 +332,11 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4) linear_attention_bac
         factor[sign][x] = begins ? 0.0f : power_of_two(before[row] - shift[row]);
       }
     R.scale(factor);
-    if (redo) reverse_log_space_rows<kD>(p, m, redo, R, before, deltas, rows, b, h, t0, l);
+    if (redo) {
+      Sums<kD> more = R;
+      reverse_log_space_rows<kD>(p, redo, more, before, deltas, rows, b, h, t0);
+      R = more;
+    }
   }
   store_weight_gradient<kD>(p.dweight[1] + index * kD * kD, dweight, l);
 }

@@ -18,12 +18,14 @@ struct QueriesMemory {
   float delta[kD], a[kD], du_state[kD], part[kD / 16][kD];
 };
 
-/// Rows that forward has redone in log space: their du and dq, row after row by the whole block.
+/// Rows that forward has redone in log space: their du and dq, row after row by the whole block. A call, so that only
+/// it pays for its registers.
 template <int kD>
-__device__ __forceinline__ void queries_log_space_rows(const BackwardArguments& p, QueriesMemory<kD>& m, const KeyState<kD>& state,
-                                                       const signed char* rows, std::int64_t b, std::int64_t h, std::int64_t t0, int count,
-                                                       const Lanes<kD>& l) {
+__device__ __noinline__ void queries_log_space_rows(const BackwardArguments& p, const KeyState<kD>& state, const signed char* rows,
+                                                    std::int64_t b, std::int64_t h, std::int64_t t0, int count) {
   constexpr int kWarps = kD / 16;
+  QueriesMemory<kD>& m = *reinterpret_cast<QueriesMemory<kD>*>(shared_bytes());
+  const Lanes<kD> l;
   float* const logs = reinterpret_cast<float*>(m.S);  // (chunk, D'): the state has been read
   plain_logs<kD>(logs, p.s.k.at(b, t0, h), p.s.k.token, count, m.weight_k);
   for (int i = 0; i < count; ++i) {
@@ -80,7 +82,7 @@ __device__ __forceinline__ void queries_log_space_rows(const BackwardArguments& 
 /// dq, the part of dweight_q of one batch element and head, and what the pass against time needs. One block a batch element
 /// and head walks the chunks; states are made again as in forward, and stay in registers with the sum of dweight_q.
 template <int kD>
-__global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4) linear_attention_backward_queries_kernel(const BackwardArguments p) {
+__global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4) linear_attention_backward_queries_kernel(const __grid_constant__ BackwardArguments p) {
   constexpr int kSteps = kD / 16, kHalf = kD / 2;
   QueriesMemory<kD>& m = *reinterpret_cast<QueriesMemory<kD>*>(shared_bytes());
   const Sequence& s = p.s;
@@ -223,7 +225,10 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4) linear_attention_bac
 
     // du is here; all are done with the state, and with phi of other warps
     const bool any = __syncthreads_or(small);
-    if (any) queries_log_space_rows<kD>(p, m, state, rows, b, h, t0, count, l);
+    if (any) {
+      const KeyState<kD> copy = state;
+      queries_log_space_rows<kD>(p, copy, rows, b, h, t0, count);
+    }
     if (thread == 0) {
       unsigned long long bits = 0;
       for (int i = 0; any && i < count; ++i) bits |= (unsigned long long)(m.redo[i] != 0) << i;
