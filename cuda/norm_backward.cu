@@ -65,8 +65,8 @@ __global__ void __launch_bounds__(kWarps* kWarp, kPackets <= 3 ? 2 : 1) norm_bac
           const float xhat = (convert<float>(x[p][i]) - mean) * rstd, g = convert<float>(dy[p][i]) * convert<float>(weight[i]);
           dx[i] = rstd * (g - a - xhat * b) + (k.dsum ? convert<float>(dsum[i]) : 0.0f);
         }
-        if (k.dx) put_packet<N>(static_cast<T*>(k.dx.data) + place, dx, k.dx.adds);
-        if (k.dresidual) put_packet<N>(static_cast<T*>(k.dresidual.data) + place, dx, k.dresidual.adds);
+        if (k.dx) k.dx.put(place, dx);
+        if (k.dresidual) k.dresidual.put(place, dx);
       }
   }
   if (!k.partials) return;
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, kPackets <= 3 ? 2 : 1) norm_bac
   for (int i = int(threadIdx.x); i < 2 * int(k.columns); i += int(blockDim.x)) out[i] = combined[i];
 }
 
-/// Any row, any gradient: a block walks the rows of its range one after the other, each thread always the same columns, and
+/// Any row: a block walks the rows of its range one after the other, each thread always the same columns, and
 /// sums its dweight and dbias in the workspace.
 template <class T>
 __global__ void norm_backward_kernel(const NormBackward<T> k) {
@@ -129,7 +129,7 @@ __global__ void norm_backward_kernel(const NormBackward<T> k) {
 template <class T>
 bool launch_warps(const NormBackward<T>& k, unsigned blocks) {
   constexpr int N = kVector<T>;
-  if (!k.dy || k.columns % N != 0 || k.dx.wide || k.dresidual.wide) return false;
+  if (!k.dy || k.columns % N != 0) return false;
   if (!aligned({k.dy, k.dsum, k.normed, k.weight, k.dx.data, k.dresidual.data})) return false;
   const std::size_t shared = std::size_t(2 * k.columns) * sizeof(float);
   return with_packets_per_lane(k.columns / N, [&](auto packets) {

@@ -85,8 +85,9 @@ struct Target {
   bool adds = false;
 
   Target() = default;
-  Target(const Call& c, int i)
-      : data(c.dx[std::size_t(i)].data), wide(std::is_same_v<T, bf16> && c.dx[std::size_t(i)].dtype == Dtype::f32), adds(cuda::adds(c, i)) {}
+  Target(const Call& c, int i) : Target(c.dx[std::size_t(i)], cuda::adds(c, i)) {}
+  Target(const Ref& dx, bool adds)
+      : data(dx.data), wide(std::is_same_v<T, bf16> && dx && dx.dtype == Dtype::f32), adds(adds) {}
   __device__ __forceinline__ void put(std::int64_t i, Accumulator<T> value) const {
     if constexpr (std::is_same_v<T, bf16>) {
       if (wide) return store(static_cast<float*>(data) + i, value, adds);

@@ -312,6 +312,11 @@ TEST_CASE("adamw: the first step is the learning rate, by span, whatever the gra
   Training t;
   t.update({3, -3, 0.01, 0, 1}, {.epsilon = 1e-30, .weight_decay = 0});
   check_close(t.w.to_vector(), {0.9, 1.1, 0.95, 9, 1}, 1e-14);
+  // the copy follows, rounded to bf16, but for the gap and the frozen span
+  const Tensor copy = state({5}, Dtype::bf16, "copy");
+  t.w.copy_from({1.001, 2.003, 3.007, 9, 1});
+  adamw(t.w, t.g, t.m, t.v, t.spans, gradient_norm(t.g, t.spans, {}, t.step), t.step, {.beta1 = 0}, copy);
+  CHECK(copy.to_vector() == std::vector<double>{1, 2, 3, 0, 0});
 }
 
 TEST_CASE("adamw: gradients are clipped by the norm of all that are not frozen") {
