@@ -81,7 +81,9 @@ struct Heads {
   std::int64_t batch = 0, token = 0, head = 0;  // elements from one to the next
 
   Heads() = default;
+  /// Empty for a tensor without data.
   Heads(const char* op, const Ref& x) : data(static_cast<T*>(x.data)) {
+    if (!data) return;
     const std::int64_t depth = x.shape[3], width = x.shape[2] * depth, tokens = x.shape[1];
     // the place of a vector: runs of x.columns elements lie x.stride apart
     auto place = [&](std::int64_t flat) { return flat / x.columns * x.stride + flat % x.columns; };
@@ -91,7 +93,7 @@ struct Heads {
     const bool even = x.columns % depth == 0 && place((x.shape[2] - 1) * depth) == (x.shape[2] - 1) * head &&
                       place((tokens - 1) * width) == (tokens - 1) * token &&
                       place((x.shape[0] - 1) * tokens * width) == (x.shape[0] - 1) * batch;
-    if (data && !even) throw_uneven(op, x);
+    if (!even) throw_uneven(op, x);
   }
   __device__ __forceinline__ T* at(std::int64_t b, std::int64_t t, std::int64_t h) const {
     return data + b * batch + t * token + h * head;

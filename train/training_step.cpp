@@ -42,7 +42,8 @@ TrainingStep::Recorded TrainingStep::record_step(Gpt& model, const StepShape& sh
            .beta2 = optimizer.beta2,
            .epsilon = optimizer.epsilon,
            .weight_decay = optimizer.weight_decay,
-           .clip = optimizer.clip});
+           .clip = optimizer.clip},
+          flat.copies);
     return Tensors{norms};
   });
   if (shape.micro_batches == 1) {
@@ -184,7 +185,7 @@ Cost TrainingStep::predict(const GptOptions& options, const StepShape& shape, co
     cost.arena = std::max(cost.arena, update.arena);
     cost.persistent = std::max(cost.persistent, update.persistent);
   }
-  for (const Tensor& t : {flat.weights, flat.gradients, flat.first_moment, flat.second_moment, r.tokens, r.targets, r.documents})
+  for (const Tensor& t : {flat.weights, flat.copies, flat.gradients, flat.first_moment, flat.second_moment, r.tokens, r.targets, r.documents})
     if (t) cost.persistent += t.size() * size_of(t.dtype());
   cost.peak = cost.arena + cost.persistent;
   return cost;
