@@ -97,7 +97,7 @@ AttentionState Attention::empty_state(std::int64_t batch, std::int64_t capacity,
   AttentionState s;  // zeros are the empty state
   s.attention = options_.kind == "softmax" ? state({batch, capacity, 2, H, D}, dtype, "key_value_cache")
                                            : state({batch, H, map_q_ ? 2 * D : D, D + 2}, accumulator_of(dtype), "attention_state");
-  if (convolution_) s.convolution = state({batch, options_.short_convolution - 1, 3 * options_.width}, dtype, "convolution_state");
+  if (convolution_) s.convolution = state({batch, options_.short_convolution - 1, 3 * options_.width}, accumulator_of(dtype), "convolution_state");
   return s;
 }
 

@@ -125,7 +125,7 @@ void unscaled_backward(const Call& c) {
 
 const Op kClassifierCrossEntropy{
     .name = "classifier_cross_entropy",
-    .arguments = {{"x"}, {"weight"}, {"targets", false, false}, {"scale", true, false}},
+    .arguments = {{"x"}, {"weight"}, {"targets", false, false}, {"scale", true, false, true}},
     .results = {"loss", "losses"},
     .constant_outputs = bits(1),
     .saved_names = {"dx", "dweight"},

@@ -98,7 +98,7 @@ Tensors composed_losses(const Tensor& logits, const Tensor& targets, const Tenso
 
 const Op kCrossEntropy{
     .name = "cross_entropy",
-    .arguments = {{"logits"}, {"targets", false, false}, {"scale", true, false}},
+    .arguments = {{"logits"}, {"targets", false, false}, {"scale", true, false, true}},
     .results = {"loss", "losses"},
     .constant_outputs = bits(1),
     .saved_names = {"highest", "sum"},

@@ -120,7 +120,7 @@ namespace la = linear_attention_detail;
 const Op kLinearAttention{
     .name = "linear_attention",
     .arguments = {{"q"}, {"k"}, {"v"}, {"weight_q", true}, {"weight_k", true}, {"bias_q", true}, {"bias_k", true},
-                  {"document_start", true, false}, {"mask", true, false}, {"initial_state", true}},
+                  {"document_start", true, false}, {"mask", true, false}, {"initial_state", true, true, true}},
     .results = {"o", "final_state"},
     .saved_names = {"denominator"},
     .attributes = {{"map", "hedgehog"}, {"causal", true}, {"temperature", 1.0}, {"chunk", 0}, {"final_state", false}},

@@ -134,7 +134,7 @@ namespace la = linear_attention_detail;
 
 const Op kLinearAttentionStep{
     .name = la::kName,
-    .arguments = {{"q", false, false}, {"k", false, false}, {"v", false, false}, {"state", false, false}, {"weight_q", true, false},
+    .arguments = {{"q", false, false}, {"k", false, false}, {"v", false, false}, {"state", false, false, true}, {"weight_q", true, false},
                   {"weight_k", true, false}, {"bias_q", true, false}, {"bias_k", true, false}},
     .results = {"o"},
     .constant_outputs = bits(0),

@@ -189,7 +189,7 @@ void adamw_forward(const Call& c) {
 
 const Op kGradientNorm{
     .name = "gradient_norm",
-    .arguments = {{"gradients", false, false}, {"spans", false, false}, {"loss", true, false}, {"step", false, false}},
+    .arguments = {{"gradients", false, false, true}, {"spans", false, false}, {"loss", true, false, true}, {"step", false, false}},
     .results = {"norms"},
     .constant_outputs = bits(0),
     .infer = infer_norm,
@@ -207,7 +207,7 @@ const Op kGradientNorm{
 
 const Op kAdamW{
     .name = "adamw",
-    .arguments = {{"weights", false, false}, {"gradients", false, false}, {"first_moment", false, false}, {"second_moment", false, false},
+    .arguments = {{"weights", false, false, true}, {"gradients", false, false, true}, {"first_moment", false, false, true}, {"second_moment", false, false, true},
                   {"spans", false, false}, {"norms", false, false}, {"step", false, false}, {"copy", true, false}},
     .attributes = {{"beta1", 0.9}, {"beta2", 0.999}, {"epsilon", 1e-8}, {"weight_decay", 0.0}, {"clip", 0.0}},
     .infer = infer_adamw,

@@ -156,7 +156,7 @@ const Op kRotaryTable{
 
 const Op kRotary{
     .name = "rotary",
-    .arguments = {{"x"}, {"table", false, false}},
+    .arguments = {{"x"}, {"table", false, false, true}},
     .results = {"y"},
     .attributes = {{"layout", "half"}},
     .infer = infer_rotary,

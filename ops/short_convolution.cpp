@@ -207,7 +207,7 @@ const Op kShortConvolution{
 
 const Op kShortConvolutionStep{
     .name = "short_convolution_step",
-    .arguments = {{"x", false, false}, {"weight", false, false}, {"state", false, false}},
+    .arguments = {{"x", false, false}, {"weight", false, false}, {"state", false, false, true}},
     .results = {"y"},
     .constant_outputs = bits(0),
     .infer = infer_step,
