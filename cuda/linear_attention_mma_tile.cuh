@@ -175,9 +175,32 @@ struct Sequence {
   const std::int32_t* document_start;  // (B, T) or null
   std::int64_t T;
   int H;
-  bool vector;  // rows of q, k, v, the weights and dy may be read 16 bytes at a time
+  bool vector;   // rows of q, k, v, the weights and dy may be read 16 bytes at a time
+  int chunks;    // of the sequence
+  int segments;  // that blocks walk side by side
+  int segment_chunks;
+};
 
-  __host__ __device__ std::int64_t chunks(int size) const { return (T + size - 1) / size; }
+/// The part of a sequence that a block walks.
+struct Walk {
+  std::int64_t b, h, index;  // index = b H + h
+  std::int64_t slot;         // index segments + segment
+  int segment, begin, end;   // chunks
+
+  __device__ explicit Walk(const Sequence& s) : slot(blockIdx.x) {
+    index = slot / s.segments, segment = int(slot % s.segments);
+    b = index / s.H, h = index % s.H;
+    begin = segment * s.segment_chunks;
+    end = begin + s.segment_chunks < s.chunks ? begin + s.segment_chunks : s.chunks;
+  }
+};
+
+/// Sums at the ends of segments, one slot a segment.
+struct SumSlots {
+  float* S = nullptr;      // (slots, F, D)
+  float* z = nullptr;      // (slots, F)
+  float* local = nullptr;  // (slots, F) shifts of what one segment alone adds; of keys only
+  float* shift = nullptr;  // (slots, F)
 };
 
 /// First token of the document of token i, as a row of the chunk at t0; -1: before the chunk.
@@ -212,6 +235,32 @@ struct Sums {
         for (int p = 0; p < 4; ++p) S[s][n][p] = 0;
       z[s][0] = z[s][1] = 0;
     }
+  }
+  __device__ __forceinline__ void load(const SumSlots& from, std::int64_t slot, const Lanes<kD>& l) {
+#pragma unroll
+    for (int s = 0; s < 2; ++s)
+#pragma unroll
+      for (int x = 0; x < 2; ++x) {
+        const std::int64_t row = slot * 2 * kD + s * kD + l.row + 8 * x;
+        z[s][x] = from.z[row];
+#pragma unroll
+        for (int n = 0; n < kD / 8; ++n) {
+          const float2 pair = *reinterpret_cast<const float2*>(from.S + row * kD + 8 * n + l.column);
+          S[s][n][2 * x] = pair.x, S[s][n][2 * x + 1] = pair.y;
+        }
+      }
+  }
+  __device__ __forceinline__ void store(const SumSlots& to, std::int64_t slot, const Lanes<kD>& l) const {
+#pragma unroll
+    for (int s = 0; s < 2; ++s)
+#pragma unroll
+      for (int x = 0; x < 2; ++x) {
+        const std::int64_t row = slot * 2 * kD + s * kD + l.row + 8 * x;
+        if (l.column == 0) to.z[row] = z[s][x];
+#pragma unroll
+        for (int n = 0; n < kD / 8; ++n)
+          *reinterpret_cast<float2*>(to.S + row * kD + 8 * n + l.column) = float2{S[s][n][2 * x], S[s][n][2 * x + 1]};
+      }
   }
   /// Rows times factor, as operands of other warps.
   __device__ __forceinline__ void publish(const float (&factor)[2][2], bf16* S_tile, float* z_row, const Lanes<kD>& l) const {
@@ -281,6 +330,15 @@ struct KeyState {
   __device__ void clear() {
     sums.clear();
     for (int s = 0; s < 2; ++s) shift[s][0] = shift[s][1] = -INFINITY;
+  }
+  /// The state before a segment: empty before the first.
+  __device__ __forceinline__ void start(const SumSlots& states, const Walk& walk, const Lanes<kD>& l) {
+    if (walk.segment == 0) return clear();
+    sums.load(states, walk.slot, l);
+#pragma unroll
+    for (int s = 0; s < 2; ++s)
+#pragma unroll
+      for (int x = 0; x < 2; ++x) shift[s][x] = states.shift[walk.slot * 2 * kD + s * kD + l.row + 8 * x];
   }
 
   /// Log features of a chunk of keys by feature, their shift, and what the rows of the chunk read: the features in the scale
