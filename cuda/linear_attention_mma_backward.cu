@@ -41,7 +41,10 @@ void write_zeros(const Call& c) {
     const Ref& x = c.dx[i];
     if (!x || c.modes[i] != Mode::write) continue;
     const std::size_t size = std::size_t(size_of(x.dtype));
-    check(cudaMemset2DAsync(x.data, std::size_t(x.stride) * size, 0, std::size_t(x.columns) * size, std::size_t(x.size() / x.columns), stream()),
+    const std::size_t pitch = std::size_t(x.stride) * size, width = std::size_t(x.columns) * size;
+    const bool whole = x.columns == x.stride || x.columns == x.size();
+    check(whole ? cudaMemsetAsync(x.data, 0, std::size_t(x.size()) * size, stream())
+                : cudaMemset2DAsync(x.data, pitch, 0, width, std::size_t(x.size() / x.columns), stream()),
           "linear_attention");
   }
 }

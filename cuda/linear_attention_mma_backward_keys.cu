@@ -106,7 +106,8 @@ __device__ __forceinline__ void copy(float (&to)[kTiles][4], const float (&from)
 /// first with the sums over later queries in registers: the mirror image of the pass in the order of time, with queries by
 /// feature in shared memory and keys by token in registers. With kOnlySums it gives what the segment alone adds to R and y.
 template <int kD, bool kOnlySums>
-__global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4) linear_attention_backward_keys_kernel(const __grid_constant__ BackwardArguments p) {
+__global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4)
+    linear_attention_backward_keys_kernel(const __grid_constant__ BackwardArguments p) {
   constexpr int kSteps = kD / 16, kHalf = kD / 2;
   KeysMemory<kD>& m = *reinterpret_cast<KeysMemory<kD>*>(shared_bytes());
   const Sequence& s = p.s;
@@ -198,6 +199,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4) linear_attention_bac
       // keys by token
       float dv[kD / 8][4] = {};
       unsigned k_phi[2 * kSteps][4];
+      const bool valid[2] = {l.row < count, l.row + 8 < count};
       {
         float u[kD / 8][4] = {};
         multiply<kD>(u, [&](unsigned(&a)[4], int k) { l.a(a, m.k, 16 * l.warp, k); },
@@ -221,7 +223,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4) linear_attention_bac
             const float2 of_columns = pair_at(shift, sign * kD + 8 * n + l.column);
 #pragma unroll
             for (int e = 0; e < 4; ++e)
-              phi[n][e] = l.row + e / 2 * 8 < count ? power_of_two((sign ? -u[n][e] : u[n][e]) - (e % 2 ? of_columns.y : of_columns.x)) : 0.0f;
+              phi[n][e] = valid[e / 2] ? power_of_two((sign ? -u[n][e] : u[n][e]) - (e % 2 ? of_columns.y : of_columns.x)) : 0.0f;
           }
 #pragma unroll
           for (int k = 0; k < kSteps; ++k) pack_operand(k_phi[sign * kSteps + k], phi, k);
@@ -298,7 +300,8 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4) linear_attention_bac
 #pragma unroll
             for (int sign = 0; sign < 2; ++sign) {
               const unsigned phi = k_phi[sign * kSteps + tile / 2][tile % 2 * 2 + e / 2];
-              parts[sign] = (dphi[sign][n][e] + (reaches[e / 2] ? (e % 2 ? y[sign].y : y[sign].x) : 0.0f)) * (e % 2 ? high_of(phi) : low_of(phi));
+              const float of_y = reaches[e / 2] ? (e % 2 ? y[sign].y : y[sign].x) : 0.0f;
+              parts[sign] = (dphi[sign][n][e] + of_y) * (e % 2 ? high_of(phi) : low_of(phi));
             }
             du[tile][e] = parts[0] - parts[1];
           }

@@ -82,7 +82,8 @@ __device__ __noinline__ void queries_log_space_rows(const BackwardArguments& p, 
 /// dq, the part of dweight_q of one batch element, head and segment, and what the pass against time needs. One block walks the
 /// chunks of a segment; states are made again as in forward, and stay in registers with the sum of dweight_q.
 template <int kD>
-__global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4) linear_attention_backward_queries_kernel(const __grid_constant__ BackwardArguments p) {
+__global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4)
+    linear_attention_backward_queries_kernel(const __grid_constant__ BackwardArguments p) {
   constexpr int kSteps = kD / 16, kHalf = kD / 2;
   QueriesMemory<kD>& m = *reinterpret_cast<QueriesMemory<kD>*>(shared_bytes());
   const Sequence& s = p.s;
@@ -112,7 +113,10 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4) linear_attention_bac
     load_rows<kD>(m.q, s.q.at(b, t0, h), s.q.token, left, s.vector, l);
     float den[2];
 #pragma unroll
-    for (int x = 0; x < 2; ++x) den[x] = l.row + 8 * x < count ? p.saved[(b * s.T + t0 + l.row + 8 * x) * s.H + h] * kLog2e : INFINITY;
+    for (int x = 0; x < 2; ++x) {
+      const int row = l.row + 8 * x;
+      den[x] = row < count ? p.saved[(b * s.T + t0 + row) * s.H + h] * kLog2e : INFINITY;
+    }
     state.enter(m.weight_k, m.k, count, rows, m.phi, m.S, m.features, l);
     wait_copies();
     __syncthreads();  // v, dy, o, q, phi and the state are here; all are done with k
@@ -212,9 +216,13 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4) linear_attention_bac
           const int x = e / 2;
           float& value = u[half * (kHalf / 8) + n][e];
           const float of_z = sees[x] ? delta[x] : 0.0f;
-          const float plus = (dphi[0][n][e] + of_z * (e % 2 ? z[0].y : z[0].x)) * power_of_two((value + (e % 2 ? shift[0].y : shift[0].x)) - den[x]);
-          const float minus = (dphi[1][n][e] + of_z * (e % 2 ? z[1].y : z[1].x)) * power_of_two(((e % 2 ? shift[1].y : shift[1].x) - value) - den[x]);
-          value = plus - minus;
+          float parts[2];
+#pragma unroll
+          for (int sign = 0; sign < 2; ++sign) {
+            const float log_phi = (sign ? -value : value) + (e % 2 ? shift[sign].y : shift[sign].x);
+            parts[sign] = (dphi[sign][n][e] + of_z * (e % 2 ? z[sign].y : z[sign].x)) * power_of_two(log_phi - den[x]);
+          }
+          value = parts[0] - parts[1];
         }
       }
     }

@@ -1,7 +1,7 @@
 #pragma once
 #include <algorithm>
 
-#include "cuda/linear_attention_mma_tile.cuh"
+#include "cuda/linear_attention_mma_state.cuh"
 
 /// Addresses of a call's tensors, and what of them may be reached 16 bytes at a time.
 namespace hedgehog::cuda::linear_attention_mma {
