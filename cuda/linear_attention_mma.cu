@@ -9,6 +9,7 @@ struct ForwardArguments {
   Sequence s;
   Target o;
   float* saved;  // (B, T, H) or null
+  SumSlots states;
 };
 
 /// Shared memory of the forward kernel.
@@ -106,7 +107,7 @@ __device__ __noinline__ void forward_log_space_rows(const ForwardArguments& p, c
   }
 }
 
-/// o and the logarithm of its denominator. One block a batch element and head walks the chunks with the state of keys in
+/// o and the logarithm of its denominator. One block a batch element, head and segment walks the chunks with the state of keys in
 /// registers. By feature, it makes phi of the keys; by token, phi of the queries, which stay in registers as operands of the
 /// products with the keys of the chunk and with the state before it. Nothing but q, k, v is read, in time for the next chunk.
 template <int kD>
@@ -115,21 +116,22 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8) linear_attention_for
   ForwardMemory<kD>& m = *reinterpret_cast<ForwardMemory<kD>*>(shared_bytes());
   const Sequence& s = p.s;
   const Lanes<kD> l;
-  const std::int64_t b = blockIdx.x / unsigned(s.H), h = blockIdx.x % unsigned(s.H);
-  const int chunks = int(s.chunks(kD)), thread = int(threadIdx.x);
+  const Walk walk(s);
+  const std::int64_t b = walk.b, h = walk.h, begin = std::int64_t(walk.begin) * kD;
+  const int thread = int(threadIdx.x);
 
   load_rows<kD>(m.weight_q, s.weight_q + h * kD * kD, kD, kD, s.vector, l);
   load_rows<kD>(m.weight_k, s.weight_k + h * kD * kD, kD, kD, s.vector, l);
-  load_rows<kD>(m.k, s.k.at(b, 0, h), s.k.token, s.T, s.vector, l);
-  load_rows<kD>(m.q, s.q.at(b, 0, h), s.q.token, s.T, s.vector, l);
-  if (thread < kD) m.rows[0][thread] = document_row(s, b, 0, thread);
+  load_rows<kD>(m.k, s.k.at(b, begin, h), s.k.token, s.T - begin, s.vector, l);
+  load_rows<kD>(m.q, s.q.at(b, begin, h), s.q.token, s.T - begin, s.vector, l);
+  if (thread < kD) m.rows[walk.begin & 1][thread] = document_row(s, b, begin, thread);
   KeyState<kD> state;
-  state.clear();
+  state.start(p.states, walk, l);
 
-  for (int chunk = 0; chunk < chunks; ++chunk) {
+  for (int chunk = walk.begin; chunk < walk.end; ++chunk) {
     const std::int64_t t0 = std::int64_t(chunk) * kD, left = s.T - t0;
     const int count = left < kD ? int(left) : kD;
-    const bool goes_on = left > kD;
+    const bool goes_on = chunk + 1 < walk.end;
     const signed char* const rows = m.rows[chunk & 1];
     wait_copies();
     __syncthreads();  // q, k and rows are here; the chunk before is done with v
@@ -255,12 +257,6 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8) linear_attention_for
 /// The second output when no final state is asked for.
 __global__ void linear_attention_no_state_kernel(float* at) { *at = 0; }
 
-template <int kD>
-void run(const Call& c) {
-  ForwardArguments p{sequence_of(c), target_of(c.outputs[0], false), c.saved[0].as<float>()};
-  launch(linear_attention_forward_kernel<kD>, c.inputs[0].shape[0] * p.s.H, 2 * kD, sizeof(ForwardMemory<kD>), p);
-}
-
 }  // namespace
 
 bool supports(const Attributes& attributes, std::span<const Meta> inputs) {
@@ -276,11 +272,20 @@ bool supports(const Attributes& attributes, std::span<const Meta> inputs) {
   return (D == 32 || D == 64) && Dv == D && width == D && inputs[kK].shape[2] == q.shape[2];
 }
 
-std::int64_t forward_workspace(const Attributes&, std::span<const Meta>) { return 0; }
+std::int64_t forward_workspace(const Attributes&, std::span<const Meta> inputs) {
+  Workspace w;
+  w.take_slots(inputs[kQ].shape, true);
+  return w.used;
+}
 
 void forward(const Call& c) {
-  if (c.inputs[0].shape[3] == 64) run<64>(c);
-  else run<32>(c);
+  const Shape& q = c.inputs[kQ].shape;
+  Workspace w{static_cast<std::byte*>(c.workspace)};
+  const ForwardArguments p{sequence_of(c), target_of(c.outputs[0], false), c.saved[0].as<float>(), w.take_slots(q, true)};
+  if (p.s.segments > 1) make_states(p.s, p.states, q[0], int(q[3]));
+  const std::int64_t blocks = q[0] * q[2] * p.s.segments;
+  if (q[3] == 64) launch(linear_attention_forward_kernel<64>, blocks, 128, sizeof(ForwardMemory<64>), p);
+  else launch(linear_attention_forward_kernel<32>, blocks, 64, sizeof(ForwardMemory<32>), p);
   if (c.outputs[1]) launch(linear_attention_no_state_kernel, 1, 1, 0, c.outputs[1].as<float>());
 }
 

@@ -5,40 +5,33 @@
 namespace hedgehog::cuda::linear_attention_mma {
 namespace {
 
-/// Parts of the workspace, each 256-byte aligned.
-struct Workspace {
-  std::int64_t used = 0;
-  std::byte* base = nullptr;
-
-  template <class T>
-  T* take(std::int64_t count) {
-    T* const at = base ? reinterpret_cast<T*>(base + used) : nullptr;
-    used += (count * std::int64_t(sizeof(T)) + 255) / 256 * 256;
-    return at;
-  }
-  void take(BackwardArguments& p, std::int64_t heads, std::int64_t T, std::int64_t D) {
-    const std::int64_t chunks = (T + D - 1) / D;
-    p.shifts = take<float>(heads * chunks * 2 * D);
-    p.delta = take<float>(heads * T);
-    p.denominators = take<float>(heads * T);
-    p.redo = take<unsigned long long>(heads * chunks);
-    for (float*& part : p.dweight) part = take<float>(heads * D * D);
-  }
-};
+void take(Workspace& w, BackwardArguments& p, const Shape& q) {
+  const Segments g = segments_of(q);
+  const std::int64_t heads = q[0] * q[2], T = q[1], D = q[3];
+  p.states = w.take_slots(q, true);
+  p.reversed = w.take_slots(q, false);
+  p.shifts = w.take<float>(heads * g.chunks * 2 * D);
+  p.delta = w.take<float>(heads * T);
+  p.denominators = w.take<float>(heads * T);
+  p.redo = w.take<unsigned long long>(heads * g.chunks);
+  for (float*& part : p.dweight) part = w.take<float>(heads * g.count * D * D);
+}
 
 struct WeightArguments {
-  const float* parts;  // (B, elements)
-  void* dweight;       // (elements)
-  std::int64_t batch, elements;
+  const float* parts;  // (B, H, segments, matrix)
+  void* dweight;       // (H, matrix)
+  std::int64_t batch, heads, segments, matrix;
   bool f32, adds;
 };
 
-/// Sums the parts of all batch elements in order, one thread an element.
+/// Sums the parts of all batch elements and segments in order, one thread an element.
 __global__ void linear_attention_backward_weight_kernel(const WeightArguments p) {
   const std::int64_t i = std::int64_t(blockIdx.x) * 256 + threadIdx.x;
-  if (i >= p.elements) return;
+  if (i >= p.heads * p.matrix) return;
+  const std::int64_t h = i / p.matrix, element = i % p.matrix;
   float sum = 0;
-  for (std::int64_t b = 0; b < p.batch; ++b) sum += p.parts[b * p.elements + i];
+  for (std::int64_t b = 0; b < p.batch; ++b)
+    for (std::int64_t g = 0; g < p.segments; ++g) sum += p.parts[((b * p.heads + h) * p.segments + g) * p.matrix + element];
   Target{p.dweight, 0, 0, 0, p.f32, p.adds}.store(i, sum);
 }
 
@@ -48,7 +41,10 @@ void write_zeros(const Call& c) {
     const Ref& x = c.dx[i];
     if (!x || c.modes[i] != Mode::write) continue;
     const std::size_t size = std::size_t(size_of(x.dtype));
-    check(cudaMemset2DAsync(x.data, std::size_t(x.stride) * size, 0, std::size_t(x.columns) * size, std::size_t(x.size() / x.columns), stream()),
+    const std::size_t pitch = std::size_t(x.stride) * size, width = std::size_t(x.columns) * size;
+    const bool whole = x.columns == x.stride || x.columns == x.size();
+    check(whole ? cudaMemsetAsync(x.data, 0, std::size_t(x.size()) * size, stream())
+                : cudaMemset2DAsync(x.data, pitch, 0, width, std::size_t(x.size() / x.columns), stream()),
           "linear_attention");
   }
 }
@@ -56,10 +52,9 @@ void write_zeros(const Call& c) {
 }  // namespace
 
 std::int64_t backward_workspace(const Attributes&, std::span<const Meta> inputs) {
-  const Shape& q = inputs[kQ].shape;
   Workspace w;
   BackwardArguments p{};
-  w.take(p, q[0] * q[2], q[1], q[3]);
+  take(w, p, inputs[kQ].shape);
   return w.used;
 }
 
@@ -75,16 +70,17 @@ void backward(const Call& c) {
   p.s.vector = p.s.vector && aligned(p.o) && aligned(p.dy);
   p.saved = c.saved[0].as<const float>();
   p.dq = target(kQ), p.dk = target(kK), p.dv = target(kV);
-  Workspace w{0, static_cast<std::byte*>(c.workspace)};
-  w.take(p, B * H, q[1], D);
+  Workspace w{static_cast<std::byte*>(c.workspace)};
+  take(w, p, q);
 
+  if (p.s.segments > 1) make_states(p.s, p.states, B, int(D));
   backward_queries(p, B, int(D));
   if (c.dx[kK] || c.dx[kV] || c.dx[kWeightK]) backward_keys(p, B, int(D));
   for (int side = 0; side < 2; ++side) {
     const Ref& x = c.dx[std::size_t(kWeightQ + side)];
     if (!x) continue;
-    const WeightArguments sum{p.dweight[side], x.data, B, H * D * D, x.dtype == Dtype::f32, adds(c, kWeightQ + side)};
-    launch(linear_attention_backward_weight_kernel, (sum.elements + 255) / 256, 256, 0, sum);
+    const WeightArguments sum{p.dweight[side], x.data, B, H, p.s.segments, D * D, x.dtype == Dtype::f32, adds(c, kWeightQ + side)};
+    launch(linear_attention_backward_weight_kernel, (H * D * D + 255) / 256, 256, 0, sum);
   }
 }
 

@@ -7,7 +7,8 @@
 ///   dphi_q = W phi_k + [G, delta] [S, z]^T      S, z: state before the chunk
 ///   dphi_k = W^T phi_q + [v, 1] [R, y]^T        R, y: sums of phi_q^T [G, delta] after the chunk
 ///   dv     = A^T G + phi_k R
-/// all in the scale of the chunk's shift, in which the gradients of the log features are dphi phi.
+/// all in the scale of the chunk's shift, in which the gradients of the log features are dphi phi. Where a sequence has several
+/// segments, states and reversed sums at their ends are made beforehand.
 namespace hedgehog::cuda::linear_attention_mma {
 
 struct BackwardArguments {
@@ -15,16 +16,20 @@ struct BackwardArguments {
   Heads<bf16> o, dy;
   const float* saved;  // (B, T, H) natural logarithm of the denominator
   Target dq, dk, dv;
+  SumSlots states;    // before each segment
+  SumSlots reversed;  // R and y after each segment
   // made by the pass in the order of time
   float* shifts;             // (B H, chunks, F) of each chunk
   float* delta;              // (B H, T)
   float* denominators;       // (B H, T) base 2 logarithm, infinity for rows in log space
   unsigned long long* redo;  // (B H, chunks) bits of the rows in log space
-  float* dweight[2];         // (B H, D, D') parts of dweight_q and dweight_k
+  float* dweight[2];         // (B H segments, D, D') parts of dweight_q and dweight_k
 };
 
 void backward_queries(const BackwardArguments& p, std::int64_t batch, int D);
 void backward_keys(const BackwardArguments& p, std::int64_t batch, int D);
+/// Turns what each segment alone adds to R and y into the sums after each segment.
+void scan_reversed(const BackwardArguments& p, std::int64_t batch, int D);
 
 /// dweight (D, D') += x^T du over the tokens of a chunk; a warp holds 16 rows.
 template <int kD>

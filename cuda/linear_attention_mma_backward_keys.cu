@@ -102,21 +102,24 @@ __device__ __forceinline__ void copy(float (&to)[kTiles][4], const float (&from)
     for (int e = 0; e < 4; ++e) to[n][e] = from[n][e];
 }
 
-/// dk, dv and the part of dweight_k of one batch element and head. One block walks the chunks from the last to the first with
-/// the sums over later queries in registers: the mirror image of the pass in the order of time, with queries by feature in
-/// shared memory and keys by token in registers.
-template <int kD>
-__global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4) linear_attention_backward_keys_kernel(const __grid_constant__ BackwardArguments p) {
+/// dk, dv and the part of dweight_k of one batch element, head and segment. One block walks the chunks from the last to the
+/// first with the sums over later queries in registers: the mirror image of the pass in the order of time, with queries by
+/// feature in shared memory and keys by token in registers. With kOnlySums it gives what the segment alone adds to R and y.
+template <int kD, bool kOnlySums>
+__global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4)
+    linear_attention_backward_keys_kernel(const __grid_constant__ BackwardArguments p) {
   constexpr int kSteps = kD / 16, kHalf = kD / 2;
   KeysMemory<kD>& m = *reinterpret_cast<KeysMemory<kD>*>(shared_bytes());
   const Sequence& s = p.s;
   const Lanes<kD> l;
-  const std::int64_t index = blockIdx.x, b = blockIdx.x / unsigned(s.H), h = blockIdx.x % unsigned(s.H);
-  const int chunks = int(s.chunks(kD)), thread = int(threadIdx.x);
+  const Walk walk(s);
+  if (kOnlySums && walk.segment == 0) return;
+  const std::int64_t index = walk.index, b = walk.b, h = walk.h;
+  const int thread = int(threadIdx.x);
   float next_shift = 0, next_den = INFINITY, next_delta = 0;
   signed char next_row = -1;
   auto fetch = [&](int chunk) {
-    next_shift = p.shifts[(index * chunks + chunk) * 2 * kD + thread];
+    next_shift = p.shifts[(index * s.chunks + chunk) * 2 * kD + thread];
     const std::int64_t t0 = std::int64_t(chunk) * kD, t = t0 + thread;
     if (thread >= kD) return;
     next_den = t < s.T ? p.denominators[index * s.T + t] : INFINITY;
@@ -129,27 +132,30 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4) linear_attention_bac
     m.den[chunk & 1][thread] = next_den, m.delta[chunk & 1][thread] = next_delta, m.rows[chunk & 1][thread] = next_row;
   };
 
-  const std::int64_t last = std::int64_t(chunks - 1) * kD;
+  const std::int64_t last = std::int64_t(walk.end - 1) * kD;
   load_rows<kD>(m.weight_q, s.weight_q + h * kD * kD, kD, kD, s.vector, l);
   load_rows<kD>(m.weight_k, s.weight_k + h * kD * kD, kD, kD, s.vector, l);
   load_rows<kD>(m.q, s.q.at(b, last, h), s.q.token, s.T - last, s.vector, l);
-  fetch(chunks - 1);
-  keep_fetched(chunks - 1);
+  fetch(walk.end - 1);
+  keep_fetched(walk.end - 1);
   Sums<kD> R;  // z: y
-  R.clear();
+  if (kOnlySums || walk.segment + 1 == s.segments) R.clear();
+  else R.load(p.reversed, walk.slot, l);
   float dweight[kD / 8][4] = {};
 
-  for (int chunk = chunks - 1; chunk >= 0; --chunk) {
+  for (int chunk = walk.end - 1; chunk >= walk.begin; --chunk) {
     const std::int64_t t0 = std::int64_t(chunk) * kD, left = s.T - t0;
     const int count = left < kD ? int(left) : kD;
     const signed char* const rows = m.rows[chunk & 1];
     const float *const deltas = m.delta[chunk & 1], *const dens = m.den[chunk & 1], *const shift = m.shift[chunk & 1];
     wait_copies();
     __syncthreads();  // q and the numbers of the rows are here; the chunk after is done with all tiles
-    load_rows<kD>(m.k, s.k.at(b, t0, h), s.k.token, left, s.vector, l);
-    load_rows<kD>(m.v, s.v.at(b, t0, h), s.v.token, left, s.vector, l);
+    if constexpr (!kOnlySums) {
+      load_rows<kD>(m.k, s.k.at(b, t0, h), s.k.token, left, s.vector, l);
+      load_rows<kD>(m.v, s.v.at(b, t0, h), s.v.token, left, s.vector, l);
+    }
     load_rows<kD>(m.dy, p.dy.at(b, t0, h), p.dy.token, left, s.vector, l);
-    const unsigned long long redo = p.redo[index * chunks + chunk];
+    const unsigned long long redo = p.redo[index * s.chunks + chunk];
     const int first = rows[count - 1];  // keys before it do not reach later chunks
     const bool cut = first >= 0;
 
@@ -180,142 +186,148 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4) linear_attention_bac
           if (l.column == 0) m.added[row] = sum;
         }
     }
-    const float ones[2][2] = {{1, 1}, {1, 1}};
-    R.publish(ones, m.R, m.y, l);
+    if constexpr (!kOnlySums) {
+      const float ones[2][2] = {{1, 1}, {1, 1}};
+      R.publish(ones, m.R, m.y, l);
+    }
     wait_copies();
     __syncthreads();  // k, v, dy, phi and R are here; all are done with q
-    if (chunk > 0) {
-      load_rows<kD>(m.q, s.q.at(b, t0 - kD, h), s.q.token, kD, s.vector, l);
-      fetch(chunk - 1);
-    }
+    if (chunk > walk.begin) load_rows<kD>(m.q, s.q.at(b, t0 - kD, h), s.q.token, kD, s.vector, l);
+    if (chunk > 0) fetch(chunk - 1);
 
-    // keys by token
-    float dv[kD / 8][4] = {};
-    unsigned k_phi[2 * kSteps][4];
-    {
-      float u[kD / 8][4] = {};
-      multiply<kD>(u, [&](unsigned(&a)[4], int k) { l.a(a, m.k, 16 * l.warp, k); },
-                   [&](unsigned(&b)[4], int n, int k) { l.b_transposed(b, m.weight_k, n, k); });
+    if constexpr (!kOnlySums) {
+      // keys by token
+      float dv[kD / 8][4] = {};
+      unsigned k_phi[2 * kSteps][4];
+      const bool valid[2] = {l.row < count, l.row + 8 < count};
+      {
+        float u[kD / 8][4] = {};
+        multiply<kD>(u, [&](unsigned(&a)[4], int k) { l.a(a, m.k, 16 * l.warp, k); },
+                     [&](unsigned(&b)[4], int n, int k) { l.b_transposed(b, m.weight_k, n, k); });
 #pragma unroll
-      for (int n = 0; n < kD / 8; ++n)
+        for (int n = 0; n < kD / 8; ++n)
 #pragma unroll
-        for (int e = 0; e < 4; ++e) u[n][e] *= kLog2e;
-      if (redo) {
-        float of_keys[kD / 8][4], more[kD / 8][4];
-        copy(of_keys, u);
-        copy(more, dv);
-        keys_log_space_rows<kD>(p, redo, of_keys, more, deltas, rows, b, h, t0);
-        copy(dv, more);
-      }
-#pragma unroll
-      for (int sign = 0; sign < 2; ++sign) {
-        float phi[kD / 8][4];
-#pragma unroll
-        for (int n = 0; n < kD / 8; ++n) {
-          const float2 of_columns = pair_at(shift, sign * kD + 8 * n + l.column);
-#pragma unroll
-          for (int e = 0; e < 4; ++e)
-            phi[n][e] = l.row + e / 2 * 8 < count ? power_of_two((sign ? -u[n][e] : u[n][e]) - (e % 2 ? of_columns.y : of_columns.x)) : 0.0f;
+          for (int e = 0; e < 4; ++e) u[n][e] *= kLog2e;
+        if (redo) {
+          float of_keys[kD / 8][4], more[kD / 8][4];
+          copy(of_keys, u);
+          copy(more, dv);
+          keys_log_space_rows<kD>(p, redo, of_keys, more, deltas, rows, b, h, t0);
+          copy(dv, more);
         }
 #pragma unroll
-        for (int k = 0; k < kSteps; ++k) pack_operand(k_phi[sign * kSteps + k], phi, k);
-      }
-    }
-    const bool reaches[2] = {l.row >= first, l.row + 8 >= first};
-    unsigned w[kSteps][4];
-
-    // dv: queries of later chunks, then those of the chunk from the key on
+        for (int sign = 0; sign < 2; ++sign) {
+          float phi[kD / 8][4];
 #pragma unroll
-    for (int k = 0; k < 2 * kSteps; ++k) {
-      unsigned a[4] = {k_phi[k][0], k_phi[k][1], k_phi[k][2], k_phi[k][3]};
-      if (cut) keep_rows(a, reaches);
-      multiply_step(dv, a, [&](unsigned(&b)[4], int n) { l.b_transposed(b, m.R, n, 16 * k); });
-    }
+          for (int n = 0; n < kD / 8; ++n) {
+            const float2 of_columns = pair_at(shift, sign * kD + 8 * n + l.column);
 #pragma unroll
-    for (int i = 0; i < kSteps; ++i) {
-      if (i < l.warp) continue;
-      float scores[2][4] = {}, dscores[2][4] = {};
+            for (int e = 0; e < 4; ++e)
+              phi[n][e] = valid[e / 2] ? power_of_two((sign ? -u[n][e] : u[n][e]) - (e % 2 ? of_columns.y : of_columns.x)) : 0.0f;
+          }
 #pragma unroll
-      for (int k = 0; k < 2 * kSteps; ++k)
-        multiply_step(scores, k_phi[k], [&](unsigned(&b)[4], int) { l.b_transposed(b, m.phi, 16 * i, 16 * k); });
-#pragma unroll
-      for (int k = 0; k < kD; k += 16) {
-        unsigned v[4];
-        l.a(v, m.v, 16 * l.warp, k);
-        multiply_step(dscores, v, [&](unsigned(&b)[4], int) { l.b(b, m.dy, 16 * i, k); });
-      }
-#pragma unroll
-      for (int n = 0; n < 2; ++n) {
-        const float2 delta = pair_at(deltas, 16 * i + 8 * n + l.column);
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const int column = 16 * i + 8 * n + l.column + e % 2, row = l.row + e / 2 * 8;
-          dscores[n][e] += e % 2 ? delta.y : delta.x;
-          if (column < row || (cut && row < rows[column])) scores[n][e] = dscores[n][e] = 0;
+          for (int k = 0; k < kSteps; ++k) pack_operand(k_phi[sign * kSteps + k], phi, k);
         }
       }
-      unsigned a[4];
-      pack_operand(a, scores, 0);
-      pack_operand(w[i], dscores, 0);
-      multiply_step(dv, a, [&](unsigned(&b)[4], int n) { l.b_transposed(b, m.dy, n, 16 * i); });
-    }
-    store_rows<kD>(p.dv, b * p.dv.batch + t0 * p.dv.token + h * p.dv.head, dv, count, l);
+      const bool reaches[2] = {l.row >= first, l.row + 8 >= first};
+      unsigned w[kSteps][4];
 
-    // gradient of the features, half of u at a time, and through phi to u
-    float du[kD / 8][4];
+      // dv: queries of later chunks, then those of the chunk from the key on
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float dphi[2][kHalf / 8][4] = {};
-#pragma unroll
-      for (int k = 0; k < kD; k += 16) {
-        unsigned v[4];
-        l.a(v, m.v, 16 * l.warp, k);
-        if (cut) keep_rows(v, reaches);
-#pragma unroll
-        for (int sign = 0; sign < 2; ++sign)
-          multiply_step(dphi[sign], v, [&](unsigned(&b)[4], int n) { l.b(b, m.R, sign * kD + half * kHalf + n, k); });
+      for (int k = 0; k < 2 * kSteps; ++k) {
+        unsigned a[4] = {k_phi[k][0], k_phi[k][1], k_phi[k][2], k_phi[k][3]};
+        if (cut) keep_rows(a, reaches);
+        multiply_step(dv, a, [&](unsigned(&b)[4], int n) { l.b_transposed(b, m.R, n, 16 * k); });
       }
 #pragma unroll
       for (int i = 0; i < kSteps; ++i) {
         if (i < l.warp) continue;
+        float scores[2][4] = {}, dscores[2][4] = {};
 #pragma unroll
-        for (int sign = 0; sign < 2; ++sign)
-          multiply_step(dphi[sign], w[i], [&](unsigned(&b)[4], int n) { l.b(b, m.phi, sign * kD + half * kHalf + n, 16 * i); });
-      }
+        for (int k = 0; k < 2 * kSteps; ++k)
+          multiply_step(scores, k_phi[k], [&](unsigned(&b)[4], int) { l.b_transposed(b, m.phi, 16 * i, 16 * k); });
 #pragma unroll
-      for (int n = 0; n < kHalf / 8; ++n) {
-        const int tile = half * (kHalf / 8) + n, column = 8 * tile + l.column;
-        const float2 y[2] = {pair_at(m.y, column), pair_at(m.y, kD + column)};
+        for (int k = 0; k < kD; k += 16) {
+          unsigned v[4];
+          l.a(v, m.v, 16 * l.warp, k);
+          multiply_step(dscores, v, [&](unsigned(&b)[4], int) { l.b(b, m.dy, 16 * i, k); });
+        }
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          float parts[2];
+        for (int n = 0; n < 2; ++n) {
+          const float2 delta = pair_at(deltas, 16 * i + 8 * n + l.column);
 #pragma unroll
-          for (int sign = 0; sign < 2; ++sign) {
-            const unsigned phi = k_phi[sign * kSteps + tile / 2][tile % 2 * 2 + e / 2];
-            parts[sign] = (dphi[sign][n][e] + (reaches[e / 2] ? (e % 2 ? y[sign].y : y[sign].x) : 0.0f)) * (e % 2 ? high_of(phi) : low_of(phi));
+          for (int e = 0; e < 4; ++e) {
+            const int column = 16 * i + 8 * n + l.column + e % 2, row = l.row + e / 2 * 8;
+            dscores[n][e] += e % 2 ? delta.y : delta.x;
+            if (column < row || (cut && row < rows[column])) scores[n][e] = dscores[n][e] = 0;
           }
-          du[tile][e] = parts[0] - parts[1];
+        }
+        unsigned a[4];
+        pack_operand(a, scores, 0);
+        pack_operand(w[i], dscores, 0);
+        multiply_step(dv, a, [&](unsigned(&b)[4], int n) { l.b_transposed(b, m.dy, n, 16 * i); });
+      }
+      store_rows<kD>(p.dv, b * p.dv.batch + t0 * p.dv.token + h * p.dv.head, dv, count, l);
+
+      // gradient of the features, half of u at a time, and through phi to u
+      float du[kD / 8][4];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float dphi[2][kHalf / 8][4] = {};
+#pragma unroll
+        for (int k = 0; k < kD; k += 16) {
+          unsigned v[4];
+          l.a(v, m.v, 16 * l.warp, k);
+          if (cut) keep_rows(v, reaches);
+#pragma unroll
+          for (int sign = 0; sign < 2; ++sign)
+            multiply_step(dphi[sign], v, [&](unsigned(&b)[4], int n) { l.b(b, m.R, sign * kD + half * kHalf + n, k); });
+        }
+#pragma unroll
+        for (int i = 0; i < kSteps; ++i) {
+          if (i < l.warp) continue;
+#pragma unroll
+          for (int sign = 0; sign < 2; ++sign)
+            multiply_step(dphi[sign], w[i], [&](unsigned(&b)[4], int n) { l.b(b, m.phi, sign * kD + half * kHalf + n, 16 * i); });
+        }
+#pragma unroll
+        for (int n = 0; n < kHalf / 8; ++n) {
+          const int tile = half * (kHalf / 8) + n, column = 8 * tile + l.column;
+          const float2 y[2] = {pair_at(m.y, column), pair_at(m.y, kD + column)};
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            float parts[2];
+#pragma unroll
+            for (int sign = 0; sign < 2; ++sign) {
+              const unsigned phi = k_phi[sign * kSteps + tile / 2][tile % 2 * 2 + e / 2];
+              const float of_y = reaches[e / 2] ? (e % 2 ? y[sign].y : y[sign].x) : 0.0f;
+              parts[sign] = (dphi[sign][n][e] + of_y) * (e % 2 ? high_of(phi) : low_of(phi));
+            }
+            du[tile][e] = parts[0] - parts[1];
+          }
         }
       }
-    }
-    if (redo) {
+      if (redo) {
 #pragma unroll
-      for (int n = 0; n < kD / 8; ++n)
+        for (int n = 0; n < kD / 8; ++n)
 #pragma unroll
-        for (int x = 0; x < 2; ++x) {
-          const unsigned more = *reinterpret_cast<const unsigned*>(m.du + place<kD>(l.row + 8 * x, 8 * n + l.column));
-          du[n][2 * x] += low_of(more), du[n][2 * x + 1] += high_of(more);
-        }
-    }
-    {
-      float dk[kD / 8][4];
-      through_weight<kD>(dk, du, m.weight_k, m.du, l);
-      store_rows<kD>(p.dk, b * p.dk.batch + t0 * p.dk.token + h * p.dk.head, dk, count, l);
+          for (int x = 0; x < 2; ++x) {
+            const unsigned more = *reinterpret_cast<const unsigned*>(m.du + place<kD>(l.row + 8 * x, 8 * n + l.column));
+            du[n][2 * x] += low_of(more), du[n][2 * x + 1] += high_of(more);
+          }
+      }
+      {
+        float dk[kD / 8][4];
+        through_weight<kD>(dk, du, m.weight_k, m.du, l);
+        store_rows<kD>(p.dk, b * p.dk.batch + t0 * p.dk.token + h * p.dk.head, dk, count, l);
+      }
     }
     if (chunk > 0) keep_fetched(chunk - 1);
     __syncthreads();  // du and the numbers of the chunk before are here
-    add_weight_gradient<kD>(dweight, m.k, m.du, l);
-    if (chunk == 0) break;
+    if constexpr (!kOnlySums) {
+      add_weight_gradient<kD>(dweight, m.k, m.du, l);
+      if (chunk == walk.begin) break;
+    }
 
     // queries of the chunk, as the keys before it see them; those of a later document have seen no state from here
     const float* const before = m.shift[(chunk - 1) & 1];
@@ -338,12 +350,18 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4) linear_attention_bac
       R = more;
     }
   }
-  store_weight_gradient<kD>(p.dweight[1] + index * kD * kD, dweight, l);
+  if constexpr (kOnlySums) R.store(p.reversed, walk.slot - 1, l);
+  else store_weight_gradient<kD>(p.dweight[1] + walk.slot * kD * kD, dweight, l);
 }
 
 template <int kD>
 void run(const BackwardArguments& p, std::int64_t batch) {
-  launch(linear_attention_backward_keys_kernel<kD>, batch * p.s.H, 2 * kD, sizeof(KeysMemory<kD>), p);
+  const std::int64_t blocks = batch * p.s.H * p.s.segments;
+  if (p.s.segments > 1) {
+    launch(linear_attention_backward_keys_kernel<kD, true>, blocks, 2 * kD, sizeof(KeysMemory<kD>), p);
+    scan_reversed(p, batch, kD);
+  }
+  launch(linear_attention_backward_keys_kernel<kD, false>, blocks, 2 * kD, sizeof(KeysMemory<kD>), p);
 }
 
 }  // namespace

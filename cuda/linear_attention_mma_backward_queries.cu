@@ -79,29 +79,31 @@ __device__ __noinline__ void queries_log_space_rows(const BackwardArguments& p, 
   }
 }
 
-/// dq, the part of dweight_q of one batch element and head, and what the pass against time needs. One block a batch element
-/// and head walks the chunks; states are made again as in forward, and stay in registers with the sum of dweight_q.
+/// dq, the part of dweight_q of one batch element, head and segment, and what the pass against time needs. One block walks the
+/// chunks of a segment; states are made again as in forward, and stay in registers with the sum of dweight_q.
 template <int kD>
-__global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4) linear_attention_backward_queries_kernel(const __grid_constant__ BackwardArguments p) {
+__global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4)
+    linear_attention_backward_queries_kernel(const __grid_constant__ BackwardArguments p) {
   constexpr int kSteps = kD / 16, kHalf = kD / 2;
   QueriesMemory<kD>& m = *reinterpret_cast<QueriesMemory<kD>*>(shared_bytes());
   const Sequence& s = p.s;
   const Lanes<kD> l;
-  const std::int64_t index = blockIdx.x, b = blockIdx.x / unsigned(s.H), h = blockIdx.x % unsigned(s.H);
-  const int chunks = int(s.chunks(kD)), thread = int(threadIdx.x);
+  const Walk walk(s);
+  const std::int64_t index = walk.index, b = walk.b, h = walk.h, begin = std::int64_t(walk.begin) * kD;
+  const int thread = int(threadIdx.x);
 
   load_rows<kD>(m.weight_q, s.weight_q + h * kD * kD, kD, kD, s.vector, l);
   load_rows<kD>(m.weight_k, s.weight_k + h * kD * kD, kD, kD, s.vector, l);
-  load_rows<kD>(m.k, s.k.at(b, 0, h), s.k.token, s.T, s.vector, l);
-  if (thread < kD) m.rows[0][thread] = document_row(s, b, 0, thread);
+  load_rows<kD>(m.k, s.k.at(b, begin, h), s.k.token, s.T - begin, s.vector, l);
+  if (thread < kD) m.rows[walk.begin & 1][thread] = document_row(s, b, begin, thread);
   KeyState<kD> state;
-  state.clear();
+  state.start(p.states, walk, l);
   float dweight[kD / 8][4] = {};
 
-  for (int chunk = 0; chunk < chunks; ++chunk) {
+  for (int chunk = walk.begin; chunk < walk.end; ++chunk) {
     const std::int64_t t0 = std::int64_t(chunk) * kD, left = s.T - t0;
     const int count = left < kD ? int(left) : kD;
-    const bool goes_on = left > kD;
+    const bool goes_on = chunk + 1 < walk.end;
     const signed char* const rows = m.rows[chunk & 1];
     wait_copies();
     __syncthreads();  // k and rows are here; the chunk before is done with all tiles
@@ -111,11 +113,14 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4) linear_attention_bac
     load_rows<kD>(m.q, s.q.at(b, t0, h), s.q.token, left, s.vector, l);
     float den[2];
 #pragma unroll
-    for (int x = 0; x < 2; ++x) den[x] = l.row + 8 * x < count ? p.saved[(b * s.T + t0 + l.row + 8 * x) * s.H + h] * kLog2e : INFINITY;
+    for (int x = 0; x < 2; ++x) {
+      const int row = l.row + 8 * x;
+      den[x] = row < count ? p.saved[(b * s.T + t0 + row) * s.H + h] * kLog2e : INFINITY;
+    }
     state.enter(m.weight_k, m.k, count, rows, m.phi, m.S, m.features, l);
     wait_copies();
     __syncthreads();  // v, dy, o, q, phi and the state are here; all are done with k
-    p.shifts[(index * chunks + chunk) * 2 * kD + thread] = m.features.shift[thread];
+    p.shifts[(index * s.chunks + chunk) * 2 * kD + thread] = m.features.shift[thread];
     signed char next_row = -1;
     if (goes_on) {
       load_rows<kD>(m.k, s.k.at(b, t0 + kD, h), s.k.token, left - kD, s.vector, l);
@@ -211,9 +216,13 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4) linear_attention_bac
           const int x = e / 2;
           float& value = u[half * (kHalf / 8) + n][e];
           const float of_z = sees[x] ? delta[x] : 0.0f;
-          const float plus = (dphi[0][n][e] + of_z * (e % 2 ? z[0].y : z[0].x)) * power_of_two((value + (e % 2 ? shift[0].y : shift[0].x)) - den[x]);
-          const float minus = (dphi[1][n][e] + of_z * (e % 2 ? z[1].y : z[1].x)) * power_of_two(((e % 2 ? shift[1].y : shift[1].x) - value) - den[x]);
-          value = plus - minus;
+          float parts[2];
+#pragma unroll
+          for (int sign = 0; sign < 2; ++sign) {
+            const float log_phi = (sign ? -value : value) + (e % 2 ? shift[sign].y : shift[sign].x);
+            parts[sign] = (dphi[sign][n][e] + of_z * (e % 2 ? z[sign].y : z[sign].x)) * power_of_two(log_phi - den[x]);
+          }
+          value = parts[0] - parts[1];
         }
       }
     }
@@ -232,7 +241,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4) linear_attention_bac
     if (thread == 0) {
       unsigned long long bits = 0;
       for (int i = 0; any && i < count; ++i) bits |= (unsigned long long)(m.redo[i] != 0) << i;
-      p.redo[index * chunks + chunk] = bits;
+      p.redo[index * s.chunks + chunk] = bits;
     }
     add_weight_gradient<kD>(dweight, m.q, m.du, l);
     if (goes_on) {
@@ -240,12 +249,12 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4) linear_attention_bac
       if (thread < kD) m.rows[(chunk + 1) & 1][thread] = next_row;
     }
   }
-  store_weight_gradient<kD>(p.dweight[0] + index * kD * kD, dweight, l);
+  store_weight_gradient<kD>(p.dweight[0] + walk.slot * kD * kD, dweight, l);
 }
 
 template <int kD>
 void run(const BackwardArguments& p, std::int64_t batch) {
-  launch(linear_attention_backward_queries_kernel<kD>, batch * p.s.H, 2 * kD, sizeof(QueriesMemory<kD>), p);
+  launch(linear_attention_backward_queries_kernel<kD>, batch * p.s.H * p.s.segments, 2 * kD, sizeof(QueriesMemory<kD>), p);
 }
 
 }  // namespace

@@ -1,0 +1,257 @@
+#pragma once
+#include "cuda/linear_attention_mma_tile.cuh"
+
+/// What a block of the tensor-core path of linear attention walks, and the sums it carries along.
+namespace hedgehog::cuda::linear_attention_mma {
+
+/// Addresses of one call, shared by its kernels.
+struct Sequence {
+  Heads<bf16> q, k, v;
+  const bf16 *weight_q, *weight_k;   // (H, D, D')
+  const std::int32_t* document_start;  // (B, T) or null
+  std::int64_t T;
+  int H;
+  bool vector;   // rows of q, k, v, the weights and dy may be read 16 bytes at a time
+  int chunks;    // of the sequence
+  int segments;  // that blocks walk side by side
+  int segment_chunks;
+};
+
+/// The part of a sequence that a block walks.
+struct Walk {
+  std::int64_t b, h, index;  // index = b H + h
+  std::int64_t slot;         // index segments + segment
+  int segment, begin, end;   // chunks
+
+  __device__ explicit Walk(const Sequence& s) : slot(blockIdx.x) {
+    index = slot / s.segments, segment = int(slot % s.segments);
+    b = index / s.H, h = index % s.H;
+    begin = segment * s.segment_chunks;
+    end = begin + s.segment_chunks < s.chunks ? begin + s.segment_chunks : s.chunks;
+  }
+};
+
+/// Sums at the ends of segments, one slot a segment.
+struct SumSlots {
+  float* S = nullptr;      // (slots, F, D)
+  float* z = nullptr;      // (slots, F)
+  float* local = nullptr;  // (slots, F) shifts of what one segment alone adds; of keys only
+  float* shift = nullptr;  // (slots, F)
+};
+
+/// First token of the document of token i, as a row of the chunk at t0; -1: before the chunk.
+__device__ __forceinline__ signed char document_row(const Sequence& s, std::int64_t b, std::int64_t t0, int i) {
+  if (!s.document_start || t0 + i >= s.T) return -1;
+  const std::int64_t start = s.document_start[b * s.T + t0 + i] - t0;
+  return start < 0 ? -1 : static_cast<signed char>(start);
+}
+
+/// Zeros in an operand (features, tokens) for the tokens of which keep(token) is false; the operand starts at token k.
+template <class Keep>
+__device__ __forceinline__ void keep_tokens(unsigned (&a)[4], int k, int column, const Keep& keep) {
+#pragma unroll
+  for (int p = 0; p < 4; ++p) {
+    const int token = k + column + p / 2 * 8;
+    a[p] &= (keep(token) ? 0x0000ffffu : 0u) | (keep(token + 1) ? 0xffff0000u : 0u);
+  }
+}
+
+/// A (F, kD) matrix of sums with a column of its own aside, spread over the block: a warp holds the rows of 16 features of
+/// either sign. Element [sign][n][2 x + e] is row sign kD + row + 8 x, column 8 n + column + e.
+template <int kD>
+struct Sums {
+  float S[2][kD / 8][4], z[2][2];
+
+  __device__ void clear() {
+#pragma unroll
+    for (int s = 0; s < 2; ++s) {
+#pragma unroll
+      for (int n = 0; n < kD / 8; ++n)
+#pragma unroll
+        for (int p = 0; p < 4; ++p) S[s][n][p] = 0;
+      z[s][0] = z[s][1] = 0;
+    }
+  }
+  __device__ __forceinline__ void load(const SumSlots& from, std::int64_t slot, const Lanes<kD>& l) {
+#pragma unroll
+    for (int s = 0; s < 2; ++s)
+#pragma unroll
+      for (int x = 0; x < 2; ++x) {
+        const std::int64_t row = slot * 2 * kD + s * kD + l.row + 8 * x;
+        z[s][x] = from.z[row];
+#pragma unroll
+        for (int n = 0; n < kD / 8; ++n) {
+          const float2 pair = *reinterpret_cast<const float2*>(from.S + row * kD + 8 * n + l.column);
+          S[s][n][2 * x] = pair.x, S[s][n][2 * x + 1] = pair.y;
+        }
+      }
+  }
+  __device__ __forceinline__ void store(const SumSlots& to, std::int64_t slot, const Lanes<kD>& l) const {
+#pragma unroll
+    for (int s = 0; s < 2; ++s)
+#pragma unroll
+      for (int x = 0; x < 2; ++x) {
+        const std::int64_t row = slot * 2 * kD + s * kD + l.row + 8 * x;
+        if (l.column == 0) to.z[row] = z[s][x];
+#pragma unroll
+        for (int n = 0; n < kD / 8; ++n)
+          *reinterpret_cast<float2*>(to.S + row * kD + 8 * n + l.column) = float2{S[s][n][2 * x], S[s][n][2 * x + 1]};
+      }
+  }
+  /// Rows times factor, as operands of other warps.
+  __device__ __forceinline__ void publish(const float (&factor)[2][2], bf16* S_tile, float* z_row, const Lanes<kD>& l) const {
+#pragma unroll
+    for (int s = 0; s < 2; ++s)
+#pragma unroll
+      for (int x = 0; x < 2; ++x) {
+        const int row = s * kD + l.row + 8 * x;
+#pragma unroll
+        for (int n = 0; n < kD / 8; ++n)
+          *reinterpret_cast<unsigned*>(S_tile + place<kD>(row, 8 * n + l.column)) =
+              pack(S[s][n][2 * x] * factor[s][x], S[s][n][2 * x + 1] * factor[s][x]);
+        if (l.column == 0) z_row[row] = z[s][x] * factor[s][x];
+      }
+  }
+  __device__ __forceinline__ void scale(const float (&factor)[2][2]) {
+#pragma unroll
+    for (int s = 0; s < 2; ++s) {
+#pragma unroll
+      for (int n = 0; n < kD / 8; ++n)
+#pragma unroll
+        for (int p = 0; p < 4; ++p) S[s][n][p] *= factor[s][p / 2];
+#pragma unroll
+      for (int x = 0; x < 2; ++x) z[s][x] *= factor[s][x];
+    }
+  }
+  /// S += features (F, tokens) x (tokens, kD); the tile `features` has been written by the same warp. Where `masked`, only
+  /// tokens with keep(token).
+  template <class Keep>
+  __device__ __forceinline__ void add(const bf16* features, const bf16* x, bool masked, const Keep& keep, const Lanes<kD>& l) {
+#pragma unroll
+    for (int k = 0; k < kD; k += 16) {
+      unsigned a[2][4];
+#pragma unroll
+      for (int s = 0; s < 2; ++s) {
+        l.a(a[s], features, s * kD + 16 * l.warp, k);
+        if (masked) keep_tokens(a[s], k, l.column, keep);
+      }
+#pragma unroll
+      for (int n = 0; n < kD / 8; n += 2) {
+        unsigned b[4];
+        l.b_transposed(b, x, 8 * n, k);
+#pragma unroll
+        for (int s = 0; s < 2; ++s) {
+          multiply_add(S[s][n], a[s], b[0], b[1]);
+          multiply_add(S[s][n + 1], a[s], b[2], b[3]);
+        }
+      }
+    }
+  }
+};
+
+/// Numbers of a chunk by feature, in shared memory.
+template <int kD>
+struct FeatureRows {
+  float shift[2 * kD];  // of the chunk
+  float z[2 * kD];      // key sums before the chunk, in its scale
+  float added[2 * kD];  // what the chunk adds to them
+};
+
+/// Running state of keys with its shifts: row r stands for 2^shift_r times what is stored.
+template <int kD>
+struct KeyState {
+  Sums<kD> sums;
+  float shift[2][2];  // before the chunk
+
+  __device__ void clear() {
+    sums.clear();
+    for (int s = 0; s < 2; ++s) shift[s][0] = shift[s][1] = -INFINITY;
+  }
+  /// The state before a segment: empty before the first.
+  __device__ __forceinline__ void start(const SumSlots& states, const Walk& walk, const Lanes<kD>& l) {
+    if (walk.segment == 0) return clear();
+    sums.load(states, walk.slot, l);
+#pragma unroll
+    for (int s = 0; s < 2; ++s)
+#pragma unroll
+      for (int x = 0; x < 2; ++x) shift[s][x] = states.shift[walk.slot * 2 * kD + s * kD + l.row + 8 * x];
+  }
+
+  /// Log features of a chunk of keys by feature, their shift, and what the rows of the chunk read: the features in the scale
+  /// of the shift and the state before the chunk in that scale. `rows` are the chunk's document rows. The block synchronises
+  /// before (keys) and after (phi, S_tile, features).
+  __device__ __forceinline__ void enter(const bf16* weight, const bf16* keys, int count, const signed char* rows, bf16* phi, bf16* S_tile,
+                                        FeatureRows<kD>& features, const Lanes<kD>& l) {
+    float factor[2][2];
+    float u[kD / 8][4] = {};
+    multiply<kD>(u, [&](unsigned(&a)[4], int k) { l.a_transposed(a, weight, 16 * l.warp, k); },
+                 [&](unsigned(&b)[4], int n, int k) { l.b(b, keys, n, k); });
+    float top[2][2] = {{-INFINITY, -INFINITY}, {-INFINITY, -INFINITY}};
+#pragma unroll
+    for (int n = 0; n < kD / 8; ++n)
+#pragma unroll
+      for (int p = 0; p < 4; ++p) {
+        u[n][p] *= kLog2e;
+        if (8 * n + l.column + p % 2 < count) {
+          top[0][p / 2] = fmaxf(top[0][p / 2], u[n][p]);
+          top[1][p / 2] = fmaxf(top[1][p / 2], -u[n][p]);
+        }
+      }
+    const bool begins = rows[0] >= 0;
+    const int first = rows[count - 1];
+#pragma unroll
+    for (int s = 0; s < 2; ++s)
+#pragma unroll
+      for (int x = 0; x < 2; ++x) {
+        const int row = s * kD + l.row + 8 * x;
+        if (begins) shift[s][x] = -INFINITY;
+        const float after = fmaxf(shift[s][x], row_max(top[s][x]));
+        factor[s][x] = power_of_two(shift[s][x] - after);
+        float sum = 0;
+#pragma unroll
+        for (int n = 0; n < kD / 8; ++n) {
+          const int token = 8 * n + l.column;
+          const float u0 = s ? -u[n][2 * x] : u[n][2 * x], u1 = s ? -u[n][2 * x + 1] : u[n][2 * x + 1];
+          const unsigned both = pack(token < count ? power_of_two(u0 - after) : 0.0f,
+                                     token + 1 < count ? power_of_two(u1 - after) : 0.0f);
+          *reinterpret_cast<unsigned*>(phi + place<kD>(row, token)) = both;
+          sum += (token >= first ? low_of(both) : 0.0f) + (token + 1 >= first ? high_of(both) : 0.0f);
+        }
+        sum = row_sum(sum);
+        if (l.column == 0) features.shift[row] = after, features.added[row] = sum;
+      }
+    sums.publish(factor, S_tile, features.z, l);
+  }
+
+  /// Takes in the keys of the chunk, of the last token's document alone.
+  __device__ __forceinline__ void leave(const bf16* phi, const bf16* v, int first, const FeatureRows<kD>& features, const Lanes<kD>& l) {
+    float factor[2][2];
+#pragma unroll
+    for (int s = 0; s < 2; ++s)
+#pragma unroll
+      for (int x = 0; x < 2; ++x) {
+        const float after = features.shift[s * kD + l.row + 8 * x];
+        factor[s][x] = first >= 0 ? 0.0f : power_of_two(shift[s][x] - after);
+        shift[s][x] = after;
+      }
+    sums.scale(factor);
+    sums.add(phi, v, first > 0, [&](int token) { return token >= first; }, l);
+#pragma unroll
+    for (int s = 0; s < 2; ++s)
+#pragma unroll
+      for (int x = 0; x < 2; ++x) sums.z[s][x] += features.added[s * kD + l.row + 8 * x];
+  }
+};
+
+/// u = log2(e) x W of `count` rows by plain sums, for the rare rows in log space. weight is a tile.
+template <int kD>
+__device__ __noinline__ void plain_logs(float* u, const bf16* x, std::int64_t step, int count, const bf16* weight) {
+  for (int i = int(threadIdx.x); i < count * kD; i += 2 * kD) {
+    const bf16* row = x + i / kD * step;
+    float sum = 0;
+    for (int d = 0; d < kD; ++d) sum += __bfloat162float(row[d]) * __bfloat162float(weight[place<kD>(d, i % kD)]);
+    u[i] = sum * kLog2e;
+  }
+}
+
+}  // namespace hedgehog::cuda::linear_attention_mma
