@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
@@ -53,6 +54,20 @@ class HostReadback final : public Readback {
   std::deque<std::vector<double>> waiting_;
 };
 
+class HostStopwatch final : public Stopwatch {
+ public:
+  void lap() override { marks_.push_back(std::chrono::steady_clock::now()); }
+  std::vector<double> seconds() override {
+    std::vector<double> out;
+    for (std::size_t i = 1; i < marks_.size(); ++i) out.push_back(std::chrono::duration<double>(marks_[i] - marks_[i - 1]).count());
+    marks_.clear();
+    return out;
+  }
+
+ private:
+  std::vector<std::chrono::steady_clock::time_point> marks_;
+};
+
 class Cpu final : public Device {
  public:
   const char* name() const override { return "cpu"; }
@@ -84,6 +99,7 @@ class Cpu final : public Device {
   }
   std::unique_ptr<Feed> feed(const Tensors& inputs) override { return std::make_unique<HostFeed>(inputs); }
   std::unique_ptr<Readback> readback() override { return std::make_unique<HostReadback>(); }
+  std::unique_ptr<Stopwatch> stopwatch() override { return std::make_unique<HostStopwatch>(); }
 };
 
 struct Cuda {

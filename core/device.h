@@ -43,6 +43,16 @@ class Readback {
   static constexpr int kDepth = 4;
 };
 
+/// Times stretches of work where it is done, not where it is enqueued.
+class Stopwatch {
+ public:
+  virtual ~Stopwatch() = default;
+  /// Marks the end of the work so far.
+  virtual void lap() = 0;
+  /// Seconds between each mark and the next; waits for the last, and starts anew.
+  virtual std::vector<double> seconds() = 0;
+};
+
 /// Where tensors live and kernels run. Work is done in the order of the calls; only copy_out, synchronize and a Readback
 /// wait for it.
 class Device {
@@ -74,6 +84,7 @@ class Device {
   virtual std::unique_ptr<Replay> capture(const std::function<void()>& work) = 0;
   virtual std::unique_ptr<Feed> feed(const Tensors& inputs) = 0;
   virtual std::unique_ptr<Readback> readback() = 0;
+  virtual std::unique_ptr<Stopwatch> stopwatch() = 0;
 };
 
 Device& cpu_device();

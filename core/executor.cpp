@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <unordered_set>
 
@@ -85,22 +84,31 @@ void Executor::run() {
 
 void Executor::enqueue() {
   if (options_.first) options_.first();
+  if (profiling_) watch_->lap();
   for (std::size_t i = 0; i < calls_.size(); ++i) {
     if (program_.entries[i].op->views) continue;
     if (options_.poison) {
       run_checked(i);
-    } else if (!profiling_) {
-      calls_[i].run();
     } else {
-      device_->synchronize();
-      const auto start = std::chrono::steady_clock::now();
       calls_[i].run();
-      device_->synchronize();
-      const Entry& e = program_.entries[i];
-      Timing& t = timings_[e.op->name + (e.backward ? " backward" : "")];
-      t.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-      ++t.calls;
+      if (profiling_) watch_->lap();
     }
+  }
+  if (profiling_ && !options_.poison) add_timings(watch_->seconds());
+}
+
+void Executor::profile(bool on) {
+  profiling_ = on;
+  if (on && !watch_) watch_ = device_->stopwatch();
+}
+
+void Executor::add_timings(const std::vector<double>& seconds) {
+  std::size_t lap = 0;
+  for (const Entry& e : program_.entries) {
+    if (e.op->views) continue;
+    Timing& t = timings_[e.op->name + (e.backward ? " backward" : "")];
+    t.seconds += seconds.at(lap++);
+    ++t.calls;
   }
 }
 

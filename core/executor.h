@@ -53,7 +53,7 @@ class Executor {
   Tensor output(std::size_t i) const;
   const Program& program() const { return program_; }
   const Plan& plan() const { return plan_; }
-  void profile(bool on) { profiling_ = on; }
+  void profile(bool on);
   /// By op: "linear", "linear backward".
   const std::map<std::string, Timing>& timings() const { return timings_; }
 
@@ -63,6 +63,7 @@ class Executor {
   void enqueue();
   void run_checked(std::size_t i);
   void check_guards(std::size_t i) const;
+  void add_timings(const std::vector<double>& seconds);
 
   Program program_;
   ExecutorOptions options_;
@@ -71,6 +72,7 @@ class Executor {
   std::uint64_t bound_ = 0;
   std::vector<std::pair<Tensor, const void*>> leaves_;  // what lives outside the arena, and where it was when bound
   std::unique_ptr<Replay> replay_;
+  std::unique_ptr<Stopwatch> watch_;
   bool warm_ = false;
   std::vector<ResolvedCall> calls_;           // one an entry; views have none
   std::vector<std::vector<int>> begins_;      // slots that begin at an entry

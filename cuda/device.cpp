@@ -175,6 +175,36 @@ class CudaReadback final : public Readback {
   Event done_[kDepth];
 };
 
+class CudaStopwatch final : public Stopwatch {
+ public:
+  ~CudaStopwatch() override {
+    for (cudaEvent_t e : events_) cudaEventDestroy(e);
+  }
+  void lap() override {
+    if (marks_ == events_.size()) {
+      cudaEvent_t event = nullptr;
+      check(cudaEventCreate(&event), "creation of an event");
+      events_.push_back(event);
+    }
+    check(cudaEventRecord(events_[marks_++], stream()), "record of an event");
+  }
+  std::vector<double> seconds() override {
+    std::vector<double> out;
+    if (marks_) check(cudaEventSynchronize(events_[marks_ - 1]), "work on the GPU");
+    for (std::size_t i = 1; i < marks_; ++i) {
+      float milliseconds = 0;
+      check(cudaEventElapsedTime(&milliseconds, events_[i - 1], events_[i]), "time between events");
+      out.push_back(1e-3 * double(milliseconds));
+    }
+    marks_ = 0;
+    return out;
+  }
+
+ private:
+  std::vector<cudaEvent_t> events_;
+  std::size_t marks_ = 0;
+};
+
 class CudaDevice final : public Device {
  public:
   const char* name() const override { return "cuda"; }
@@ -241,6 +271,7 @@ class CudaDevice final : public Device {
     return std::make_unique<CudaFeed>(inputs);
   }
   std::unique_ptr<Readback> readback() override { return std::make_unique<CudaReadback>(); }
+  std::unique_ptr<Stopwatch> stopwatch() override { return std::make_unique<CudaStopwatch>(); }
 };
 
 std::string version_text(int version) { return fmt::format("{}.{}", version / 1000, version % 1000 / 10); }

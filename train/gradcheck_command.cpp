@@ -30,11 +30,11 @@ struct Row {
 
 bool has_backward(const Op& op) { return op.views || op.backward.cpu; }
 
-/// Every sample and draw of one op, checked in parallel: kernels then run in one thread each, and the bits are the same.
+/// Every sample and draw of one op; on the CPU in parallel: kernels then run in one thread each, and the bits are the same.
 std::vector<GradcheckReport> reports_of(const Op& op, const GradcheckCommand& command) {
   std::vector<GradcheckReport> reports(op.samples.size() * std::size_t(command.draws));
   std::vector<std::exception_ptr> errors(reports.size());
-  parallel_tasks(std::int64_t(reports.size()), [&](std::int64_t i) {
+  const auto check = [&](std::int64_t i) {
     try {
       GradcheckOptions options;
       options.seed = command.seed + std::uint64_t(i % command.draws);
@@ -43,7 +43,10 @@ std::vector<GradcheckReport> reports_of(const Op& op, const GradcheckCommand& co
       errors[std::size_t(i)] = std::current_exception();
     }
     clear_tape();
-  });
+  };
+  const auto count = std::int64_t(reports.size());
+  if (current_device().host()) parallel_tasks(count, check);
+  else for (std::int64_t i = 0; i < count; ++i) check(i);
   for (const std::exception_ptr& e : errors)
     if (e) std::rethrow_exception(e);
   return reports;
@@ -80,7 +83,7 @@ nlohmann::json to_json(const std::vector<Row>& rows, const GradcheckCommand& com
   for (const Row& r : rows)
     list.push_back({{"op", r.op}, {"input", r.input}, {"samples", r.samples}, {"gradients", r.checked}, {"worst_error", r.worst},
                     {"passed", r.passed}});
-  return {{"device", "cpu"}, {"threads", thread_count()}, {"dtype", "f64"}, {"draws", command.draws}, {"seed", command.seed},
+  return {{"device", current_device().name()}, {"threads", thread_count()}, {"dtype", "f64"}, {"draws", command.draws}, {"seed", command.seed},
           {"tolerance", GradcheckOptions{}.tolerance}, {"passed", passed}, {"rows", list}};
 }
 
@@ -95,8 +98,8 @@ int run_gradcheck(const GradcheckCommand& command, std::FILE* out) {
 int run_gradcheck(const GradcheckCommand& command, const std::vector<const Op*>& ops, std::FILE* out) {
   if (command.draws < 1) throw UsageError(fmt::format("--draws must be at least 1, got {}", command.draws));
   if (!command.json)
-    fmt::print(out, "cpu, f64, {} draws a sample; error = max|a - n| / max|n|, at most {:g}\n\n{:<24} {:<18} {:>7} {:>10}   {:>8}\n",
-               command.draws, GradcheckOptions{}.tolerance, "op", "input", "samples", "gradients", "error");
+    fmt::print(out, "{}, f64, {} draws a sample; error = max|a - n| / max|n|, at most {:g}\n\n{:<24} {:<18} {:>7} {:>10}   {:>8}\n",
+               current_device().name(), command.draws, GradcheckOptions{}.tolerance, "op", "input", "samples", "gradients", "error");
   std::vector<Row> all;
   std::string without, unchecked;
   std::int64_t ops_checked = 0;
