@@ -39,7 +39,7 @@ Cases linear_cases() {
   struct Size {
     std::int64_t m, k, n;
   };
-  for (const auto [m, k, n] : {Size{512, 64, 128}, {1031, 72, 40}, {1031, 33, 65}, {3, 264, 520}, {4099, 96, 384}})
+  for (const auto [m, k, n] : {Size{512, 64, 128}, {1031, 72, 40}, {1031, 33, 65}, {3, 264, 520}, {2051, 96, 264}})
     for (const char* activation : {"none", "gelu", "silu", "relu"})
       for (const bool residual : {false, true}) {
         const bool bias = residual == (std::string(activation) == "none");
@@ -262,7 +262,8 @@ TEST_CASE("parity: the shapes by hand are accepted") {
     CHECK(!cases().empty());
     for (const ParityCase& c : cases()) {
       CAPTURE(c.sample.label);
-      if (c.sample.inputs[1].shape.size() > 1000000) continue;  // takes seconds to draw
+      // the same shapes again, or seconds to draw
+      if (c.activations || c.sample.inputs[1].shape.size() > 1000000) continue;
       CHECK(kept_in(c, Dtype::f32).has_value());
     }
   }
