@@ -51,7 +51,8 @@ finish() {
 
 build_all() {
   mkdir -p "$build"
-  cmake -S "$root" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DHEDGEHOG_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES=native >"$build/configure.txt" 2>&1 || {
+  cmake -S "$root" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DHEDGEHOG_CUDA=ON \
+    -DCMAKE_CUDA_ARCHITECTURES=native >"$build/configure.txt" 2>&1 || {
     tail -n 40 "$build/configure.txt"
     return 1
   }
@@ -106,8 +107,8 @@ sanitize() {
     initcheck) options=(--track-unused-memory no) ;;
   esac
   # poison would count as a first write
-  HEDGEHOG_POISON=0 on_device timeout 600 "$program" --tool "$1" --target-processes all ${options[@]+"${options[@]}"} --error-exitcode 1 --print-limit 20 \
-    "$build/bin/hedgehog_tests" --test-suite=sanitized
+  HEDGEHOG_POISON=0 on_device timeout 600 "$program" --tool "$1" --target-processes all ${options[@]+"${options[@]}"} \
+    --error-exitcode 1 --print-limit 20 "$build/bin/hedgehog_tests" --test-suite=sanitized
 }
 
 if [ -z "${HEDGEHOG_BUILD:-}" ]; then

@@ -52,7 +52,8 @@ Threads::~Threads() = default;
 
 std::vector<std::byte> bits_of(const Tensor& tensor) {
   if (!tensor) return {};
-  const std::int64_t columns = tensor.contiguous() ? tensor.size() : tensor.columns(), rows = tensor.size() / std::max<std::int64_t>(columns, 1);
+  const std::int64_t columns = tensor.contiguous() ? tensor.size() : tensor.columns();
+  const std::int64_t rows = tensor.size() / std::max<std::int64_t>(columns, 1);
   const std::size_t element = std::size_t(size_of(tensor.dtype())), row = std::size_t(columns) * element;
   const std::size_t step = rows > 1 ? std::size_t(tensor.stride()) * element : row;
   // everything from the first element to the last in one copy, gaps included

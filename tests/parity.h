@@ -43,11 +43,11 @@ Outcome run_case(const ParityCase& c, const Tensors& arguments, bool composed, s
 /// The program with both operands of every product, and in backward its upstream gradient, rounded to bf16 first.
 Program with_rounded_products(Program program);
 
-/// What a case leaves in dtype bf16, per tensor of the outcome: the dtype it has, and whether backward reads something that is
-/// kept in bf16. Empty if the case refuses the dtype.
+/// What a case leaves in a dtype, known without running it. Empty if the case refuses the dtype.
 struct Kept {
-  std::vector<Dtype> dtypes;
-  bool narrow = false;
+  std::vector<Dtype> dtypes;  // of each tensor of the outcome
+  std::size_t results = 0;    // so many of them are results, which come first
+  bool narrow = false;        // backward reads something that is kept in bf16
 };
 std::optional<Kept> kept_in(const ParityCase& c, Dtype dtype);
 

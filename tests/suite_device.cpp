@@ -27,8 +27,8 @@ std::int64_t elements(const Sample& sample) {
 const Sample* interesting(const Op& op) {
   const Sample* best = nullptr;
   for (const Sample& s : op.samples) {
-    const bool better = !best || (elements(*best) <= 32 ? elements(s) > elements(*best) : elements(s) > 32 && elements(s) < elements(*best));
-    if (better) best = &s;
+    const std::int64_t size = elements(s), before = best ? elements(*best) : 0;
+    if (!best || (before <= 32 ? size > before : size > 32 && size < before)) best = &s;
   }
   return best;
 }

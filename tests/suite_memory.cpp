@@ -311,7 +311,8 @@ TEST_CASE("memory: 1, 2 and 3 threads give the same bits") {
 
 TEST_SUITE("slow") {
   TEST_CASE("memory: ten repeats give the same bits") {
-    for_each_kernel([](const Op& op, const Sample& sample, const Variant& variant) { same_bits(op, sample, variant, std::vector<int>(10, 2)); });
+    const std::vector<int> repeats(10, 2);
+    for_each_kernel([&](const Op& op, const Sample& sample, const Variant& variant) { same_bits(op, sample, variant, repeats); });
   }
 }
 
@@ -325,7 +326,8 @@ TEST_SUITE("device") {
   TEST_CASE("memory on the device: planned runs give the bits of the eager run") { on_cuda(planned_as_eager); }
   TEST_CASE("memory on the device: ten repeats give the same bits") {
     on_cuda([] {
-      for_each_kernel([](const Op& op, const Sample& sample, const Variant& variant) { same_bits(op, sample, variant, std::vector<int>(10, 1)); });
+      const std::vector<int> repeats(10, 1);
+      for_each_kernel([&](const Op& op, const Sample& sample, const Variant& variant) { same_bits(op, sample, variant, repeats); });
     });
   }
 }

@@ -57,7 +57,10 @@ TEST_SUITE("device") {
       std::string composed;
       int compared = 0;
       for_each_op([&](const Op& op) {
-        if (!op.reference && !op.samples.empty()) CHECK_MESSAGE(current_device().kernel(op, false), "no kernel on the device");
+        if (!op.reference && !op.samples.empty()) {
+          CHECK_MESSAGE(current_device().kernel(op, false), "no kernel on the device, and no composed form");
+          if (has_backward(op)) CHECK_MESSAGE(current_device().kernel(op, true), "no backward on the device, and no composed form");
+        }
         if (!current_device().kernel(op, false)) {
           composed += " " + op.name;
           if (!op.reference) return;
@@ -71,7 +74,8 @@ TEST_SUITE("device") {
         }
       });
       CHECK(compared > 0);
-      MESSAGE("parity: " << compared << " comparisons; run by their composed form:" << (composed.empty() ? std::string(" none") : composed));
+      if (composed.empty()) composed = " none";
+      MESSAGE("parity: " << compared << " comparisons; run by their composed form:" << composed);
     });
   }
 }
@@ -120,7 +124,8 @@ TEST_CASE("parity: a result or gradient that is off by more than allowed, or not
                                    for (double& v : x) v = v * factor;
                                  }));
         if (!right[i].ours.empty()) CHECK(!off[i].verdict().empty());
-        const auto nan = compare(c, dtype, spoiled(run, i, [](std::vector<double>& x) { x.back() = std::numeric_limits<double>::quiet_NaN(); }));
+        constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+        const auto nan = compare(c, dtype, spoiled(run, i, [](std::vector<double>& x) { x.back() = kNaN; }));
         CHECK(!nan[i].verdict().empty());
         const auto moved = compare(c, dtype, spoiled(run, i, [](std::vector<double>& x) { x.pop_back(); }));
         CHECK(!moved[i].verdict().empty());

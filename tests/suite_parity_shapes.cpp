@@ -43,9 +43,10 @@ Cases linear_cases() {
     for (const char* activation : {"none", "gelu", "silu", "relu"})
       for (const bool residual : {false, true}) {
         const bool bias = residual == (std::string(activation) == "none");
-        out.push_back(of("linear", fmt::format("{} x {} x {} {}{}{}", m, k, n, activation, bias ? " bias" : "", residual ? " residual" : ""),
-                         {{"activation", activation}},
-                         {normal({m, k}), normal({k, n}, 1 / std::sqrt(double(k))), bias ? normal({n}) : omitted(), residual ? normal({m, n}) : omitted()}));
+        const std::string label = fmt::format("{} x {} x {} {}{}{}", m, k, n, activation, bias ? " bias" : "", residual ? " residual" : "");
+        out.push_back(of("linear", label, {{"activation", activation}},
+                         {normal({m, k}), normal({k, n}, 1 / std::sqrt(double(k))), bias ? normal({n}) : omitted(),
+                          residual ? normal({m, n}) : omitted()}));
       }
   return both(out);
 }
@@ -77,7 +78,8 @@ Cases classifier_cases() {
                scale ? constant_input(normal({1}, 0.0, 0.125)) : omitted()},
               1);
   };
-  return both({sizes(1100, 64, 128, 0, true), sizes(1100, 96, 128, 100, false), sizes(1, 64, 128, 0, false), sizes(600, 64, 50304, 50257, true)});
+  return both({sizes(1100, 64, 128, 0, true), sizes(1100, 96, 128, 100, false), sizes(1, 64, 128, 0, false),
+               sizes(600, 64, 50304, 50257, true)});
 }
 
 Cases convolution_cases() {
@@ -92,7 +94,8 @@ struct AttentionShape {
   bool causal = true, documents = false;
   double scale = 1;
   std::string text() const {
-    return fmt::format("B {} T {} H {}/{} D {}{}{} scale {}", B, T, Hq, Hkv, D, causal ? " causal" : "", documents ? " documents" : "", scale);
+    return fmt::format("B {} T {} H {}/{} D {}{}{} scale {}", B, T, Hq, Hkv, D, causal ? " causal" : "", documents ? " documents" : "",
+                       scale);
   }
   SampleInput packed() const { return normal({B, T, (Hq + 2 * Hkv) * D}, scale); }
   Tensors parts(const Tensor& packed) const {
@@ -123,8 +126,10 @@ ParityCase softmax_case(const AttentionShape& s) {
 enum PackedLinear : int { kPacked, kWeightQ, kWeightK, kBiasQ, kBiasK, kStart };
 
 const Op& packed_linear() {
-  static const Op op{.name = "linear_attention of packed",
-                     .arguments = {{"qkv"}, {"weight_q"}, {"weight_k"}, {"bias_q", true}, {"bias_k", true}, {"document_start", true, false}}};
+  static const Op op{
+      .name = "linear_attention of packed",
+      .arguments = {{"qkv"}, {"weight_q"}, {"weight_k"}, {"bias_q", true}, {"bias_k", true}, {"document_start", true, false}},
+  };
   return op;
 }
 
@@ -132,7 +137,9 @@ ParityCase linear_case(const AttentionShape& s, bool bias = false, const char* m
   const SampleInput weight = normal({s.Hq, s.D, s.D}, 1 / std::sqrt(double(s.D)));
   const SampleInput shift = bias ? normal({s.Hq, s.D}, 0.1) : omitted();
   ParityCase c{.op = &packed_linear(),
-               .sample = {s.text() + " " + map, {}, {s.packed(), weight, weight, shift, shift, s.documents ? documents({s.B, s.T}) : omitted()}}};
+               .sample = {s.text() + " " + map,
+                          {},
+                          {s.packed(), weight, weight, shift, shift, s.documents ? documents({s.B, s.T}) : omitted()}}};
   c.function = [s, map](const Tensors& in) -> Tensors {
     const Tensors p = s.parts(in[kPacked]);
     LinearAttentionOptions o;
@@ -252,7 +259,9 @@ TEST_SUITE("device") {
   TEST_CASE("parity: short convolution of packed queries, keys and values") { on_cuda([] { check_cases("short convolution"); }); }
   TEST_CASE("parity: softmax attention over packed windows around the tile sizes") { on_cuda([] { check_cases("softmax attention"); }); }
   TEST_CASE("parity: linear attention over packed windows around the tile sizes") { on_cuda([] { check_cases("linear attention"); }); }
-  TEST_CASE("parity: linear attention of large numbers, moving shifts and rows redone in log space") { on_cuda([] { check_cases("hard numbers"); }); }
+  TEST_CASE("parity: linear attention of large numbers, moving shifts and rows redone in log space") {
+    on_cuda([] { check_cases("hard numbers"); });
+  }
   TEST_CASE("parity: linear attention of the other maps") { on_cuda([] { check_cases("other maps"); }); }
 }
 

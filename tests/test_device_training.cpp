@@ -201,10 +201,10 @@ void copies_follow_masters() {
   TrainingStep step(model, {kRows, kTime, 1, false}, {}, 1);
   for (int i = 0; i < 3; ++i) {
     step.run(std::vector<Batch>{batch_of(i)}, 1e-2);
-    const std::vector<double> masters = model.parameters().flatten().weights.to_vector(), copies = model.parameters().flatten().copies.to_vector();
+    const FlatParameters& flat = model.parameters().flatten();
     std::vector<double> expected;
-    for (double x : masters) expected.push_back(double(float(BFloat16(float(x)))));
-    CHECK(copies == expected);
+    for (double x : flat.weights.to_vector()) expected.push_back(double(float(BFloat16(float(x)))));
+    CHECK(flat.copies.to_vector() == expected);
   }
 }
 
@@ -239,7 +239,9 @@ TEST_CASE("device training: planned runs, a replayed one and an eager one have t
 TEST_CASE("device training: a step submitted before the last one is finished changes nothing on the CPU") { steps_in_flight(); }
 
 TEST_SUITE("device") {
-  TEST_CASE("device training: planned runs, a replayed graph and an eager run have the same bits on the GPU") { on_cuda(ways_of_running_agree); }
+  TEST_CASE("device training: planned runs, a replayed graph and an eager run have the same bits on the GPU") {
+    on_cuda(ways_of_running_agree);
+  }
   TEST_CASE("device training: a step submitted before the last one is finished changes nothing on the GPU") { on_cuda(steps_in_flight); }
   TEST_CASE("device training: resume is bit for bit on the GPU") { on_cuda(resumes_to_the_bit); }
   TEST_CASE("device training: bf16 copies follow their masters") { on_cuda(copies_follow_masters); }
