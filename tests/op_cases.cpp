@@ -9,13 +9,16 @@
 #include <omp.h>
 #endif
 
+#include "core/device.h"
+#include "core/error.h"
 #include "core/random.h"
 #include "ops/register.h"
+#include "tests/shape_device.h"
 
 namespace hedgehog::test {
 namespace {
-constexpr std::size_t kGuard = 128;
-constexpr std::byte kGuardByte{0xa5};
+constexpr std::size_t kGuard = 256;  // what lies between keeps the alignment of device memory
+constexpr unsigned char kGuardByte = 0xa5;
 }  // namespace
 
 const std::vector<const Op*>& all_ops() {
@@ -50,11 +53,13 @@ Threads::~Threads() = default;
 std::vector<std::byte> bits_of(const Tensor& tensor) {
   if (!tensor) return {};
   const std::int64_t columns = tensor.contiguous() ? tensor.size() : tensor.columns();
+  const std::int64_t rows = tensor.size() / std::max<std::int64_t>(columns, 1);
   const std::size_t element = std::size_t(size_of(tensor.dtype())), row = std::size_t(columns) * element;
-  std::vector<std::byte> out(std::size_t(tensor.size()) * element);
-  const auto* from = static_cast<const std::byte*>(tensor.data());
-  for (std::size_t r = 0; r * row < out.size(); ++r)
-    std::memcpy(out.data() + r * row, from + r * std::size_t(tensor.stride()) * element, row);
+  const std::size_t step = rows > 1 ? std::size_t(tensor.stride()) * element : row;
+  // everything from the first element to the last in one copy, gaps included
+  std::vector<std::byte> span(rows > 0 ? std::size_t(rows - 1) * step + row : 0), out(std::size_t(rows) * row);
+  if (!span.empty()) tensor.root()->storage->device().copy_out(span.data(), tensor.data(), span.size());
+  for (std::size_t r = 0; r < std::size_t(rows); ++r) std::memcpy(out.data() + r * row, span.data() + r * step, row);
   return out;
 }
 
@@ -93,20 +98,34 @@ std::vector<double> draw(std::int64_t size, std::uint64_t seed, std::uint32_t id
 Guarded::Guarded(const Shape& shape, Dtype dtype, Role role, unsigned char garbage) {
   const std::size_t bytes = std::size_t(shape.size() * size_of(dtype));
   around_ = std::make_shared<Storage>(bytes + 2 * kGuard);
-  std::fill_n(around_->data(), bytes + 2 * kGuard, kGuardByte);
-  std::memset(around_->data() + kGuard, garbage, bytes);
+  Device& device = around_->device();
+  device.fill(around_->data(), kGuardByte, bytes + 2 * kGuard);
+  device.fill(around_->data() + kGuard, garbage, bytes);
   tensor_ = declare(shape, dtype, role);
   tensor_->storage = std::make_shared<Storage>(around_->data() + kGuard, bytes, around_);
 }
 
 bool Guarded::intact() const {
-  const std::byte* end = around_->data() + around_->bytes();
-  auto whole = [](const std::byte* at) { return std::all_of(at, at + kGuard, [](std::byte b) { return b == kGuardByte; }); };
-  return whole(around_->data()) && whole(end - kGuard);
+  std::vector<std::byte> words(2 * kGuard);
+  around_->device().copy_out(words.data(), around_->data(), kGuard);
+  around_->device().copy_out(words.data() + kGuard, around_->data() + around_->bytes() - kGuard, kGuard);
+  return std::all_of(words.begin(), words.end(), [](std::byte b) { return b == std::byte(kGuardByte); });
 }
 
-KernelRun::KernelRun(const Op& op, const Sample& sample, Dtype dtype, std::uint64_t seed)
-    : op_(op), drawn_(draw_arguments(op, sample, seed, dtype)), seed_(seed) {
+bool accepts(const Op& op, const Sample& sample, Dtype dtype) {
+  const OnDevice guard(shape_device());
+  Tensors arguments = draw_arguments(op, sample, 1, dtype);
+  arguments.resize(op.arguments.size());
+  try {
+    op.infer(complete(op, sample.attributes), detail::metas_of(arguments));
+  } catch (const Error&) {
+    return false;
+  }
+  return true;
+}
+
+KernelRun::KernelRun(const Op& op, const Sample& sample, Dtype dtype, std::uint64_t seed, bool wide)
+    : op_(op), drawn_(draw_arguments(op, sample, seed, dtype)), seed_(seed), wide_(wide) {
   entry_.op = &op;
   entry_.attributes = complete(op, sample.attributes);
   drawn_.resize(op.arguments.size());
@@ -120,7 +139,9 @@ Tensor KernelRun::place(const Shape& shape, Dtype dtype, Role role, unsigned cha
   return memory_.back().tensor();
 }
 
-void KernelRun::run(Entry& entry, std::int64_t workspace, unsigned char garbage) {
+void KernelRun::run(Entry& entry, unsigned char garbage) {
+  const std::int64_t workspace =
+      current_device().workspace(op_, entry.attributes, detail::metas_of(entry.inputs), layout_, entry.backward);
   ResolvedCall call = resolve(entry, [](const Tensor& t) { return t.data(); });
   if (workspace > 0) {
     // in units of f32; the planner rounds workspaces up to 64 bytes in the same way
@@ -139,14 +160,14 @@ const Tensors& KernelRun::forward(unsigned char garbage, bool save) {
     Tensor copy;
     if (x) {
       copy = place(x.shape(), x.dtype(), x.role(), garbage);
-      std::memcpy(copy.data(), x.data(), bits_of(x).size());
+      current_device().copy(copy.data(), x.data(), std::size_t(x.size() * size_of(x.dtype())));
     }
     entry_.inputs.push_back(copy);
   }
   for (const Meta& m : layout_.outputs) entry_.outputs.push_back(place(m.shape, m.dtype, Role::activation, garbage));
   if (save && differentiable_)
     for (const Meta& m : layout_.saved) entry_.saved.push_back(place(m.shape, m.dtype, Role::activation, garbage));
-  run(entry_, layout_.forward_workspace, garbage);
+  run(entry_, garbage);
   return entry_.outputs;
 }
 
@@ -165,13 +186,14 @@ Tensors KernelRun::backward(unsigned char garbage, std::uint32_t wanted, const T
   for (std::size_t i = 0; i < entry.inputs.size(); ++i) {
     Tensor dx;
     if (differentiable_ & wanted & 1u << i) {
-      dx = place(entry.inputs[i].shape(), entry.inputs[i].dtype(), Role::activation, garbage);
-      if (!before.empty()) std::memcpy(dx.data(), before[i].data(), bits_of(dx).size());
+      const Dtype dtype = entry.inputs[i].dtype();
+      dx = place(entry.inputs[i].shape(), wide_ ? accumulator_of(dtype) : dtype, Role::activation, garbage);
+      if (!before.empty()) current_device().copy(dx.data(), before[i].data(), std::size_t(dx.size() * size_of(dx.dtype())));
     }
     entry.dx.push_back(dx);
     entry.modes.push_back(before.empty() ? Mode::write : Mode::accumulate);
   }
-  run(entry, layout_.backward_workspace, garbage);
+  run(entry, garbage);
   return entry.dx;
 }
 

@@ -42,7 +42,7 @@ std::vector<double> difference(const std::vector<double>& a, const std::vector<d
 /// Standard normal numbers, named by seed and id.
 std::vector<double> draw(std::int64_t size, std::uint64_t seed, std::uint32_t id);
 
-/// A tensor like `like`, wanting no gradient, whose memory is full of one byte and lies between guard words.
+/// A tensor on the current device, wanting no gradient, whose memory is full of one byte and lies between guard words.
 class Guarded {
  public:
   Guarded(const Shape& shape, Dtype dtype, Role role, unsigned char garbage);
@@ -54,10 +54,14 @@ class Guarded {
   Tensor tensor_;
 };
 
-/// One op on one sample, its kernels called by hand in guarded memory full of garbage, without a tape.
+/// Whether the op takes the sample's arguments in this dtype on a device that computes in it.
+bool accepts(const Op& op, const Sample& sample, Dtype dtype);
+
+/// One op on one sample, its kernels called by hand in guarded memory full of garbage, without a tape, on the device that is
+/// current all along. Gradients of bf16 arguments are bf16, as an activation's are, or with `wide` f32, as a parameter's.
 class KernelRun {
  public:
-  KernelRun(const Op& op, const Sample& sample, Dtype dtype, std::uint64_t seed);
+  KernelRun(const Op& op, const Sample& sample, Dtype dtype, std::uint64_t seed, bool wide = false);
 
   /// Runs forward on the same arguments in fresh memory. Without `save` nothing is kept for backward.
   const Tensors& forward(unsigned char garbage = 0xff, bool save = true);
@@ -75,7 +79,7 @@ class KernelRun {
 
  private:
   Tensor place(const Shape& shape, Dtype dtype, Role role, unsigned char garbage);
-  void run(Entry& entry, std::int64_t workspace, unsigned char garbage);
+  void run(Entry& entry, unsigned char garbage);
 
   const Op& op_;
   Entry entry_;
@@ -84,6 +88,7 @@ class KernelRun {
   std::vector<Guarded> memory_;
   std::uint32_t differentiable_ = 0;
   std::uint64_t seed_;
+  bool wide_;
 };
 
 /// A parameter that is a window of a wider one: rows of `columns` elements, `before` and `after` unused columns of NaN.

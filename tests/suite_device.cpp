@@ -1,0 +1,180 @@
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "ops/cross_entropy.h"
+#include "ops/linear_attention.h"
+#include "ops/softmax_attention.h"
+#include "ops/shape.h"
+#include "tests/device_cases.h"
+#include "tests/op_cases.h"
+#include "train/training_step.h"
+
+using namespace hedgehog;
+using namespace hedgehog::test;
+
+namespace {
+
+std::int64_t elements(const Sample& sample) {
+  std::int64_t most = 0;
+  for (const SampleInput& in : sample.inputs)
+    if (in.fill != SampleInput::Fill::none) most = std::max(most, in.shape.size());
+  return most;
+}
+
+/// The smallest sample that has more than a warp of elements, else the largest.
+const Sample* interesting(const Op& op) {
+  const Sample* best = nullptr;
+  for (const Sample& s : op.samples) {
+    const std::int64_t size = elements(s), before = best ? elements(*best) : 0;
+    if (!best || (before <= 32 ? size > before : size > 32 && size < before)) best = &s;
+  }
+  return best;
+}
+
+/// Forward and backward in fresh memory that nothing has filled, so that reading what was never written can be seen.
+void run_once(const std::function<Tensors()>& function) {
+  const Tensors results = function();
+  Tensors differentiable, cotangents;
+  for (const Tensor& y : results) {
+    if (!y.wants_gradient()) continue;
+    differentiable.push_back(y);
+    cotangents.push_back(constant(y.shape(), draw(y.size(), 1, 0), y.dtype(), "cotangent"));
+  }
+  if (!differentiable.empty()) backward(differentiable, cotangents);
+  clear_tape();
+  current_device().synchronize();
+}
+
+bool all_finite(const Tensors& tensors) {
+  for (const Tensor& x : tensors)
+    for (double v : x.to_vector())
+      if (!std::isfinite(v)) return false;
+  return true;
+}
+
+/// Queries, keys and values as windows of one packed tensor: what a model hands to attention.
+void run_attention(bool linear, Dtype dtype, std::int64_t T, std::int64_t D) {
+  const std::int64_t B = 1, H = 2, C = H * D;
+  const Tensor packed = parameter({B, T, 3 * C}, "qkv", dtype), weight_q = parameter({H, D, D}, "weight_q", dtype),
+               weight_k = parameter({H, D, D}, "weight_k", dtype);
+  packed.copy_from(draw(packed.size(), 2, 0));
+  for (const Tensor& w : {weight_q, weight_k}) {
+    std::vector<double> v = draw(w.size(), 2, 1);
+    for (double& x : v) x /= std::sqrt(double(D));
+    w.copy_from(v);
+  }
+  run_once([&]() -> Tensors {
+    const Tensors parts = split(apply(detail::kCopy, {}, {packed})[0], {C, C, C});
+    auto heads = [&](const Tensor& part) { return reshape(part, {B, T, H, D}); };
+    if (!linear) return {softmax_attention(heads(parts[0]), heads(parts[1]), heads(parts[2]))};
+    LinearAttentionOptions o;
+    o.weight_q = weight_q;
+    o.weight_k = weight_k;
+    return {linear_attention(heads(parts[0]), heads(parts[1]), heads(parts[2]), o).o};
+  });
+  CHECK(all_finite({packed.grad()}));
+}
+
+Batch small_batch(std::int64_t rows, std::int64_t time, std::int64_t vocabulary) {
+  Batch b;
+  b.rows = rows;
+  b.time = time;
+  for (std::int64_t i = 0; i < rows * time; ++i) {
+    b.tokens.push_back(std::int32_t(3 * i % vocabulary));
+    b.targets.push_back(std::int32_t(3 * (i + 1) % vocabulary));
+  }
+  b.document_start.assign(b.tokens.size(), 0);
+  b.valid = rows * time;
+  return b;
+}
+
+}  // namespace
+
+TEST_SUITE("device") {
+  TEST_CASE("gradcheck on the device: every differentiable argument of every op and sample in f64") {
+    on_cuda([] {
+      GradcheckOptions options;
+      options.full = 12;
+      int checked = 0;
+      for (const Op* op : all_ops()) {
+        if (!has_backward(*op) || (!op->views && !op->reference && !current_device().kernel(*op, true))) continue;
+        CAPTURE(op->name);
+        for (const Sample& sample : op->samples) {
+          CAPTURE(sample.label);
+          const GradcheckReport report = gradcheck(*op, sample, options);
+          clear_tape();
+          CHECK(!report.rows.empty());
+          for (const GradcheckRow& row : report.rows) {
+            CAPTURE(row.argument);
+            CAPTURE(row.largest);
+            CAPTURE(row.error);
+            CHECK(row.passed);
+            ++checked;
+          }
+        }
+      }
+      CHECK(checked > 0);
+      gradients_checked += checked;
+    });
+  }
+}
+
+// few and small calls of every kernel, for compute-sanitizer (tests/gpu.sh)
+TEST_SUITE("sanitized") {
+  TEST_CASE("every op once in every dtype on the device") {
+    on_cuda([] {
+      for (const Op* op : all_ops()) {
+        if (op->views || !current_device().kernel(*op, false)) continue;
+        CAPTURE(op->name);
+        const Sample* sample = interesting(*op);
+        if (!sample) continue;
+        for (const Dtype dtype : {Dtype::f32, Dtype::f64, Dtype::bf16}) {
+          CAPTURE(std::string(name_of(dtype)));
+          if (!accepts(*op, *sample, dtype)) continue;
+          const Tensors arguments = draw_arguments(*op, *sample, 3, dtype);
+          CHECK_NOTHROW(run_once([&] { return apply(*op, sample->attributes, arguments); }));
+        }
+      }
+    });
+  }
+
+  TEST_CASE("attention on tensor cores on the device") {
+    on_cuda([] {
+      for (const bool linear : {false, true})
+        for (const std::int64_t D : {64, 128}) {
+          run_attention(linear, Dtype::bf16, 65, D);
+          run_attention(linear, Dtype::f32, 33, D);
+        }
+    });
+  }
+
+  TEST_CASE("a training step on the device") {
+    on_cuda([] {
+      for (const char* attention : {"hedgehog", "softmax"})
+        for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
+          CAPTURE(attention);
+          CAPTURE(std::string(name_of(dtype)));
+          GptOptions o;
+          o.layers = 1;
+          o.heads = 2;
+          o.width = 64;
+          o.context = 40;
+          o.vocabulary = 128;
+          o.attention = attention;
+          o.dropout = 0.1;
+          o.short_convolution = 4;
+          o.dtype = dtype;
+          Gpt model(o);
+          TrainingStep step(model, {2, 40, 1, false}, {}, 1);
+          // an ordinary run, a captured one and a replayed one
+          for (int i = 0; i < 3; ++i) {
+            const StepResult r = step.run(std::vector<Batch>{small_batch(2, 40, 128)}, 1e-3);
+            CHECK(std::isfinite(r.loss));
+            CHECK(!r.failed);
+          }
+        }
+    });
+  }
+}

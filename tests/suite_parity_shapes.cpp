@@ -1,0 +1,293 @@
+#include <doctest/doctest.h>
+#include <fmt/format.h>
+
+#include <cmath>
+
+#include "ops/embedding.h"
+#include "ops/linear_attention.h"
+#include "ops/shape.h"
+#include "ops/softmax_attention.h"
+#include "tests/device_cases.h"
+#include "tests/parity.h"
+
+using namespace hedgehog;
+using namespace hedgehog::test;
+
+// Sizes of more than one tile, and numbers that kernels must be prepared for; the samples of the ops are small and tame.
+
+namespace {
+
+using Cases = std::vector<ParityCase>;
+
+ParityCase of(const char* op, const std::string& label, Attributes attributes, std::vector<SampleInput> inputs, int draws = 2) {
+  all_ops();
+  return {.op = &find_op(op), .sample = {label, std::move(attributes), std::move(inputs)}, .draws = draws};
+}
+
+/// Each case for the gradients of parameters, and again for those of activations.
+Cases both(Cases cases) {
+  const std::size_t count = cases.size();
+  for (std::size_t i = 0; i < count; ++i) {
+    cases.push_back(cases[i]);
+    cases.back().activations = true;
+  }
+  return cases;
+}
+
+Cases linear_cases() {
+  Cases out;
+  struct Size {
+    std::int64_t m, k, n;
+  };
+  for (const auto [m, k, n] : {Size{512, 64, 128}, {1031, 72, 40}, {1031, 33, 65}, {3, 264, 520}, {2051, 96, 264}})
+    for (const char* activation : {"none", "gelu", "silu", "relu"})
+      for (const bool residual : {false, true}) {
+        const bool bias = residual == (std::string(activation) == "none");
+        const std::string label = fmt::format("{} x {} x {} {}{}{}", m, k, n, activation, bias ? " bias" : "", residual ? " residual" : "");
+        out.push_back(of("linear", label, {{"activation", activation}},
+                         {normal({m, k}), normal({k, n}, 1 / std::sqrt(double(k))), bias ? normal({n}) : omitted(),
+                          residual ? normal({m, n}) : omitted()}));
+      }
+  return both(out);
+}
+
+Cases norm_cases() {
+  Cases out;
+  for (const std::int64_t C : {768, 384, 1000, 7}) {
+    const Shape x{513, C};
+    const std::string label = fmt::format("513 rows of {}", C);
+    out.push_back(of("layer_norm", label, {}, {normal(x, 2, 0.5), normal({C}), normal({C})}));
+    out.push_back(of("layer_norm", label + " without bias", {}, {normal(x, 2, 0.5), normal({C}), omitted()}));
+    out.push_back(of("add_layer_norm", label, {}, {normal(x), normal(x, 2), normal({C}), normal({C})}));
+    out.push_back(of("rms_norm", label, {}, {normal(x, 2, 0.5), normal({C})}));
+    out.push_back(of("add_rms_norm", label, {}, {normal(x), normal(x, 2), normal({C})}));
+  }
+  return both(out);
+}
+
+Cases embedding_cases() {
+  return both({of("embedding", "one token 3000 times", {}, {integers({1, 3000}, 7, 8), normal({50304, 64}), omitted()}, 1),
+               of("embedding", "large vocabulary", {}, {integers({4, 512}, 0, 50304), normal({50304, 64}), normal({512, 64})}, 1),
+               of("embedding", "wide", {}, {integers({3, 257}, 0, 300), normal({300, 768}), normal({300, 768})}, 1)});
+}
+
+Cases classifier_cases() {
+  auto sizes = [](std::int64_t N, std::int64_t C, std::int64_t V, std::int64_t classes, bool scale) {
+    return of("classifier_cross_entropy", fmt::format("{} tokens, {} of {} classes", N, classes ? classes : V, V), {{"classes", classes}},
+              {normal({N, C}), normal({V, C}, 1 / std::sqrt(double(C))), integers({N}, -1, classes ? classes : V),
+               scale ? constant_input(normal({1}, 0.0, 0.125)) : omitted()},
+              1);
+  };
+  return both({sizes(1100, 64, 128, 0, true), sizes(1100, 96, 128, 100, false), sizes(1, 64, 128, 0, false),
+               sizes(600, 64, 50304, 50257, true)});
+}
+
+Cases convolution_cases() {
+  return both({of("short_convolution", "K 4, C 192", {}, {normal({2, 131, 192}), normal({4, 192}), omitted()}),
+               of("short_convolution", "K 4, C 192, documents", {}, {normal({3, 70, 192}), normal({4, 192}), documents({3, 70})}),
+               of("short_convolution", "K 4, C 189", {}, {normal({2, 131, 189}), normal({4, 189}), omitted()})});
+}
+
+/// Attention on windows of one (B, T, (Hq + 2 Hkv) D) tensor.
+struct AttentionShape {
+  std::int64_t B = 2, T = 65, Hq = 2, Hkv = 2, D = 64;
+  bool causal = true, documents = false;
+  double scale = 1;
+  std::string text() const {
+    return fmt::format("B {} T {} H {}/{} D {}{}{} scale {}", B, T, Hq, Hkv, D, causal ? " causal" : "", documents ? " documents" : "",
+                       scale);
+  }
+  SampleInput packed() const { return normal({B, T, (Hq + 2 * Hkv) * D}, scale); }
+  Tensors parts(const Tensor& packed) const {
+    const Tensors windows = split(packed, {Hq * D, Hkv * D, Hkv * D});
+    return {reshape(windows[0], {B, T, Hq, D}), reshape(windows[1], {B, T, Hkv, D}), reshape(windows[2], {B, T, Hkv, D})};
+  }
+};
+
+const Op& packed_softmax() {
+  static const Op op{.name = "softmax_attention of packed", .arguments = {{"qkv"}, {"document_start", true, false}}};
+  return op;
+}
+
+ParityCase softmax_case(const AttentionShape& s) {
+  ParityCase c{.op = &packed_softmax(), .sample = {s.text(), {}, {s.packed(), s.documents ? documents({s.B, s.T}) : omitted()}}};
+  c.function = [s](const Tensors& in) -> Tensors {
+    const Tensors p = s.parts(in[0]);
+    SoftmaxAttentionOptions o;
+    o.causal = s.causal;
+    o.document_start = in[1];
+    return {softmax_attention(p[0], p[1], p[2], o)};
+  };
+  c.draws = s.T == 1 ? 9 : 2;
+  c.passes = 2;
+  return c;
+}
+
+enum PackedLinear : int { kPacked, kWeightQ, kWeightK, kBiasQ, kBiasK, kStart };
+
+const Op& packed_linear() {
+  static const Op op{
+      .name = "linear_attention of packed",
+      .arguments = {{"qkv"}, {"weight_q"}, {"weight_k"}, {"bias_q", true}, {"bias_k", true}, {"document_start", true, false}},
+  };
+  return op;
+}
+
+ParityCase linear_case(const AttentionShape& s, bool bias = false, const char* map = "hedgehog") {
+  const SampleInput weight = normal({s.Hq, s.D, s.D}, 1 / std::sqrt(double(s.D)));
+  const SampleInput shift = bias ? normal({s.Hq, s.D}, 0.1) : omitted();
+  ParityCase c{.op = &packed_linear(),
+               .sample = {s.text() + " " + map,
+                          {},
+                          {s.packed(), weight, weight, shift, shift, s.documents ? documents({s.B, s.T}) : omitted()}}};
+  c.function = [s, map](const Tensors& in) -> Tensors {
+    const Tensors p = s.parts(in[kPacked]);
+    LinearAttentionOptions o;
+    o.weight_q = in[kWeightQ];
+    o.weight_k = in[kWeightK];
+    o.bias_q = in[kBiasQ];
+    o.bias_k = in[kBiasK];
+    o.document_start = in[kStart];
+    o.causal = s.causal;
+    o.map = map;
+    return {linear_attention(p[0], p[1], p[2], o).o};
+  };
+  c.draws = s.T == 1 ? 9 : 2;
+  c.passes = 2;
+  return c;
+}
+
+constexpr std::int64_t kTimes[] = {1, 63, 64, 65, 200, 257};
+
+template <class Make>
+Cases attention_cases(const Make& make) {
+  Cases out;
+  for (const std::int64_t D : {32, 64, 128})
+    for (const std::int64_t T : kTimes)
+      for (const bool causal : {true, false}) out.push_back(make({.T = T, .D = D, .causal = causal}));
+  for (const std::int64_t T : {65, 200}) {
+    out.push_back(make({.B = 1, .T = T, .Hq = 6, .Hkv = 2, .D = 64}));
+    out.push_back(make({.B = 3, .T = T, .Hq = 4, .Hkv = 1, .D = 32, .causal = false}));
+    out.push_back(make({.T = T, .D = 64, .documents = true}));
+    out.push_back(make({.T = T, .D = 40}));
+    ParityCase activation = make({.T = T, .D = 64});
+    activation.activations = true;
+    out.push_back(activation);
+  }
+  return out;
+}
+
+/// One key in the middle of head 0 has u = 120 in feature 5: earlier rows of its tile must be redone in log space.
+ParityCase one_large_key(const AttentionShape& s) {
+  ParityCase c = linear_case(s);
+  c.sample.label += ", a key at u = 120";
+  // in its gradient, differences v - o that cancel for this key count 120 times
+  c.sample.inputs[kWeightK] = constant_input(c.sample.inputs[kWeightK]);
+  c.conditioning = 120 * 0x1p-24;
+  c.change = [s](Numbers& numbers) {
+    for (std::int64_t i = 0; i < s.D; ++i)
+      for (std::int64_t j = 0; j < s.D; ++j) numbers[kWeightK][std::size_t(i * s.D + j)] = i == j;
+    const std::int64_t width = (s.Hq + 2 * s.Hkv) * s.D, token = s.T / 2;
+    for (std::int64_t i = 0; i < s.D; ++i) numbers[kPacked][std::size_t(token * width + s.Hq * s.D + i)] = i == 5 ? 120 : 0;
+  };
+  return c;
+}
+
+/// +t to u_k and -t to u_q in every third feature: the exact result stays, but no scalar shift a head would do (design: one shift
+/// a feature).
+ParityCase shifted_features(const AttentionShape& s, double t) {
+  ParityCase c = linear_case(s, true);
+  c.sample.label += fmt::format(", features shifted by {}", t);
+  c.conditioning = 2 * t * 0x1p-24;
+  c.change = [t](Numbers& numbers) {
+    for (std::size_t i = 0; i < numbers[kBiasK].size(); i += 3) {
+      numbers[kBiasK][i] += t;
+      numbers[kBiasQ][i] -= t;
+    }
+  };
+  return c;
+}
+
+Cases hard_linear_cases() {
+  Cases out;
+  for (const std::int64_t T : {63, 65, 200, 257}) {
+    out.push_back(linear_case({.T = T, .scale = 8}));
+    out.push_back(linear_case({.T = T, .D = 32, .causal = false, .scale = 8}));
+    out.push_back(one_large_key({.T = T}));
+    out.push_back(one_large_key({.B = 1, .T = T, .D = 128}));
+    for (const double t : {50.0, 200.0}) out.push_back(shifted_features({.T = T}, t));
+  }
+  return out;
+}
+
+Cases other_map_cases() {
+  Cases out;
+  for (const char* map : {"hedgehog-softmax", "hedgehog-joint", "elu", "relu", "exp"})
+    for (const std::int64_t T : {65, 200}) out.push_back(linear_case({.T = T}, true, map));
+  return out;
+}
+
+const std::vector<std::pair<const char*, Cases (*)()>>& all_cases() {
+  static const std::vector<std::pair<const char*, Cases (*)()>> list{
+      {"linear", linear_cases},
+      {"norms", norm_cases},
+      {"embedding", embedding_cases},
+      {"classifier", classifier_cases},
+      {"short convolution", convolution_cases},
+      {"softmax attention", [] { return attention_cases([](const AttentionShape& s) { return softmax_case(s); }); }},
+      {"linear attention", [] { return attention_cases([](const AttentionShape& s) { return linear_case(s); }); }},
+      {"hard numbers", hard_linear_cases},
+      {"other maps", other_map_cases},
+  };
+  return list;
+}
+
+void check_cases(const char* which) {
+  for (const auto& [name, cases] : all_cases()) {
+    if (std::string(name) != which) continue;
+    for (const ParityCase& c : cases()) CHECK(check_parity(c) == 3);  // every dtype was compared
+  }
+}
+
+}  // namespace
+
+TEST_SUITE("device") {
+  TEST_CASE("parity: linear of many tiles, aligned and odd") { on_cuda([] { check_cases("linear"); }); }
+  TEST_CASE("parity: norms of the presets' widths and odd ones") { on_cuda([] { check_cases("norms"); }); }
+  TEST_CASE("parity: embedding with one token 3000 times, and a large vocabulary") { on_cuda([] { check_cases("embedding"); }); }
+  TEST_CASE("parity: classifier over several tiles of tokens, with padded classes") { on_cuda([] { check_cases("classifier"); }); }
+  TEST_CASE("parity: short convolution of packed queries, keys and values") { on_cuda([] { check_cases("short convolution"); }); }
+  TEST_CASE("parity: softmax attention over packed windows around the tile sizes") { on_cuda([] { check_cases("softmax attention"); }); }
+  TEST_CASE("parity: linear attention over packed windows around the tile sizes") { on_cuda([] { check_cases("linear attention"); }); }
+  TEST_CASE("parity: linear attention of large numbers, moving shifts and rows redone in log space") {
+    on_cuda([] { check_cases("hard numbers"); });
+  }
+  TEST_CASE("parity: linear attention of the other maps") { on_cuda([] { check_cases("other maps"); }); }
+}
+
+TEST_CASE("parity: the shapes by hand are accepted") {
+  for (const auto& [name, cases] : all_cases()) {
+    CAPTURE(name);
+    CHECK(!cases().empty());
+    for (const ParityCase& c : cases()) {
+      CAPTURE(c.sample.label);
+      // the same shapes again, or seconds to draw
+      if (c.activations || c.sample.inputs[1].shape.size() > 1000000) continue;
+      CHECK(kept_in(c, Dtype::f32).has_value());
+    }
+  }
+}
+
+TEST_CASE("parity: the CPU's kernel of linear attention stands the hard numbers, and redoes rows in log space") {
+  const std::int64_t before = linear_attention_log_space_rows();
+  for (ParityCase c : hard_linear_cases()) {
+    CAPTURE(c.sample.label);
+    c.draws = 1;
+    if (c.sample.inputs[0].shape[1] != 65) continue;
+    for (const Errors& e : compare(c, Dtype::f32, run_here(Dtype::f32))) {
+      const std::string wrong = e.verdict();
+      CHECK_MESSAGE(wrong.empty(), wrong);
+    }
+  }
+  CHECK(linear_attention_log_space_rows() > before);
+}

@@ -1,0 +1,125 @@
+#include <doctest/doctest.h>
+
+#include <cmath>
+
+#include "core/device.h"
+#include "ops/dropout.h"
+#include "ops/embedding.h"
+#include "ops/optimizer.h"
+#include "tests/device_cases.h"
+#include "tests/op_cases.h"
+
+using namespace hedgehog;
+using namespace hedgehog::test;
+
+namespace {
+
+using Bits = std::vector<std::vector<std::byte>>;
+
+/// y and dx of dropout, at some step and place in the global batch.
+Bits dropped(Dtype dtype, double rate, std::int64_t id) {
+  const Tensor x = parameter({3, 67, 65}, "x", dtype), step = step_state(11);
+  x.copy_from(draw(x.size(), 4, 0));
+  set_slot(step, kRngStep, 123456789);
+  set_slot(step, kFirstSequence, 40);
+  const Tensor y = dropout(x, step, rate, id);
+  backward(y, constant(y.shape(), draw(y.size(), 4, 1), dtype));
+  clear_tape();
+  return {bits_of(y), bits_of(x.grad())};
+}
+
+/// One AdamW step with the op's last argument, the weights rounded to bf16: weights and copy afterwards.
+struct Stepped {
+  std::vector<double> weights, copy;
+};
+Stepped adamw_with_copy(bool failed) {
+  const std::int64_t P = 1000;
+  auto holding = [&](const char* name, std::uint32_t id, bool positive) {
+    const Tensor x = state({P}, Dtype::f32, name);
+    std::vector<double> v = draw(P, 8, id);
+    for (double& e : v) e = positive ? std::abs(e) : e;
+    x.copy_from(v);
+    return x;
+  };
+  const Tensor weights = holding("weights", 0, false), gradients = holding("gradients", 1, false), first = holding("first", 2, false),
+               second = holding("second", 3, true), copy = state({P}, Dtype::bf16, "copy"), step = step_state();
+  copy.copy_from(weights.to_vector());
+  set_slot(step, kLearningRate, 0.1);
+  set_slot(step, kStep, 3);
+  set_slot(step, kNonFinite, failed);
+  // the second of three spans is frozen, and there are gaps between them
+  const Tensor spans = constant({3, 5}, {0, 500, 1, 1, 0, 504, 100, 1, 1, 1, 608, 392, 0.5, 0, 0}, Dtype::f64);
+  const Tensor norms = gradient_norm(gradients, spans, {}, step);
+  apply(find_op("adamw"), {{"weight_decay", 0.1}, {"clip", 1.0}}, {weights, gradients, first, second, spans, norms, step, copy});
+  return {weights.to_vector(), copy.to_vector()};
+}
+
+void copy_is_the_rounded_weights() {
+  for (const bool failed : {false, true}) {
+    CAPTURE(failed);
+    const Stepped s = adamw_with_copy(failed);
+    std::vector<double> rounded;
+    for (double w : s.weights) rounded.push_back(double(float(BFloat16(float(w)))));
+    CHECK(s.copy == rounded);
+    const std::vector<double> start = draw(1000, 8, 0);
+    CHECK((std::abs(s.weights[0] - start[0]) > 1e-3) != failed);
+    CHECK(s.weights[550] == double(float(start[550])));
+  }
+}
+
+bool adamw_takes_copy() {
+  all_ops();
+  return find_op("adamw").arguments.size() > 7;
+}
+
+}  // namespace
+
+TEST_CASE("adamw: the bf16 copy is the rounded weights") {
+  if (!adamw_takes_copy()) return skip("adamw takes no copy");
+  copy_is_the_rounded_weights();
+}
+
+TEST_SUITE("device") {
+  TEST_CASE("device ops: dropout has the CPU's bits") {
+    on_cuda([] {
+      for (const Dtype dtype : {Dtype::f32, Dtype::f64})
+        for (const double rate : {0.0, 0.1, 0.5, 0.9})
+          for (const std::int64_t id : {0, 7}) {
+            CAPTURE(std::string(name_of(dtype)));
+            CAPTURE(rate);
+            CAPTURE(id);
+            const Bits there = dropped(dtype, rate, id);
+            const OnDevice guard(cpu_device());
+            CHECK(there == dropped(dtype, rate, id));
+          }
+      // in bf16 the same elements are dropped
+      const Tensor ones = constant({3, 67, 65}, std::vector<double>(3 * 67 * 65, 1.0), Dtype::bf16), step = step_state(11);
+      std::vector<double> there = dropout(ones, step, 0.3, 2).to_vector();
+      const OnDevice guard(cpu_device());
+      const std::vector<double> here = dropout(constant(ones.shape(), ones.to_vector()), step_state(11), 0.3, 2).to_vector();
+      for (std::size_t i = 0; i < here.size(); ++i) REQUIRE((here[i] == 0) == (there[i] == 0));
+    });
+  }
+
+  TEST_CASE("device ops: adamw's bf16 copy is the rounded weights") {
+    on_cuda([] {
+      if (!adamw_takes_copy()) return skip("adamw takes no copy");
+      copy_is_the_rounded_weights();
+    });
+  }
+
+  TEST_CASE("device ops: an id out of range gives NaN and harms nothing else") {
+    on_cuda([] {
+      const no_grad guard;
+      const Tensor table = constant({5, 8}, draw(40, 1, 1)), good = constant({4}, {0, 4, 2, 1}, Dtype::i32);
+      const std::vector<double> expected = embedding(good, table).to_vector();
+      for (const double bad : {5.0, -1.0, 1e9, -1e9}) {
+        CAPTURE(bad);
+        const std::vector<double> y = embedding(constant({4}, {0, 4, bad, 1}, Dtype::i32), table).to_vector();
+        for (std::size_t i = 0; i < y.size(); ++i)
+          if (i / 8 == 2) CHECK(std::isnan(y[i]));
+          else CHECK(y[i] == expected[i]);
+      }
+    });
+  }
+}
