@@ -25,6 +25,7 @@ class ShapeDevice final : public Device {
   std::unique_ptr<Replay> capture(const std::function<void()>& work) override { return cpu_device().capture(work); }
   std::unique_ptr<Feed> feed(const Tensors& inputs) override { return cpu_device().feed(inputs); }
   std::unique_ptr<Readback> readback() override { return cpu_device().readback(); }
+  std::unique_ptr<Stopwatch> stopwatch() override { return cpu_device().stopwatch(); }
 };
 
 inline Device& shape_device() {

@@ -1,26 +1,23 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
+#include <tuple>
 #include <nlohmann/json.hpp>
 
 #include "ops/blas.h"
 #include "ops/cpu.h"
 #include "core/random.h"
+#include "train/bench_step.h"
 #include "train/ceilings.h"
 #include "train/checkpoint.h"
 #include "train/commands.h"
-#include "train/generation.h"
 #include "train/setup.h"
 
 namespace hedgehog {
 namespace {
 
 using nlohmann::ordered_json;
-
-struct Ceilings {
-  double flops = 0;      // FLOP/s, f32
-  double bandwidth = 0;  // bytes/s
-};
 
 std::vector<float> random_floats(std::int64_t n) {
   std::vector<float> x(static_cast<std::size_t>(n));
@@ -49,131 +46,25 @@ ordered_json bench_product(std::int64_t m, std::int64_t n, std::int64_t k, const
           {"highest", ratios.back()}};
 }
 
-struct StepCase {
-  const char* name;
-  GptOptions model;
-  std::int64_t rows;
-};
-
-/// The model that preset, model options and --batch describe if any is given, else two models of nanoGPT's recipes with
-/// the attention, type and seed asked for.
-std::vector<StepCase> step_cases(const Config& config) {
-  const auto& table = option_table();
-  if (std::any_of(table.begin(), table.end(), [&](const Option& o) {
-        return (o.name == "batch" || (o.group == "model" && o.name != "attention")) && config.was_set(o.name);
-      }))
-    return {{"given", gpt_options(config, 128), config.integer("batch")}};
-  std::vector<StepCase> cases;
-  auto add = [&](const char* name, const char* preset, std::int64_t rows) {
-    std::vector<std::string> attentions{"softmax", "hedgehog"};
-    if (config.was_set("attention")) attentions = {config.text("attention")};
-    for (const std::string& attention : attentions) {
-      Config c = config;
-      c.apply_preset(preset);
-      c.set("attention", attention, OptionSource::kFlag);
-      c.set("dropout", "0", OptionSource::kFlag);
-      cases.push_back({name, gpt_options(c, 128), rows});
-    }
-  };
-  add("char-cpu", "char-cpu", 12);
-  add("char (width 384, context 256)", "char", 8);
-  return cases;
-}
-
-Batch random_batch(const GptOptions& o, std::int64_t rows) {
-  Batch batch;
-  batch.rows = rows;
-  batch.time = o.context;
-  const Random random{11, 3, 0};
-  for (std::int64_t i = 0; i < rows * o.context; ++i) {
-    batch.tokens.push_back(std::int32_t(random.below(std::uint64_t(2 * i), std::uint32_t(o.vocabulary))));
-    batch.targets.push_back(std::int32_t(random.below(std::uint64_t(2 * i + 1), std::uint32_t(o.vocabulary))));
-  }
-  batch.document_start.assign(batch.tokens.size(), 0);
-  batch.valid = std::int64_t(batch.tokens.size());
-  return batch;
-}
-
-ordered_json bench_step(const StepCase& c, const Ceilings& ceilings) {
-  Gpt model(c.model);
-  TrainingStep step(model, {c.rows, c.model.context, 1, false}, {}, 1);
-  const std::vector<Batch> batches{random_batch(c.model, c.rows)};
-  const Cost cost = step.cost();
-  const Timed t = time_repeated([&] { step.run(batches, 1e-4); }, 7, 2.0);
-  // the share inside matrix products and the table by op come from a second, instrumented stretch
-  Executor& executor = step.gradient_executor();
-  executor.profile(true);
-  GemmClock::start();
-  const Timed instrumented = time_repeated([&] { step.run(batches, 1e-4); }, 5, 0.5);
-  const double runs = instrumented.repeats + 1;
-  const double products = GemmClock::stop() / thread_count();
-  double total = 0;
-  for (const auto& [name, timing] : executor.timings()) total += timing.seconds;
-  ordered_json ops;
-  std::vector<std::pair<double, std::string>> order;
-  for (const auto& [name, timing] : executor.timings()) order.emplace_back(-timing.seconds, name);
-  std::sort(order.begin(), order.end());
-  for (const auto& [seconds, name] : order) {
-    const Timing& timing = executor.timings().at(name);
-    const Work& work = cost.by_op.at(name);
-    ops.push_back({{"op", name},
-                   {"ms", 1e3 * timing.seconds / runs},
-                   {"share", timing.seconds / total},
-                   {"gflops", work.flops * runs / timing.seconds / 1e9},
-                   {"gbytes_per_s", work.bytes * runs / timing.seconds / 1e9}});
-  }
-  const double tokens = double(c.rows * c.model.context);
-  return {{"model", c.name},
-          {"attention", c.model.attention},
-          {"batch", fmt::format("{} x {}", c.rows, c.model.context)},
-          {"parameters", model.parameters().count()},
-          {"ms", 1e3 * t.median},
-          {"fastest_ms", 1e3 * t.fastest},
-          {"slowest_ms", 1e3 * t.slowest},
-          {"tokens_per_second", tokens / t.median},
-          {"gflops", cost.flops / t.median / 1e9},
-          {"share_of_peak", cost.flops / t.median / ceilings.flops},
-          {"share_outside_products", 1 - products / total},
-          {"peak_memory", cost.peak},
-          {"ops", ops}};
-}
-
-ordered_json bench_decoding(const StepCase& c) {
-  GptOptions o = c.model;
-  // learned positions end with the context, and rotary ones need an even head width
-  o.positions = o.width / o.heads % 2 ? "none" : "rotary";
-  Gpt model(o);
-  constexpr std::int64_t kFar = 2048;
-  Generator generator(model, kFar + 512);
-  const std::vector<std::int32_t> some(64, 1), many(kFar - 64 * 3, 1);
-  auto rate = [&] { return 64.0 / time_repeated([&] { generator.read(some); }, 1, 0).median; };
-  const double near = rate();
-  generator.read(many);
-  const double far = rate();
-  return {{"model", c.name}, {"attention", o.attention}, {"tokens_per_second_at_start", near}, {"tokens_per_second_at_2048", far}};
-}
-
 void print_report(const ordered_json& out) {
-  fmt::print("{}, {} threads, {}\n", out["processor"].get<std::string>(), out["threads"].get<int>(), out["blas"].get<std::string>());
-  fmt::print("ceilings: {:.0f} GFLOP/s multiply-adds in registers (f32), {:.1f} GB/s copy\n\n", out["peak_gflops"].get<double>(),
-             out["copy_gbytes_per_s"].get<double>());
-  fmt::print("{:<22} {:>9} {:>9} {:>28}\n", "matrix product, f32", "GFLOP/s", "of peak", "against the library's threads");
-  for (const auto& p : out["products"])
-    fmt::print("{:<22} {:>9.1f} {:>8.1f}% {:>13.3f} ({:.3f} to {:.3f})\n", p["shape"].get<std::string>(), p["gflops"].get<double>(),
-               100 * p["share_of_peak"].get<double>(), p["against_library_threads"].get<double>(), p["lowest"].get<double>(),
-               p["highest"].get<double>());
-  for (const auto& s : out["steps"]) {
-    fmt::print("\ntraining step: {}, {} attention, {} parameters, batch {}\n", s["model"].get<std::string>(), s["attention"].get<std::string>(),
-               count_text(s["parameters"].get<double>()), s["batch"].get<std::string>());
-    fmt::print("  {:.2f} ms ({:.2f} to {:.2f}), {:.0f} tokens/s, {:.1f} GFLOP/s = {:.1f} % of peak, {:.1f} % outside matrix products, {}\n",
-               s["ms"].get<double>(), s["fastest_ms"].get<double>(), s["slowest_ms"].get<double>(), s["tokens_per_second"].get<double>(),
-               s["gflops"].get<double>(), 100 * s["share_of_peak"].get<double>(), 100 * s["share_outside_products"].get<double>(),
-               bytes_text(s["peak_memory"].get<double>()));
-    fmt::print("  {:<36} {:>8} {:>7} {:>9} {:>8}\n", "op", "ms", "share", "GFLOP/s", "GB/s");
-    for (const auto& op : s["ops"])
-      fmt::print("  {:<36} {:>8.3f} {:>6.1f}% {:>9.1f} {:>8.1f}\n", op["op"].get<std::string>(), op["ms"].get<double>(),
-                 100 * op["share"].get<double>(), op["gflops"].get<double>(), op["gbytes_per_s"].get<double>());
+  const bool cpu = out["device"] == "cpu";
+  if (cpu) {
+    fmt::print("{}, {} threads, {}\n", out["processor"].get<std::string>(), out["threads"].get<int>(), out["blas"].get<std::string>());
+  } else {
+    fmt::print("{}\nops without a kernel, which run composed: ", out["processor"].get<std::string>());
+    for (const auto& name : out["composed_ops"]) fmt::print("{} ", name.get<std::string>());
+    fmt::print("{}\n", out["composed_ops"].empty() ? "none" : "");
   }
+  fmt::print("ceilings: {:.0f} GFLOP/s {}, {:.1f} GB/s copy\n\n", out["peak_gflops"].get<double>(),
+             cpu ? "multiply-adds in registers (f32)" : "in a large bf16 product of the library", out["copy_gbytes_per_s"].get<double>());
+  fmt::print("{:<28} {:>9} {:>9} {}\n", "matrix product", "GFLOP/s", "of peak", cpu ? "against the library's threads" : "");
+  for (const auto& p : out["products"]) {
+    fmt::print("{:<28} {:>9.1f} {:>8.1f}%", p["shape"].get<std::string>(), p["gflops"].get<double>(), 100 * p["share_of_peak"].get<double>());
+    if (cpu)
+      fmt::print(" {:>13.3f} ({:.3f} to {:.3f})", p["against_library_threads"].get<double>(), p["lowest"].get<double>(), p["highest"].get<double>());
+    fmt::print("\n");
+  }
+  for (const auto& s : out["steps"]) print_step(s);
   fmt::print("\n{:<32} {:<10} {:>16} {:>16}\n", "decoding, one stream", "attention", "at token 0", "at token 2048");
   for (const auto& d : out["decoding"])
     fmt::print("{:<32} {:<10} {:>11.0f} tok/s {:>11.0f} tok/s\n", d["model"].get<std::string>(), d["attention"].get<std::string>(),
@@ -182,19 +73,44 @@ void print_report(const ordered_json& out) {
 
 }  // namespace
 
+namespace {
+
+void bench_on_gpu(ordered_json& out) {
+  out["processor"] = current_device().description();
+  out["composed_ops"] = composed_ops();
+  for (const auto& [m, n, k, dtype] : {std::tuple{8192, 8192, 8192, Dtype::bf16}, {32768, 2304, 768, Dtype::bf16}, {32768, 3072, 768, Dtype::bf16},
+                                      {32768, 768, 3072, Dtype::bf16}, {16384, 1152, 384, Dtype::bf16}, {4096, 4096, 4096, Dtype::f32}}) {
+    const Timed t = timed_product(m, n, k, dtype);
+    const double flops = 2.0 * m * n * k;
+    out["products"].push_back({{"shape", fmt::format("{} x {} x {} {}", m, n, k, name_of(dtype))},
+                               {"gflops", flops / t.median / 1e9},
+                               {"share_of_peak", flops / t.median / 1e9 / out["peak_gflops"].get<double>()}});
+  }
+}
+
+void bench_on_cpu(ordered_json& out, const Ceilings& ceilings) {
+  const auto machine = machine_description();
+  out["processor"] = machine.at("processor");
+  out["threads"] = thread_count();
+  out["blas"] = machine.at("blas") + ", kernel chosen by " + blas_info().chosen_by;
+  for (const auto [m, n, k] : {std::array<std::int64_t, 3>{2048, 2048, 2048}, {1024, 1024, 1024}, {768, 512, 128}, {2048, 1536, 384}})
+    out["products"].push_back(bench_product(m, n, k, ceilings));
+}
+
+}  // namespace
+
 int bench_command(Config& config) {
   const OnDevice guard(configure_machine(config));
-  const auto machine = machine_description();
+  configure_dtype(config);
   const Ceilings ceilings{measured_peak_flops(), measured_copy_bandwidth()};
-  ordered_json out{{"processor", machine.at("processor")},
-                   {"threads", thread_count()},
-                   {"blas", machine.at("blas") + ", kernel chosen by " + blas_info().chosen_by},
-                   {"version", machine.at("version")},
+  ordered_json out{{"device", current_device().name()},
+                   {"processor", ""},
+                   {"version", machine_description().at("version")},
                    {"peak_gflops", ceilings.flops / 1e9},
                    {"copy_gbytes_per_s", ceilings.bandwidth / 1e9}};
   out["products"] = ordered_json::array();
-  for (const auto [m, n, k] : {std::array<std::int64_t, 3>{2048, 2048, 2048}, {1024, 1024, 1024}, {768, 512, 128}, {2048, 1536, 384}})
-    out["products"].push_back(bench_product(m, n, k, ceilings));
+  if (current_device().host()) bench_on_cpu(out, ceilings);
+  else bench_on_gpu(out);
   out["steps"] = ordered_json::array();
   out["decoding"] = ordered_json::array();
   for (const StepCase& c : step_cases(config)) {

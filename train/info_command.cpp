@@ -5,6 +5,7 @@
 #include "ops/blas.h"
 #include "ops/cpu.h"
 #include "ops/register.h"
+#include "train/bench_step.h"
 #include "train/checkpoint.h"
 #include "train/commands.h"
 #include "train/report.h"
@@ -13,6 +14,14 @@
 
 namespace hedgehog {
 namespace {
+
+std::string composed_text() {
+  if (!cuda_unavailable().empty()) return "-";
+  const OnDevice guard(cuda_device());
+  std::string names;
+  for (const std::string& name : composed_ops()) names += (names.empty() ? "" : ", ") + name;
+  return names.empty() ? "none" : names;
+}
 
 NamedValues machine_rows() {
   const BlasInfo blas = blas_info();
@@ -24,7 +33,8 @@ NamedValues machine_rows() {
           {"blas", blas.library},
           {"blas kernel", (blas.core.empty() ? "unknown" : blas.core) + ", chosen by " + blas.chosen_by},
           {"ops", std::to_string(registered_ops().size())},
-          {"cuda", cuda_unavailable().empty() ? cuda_device().description() : cuda_unavailable()}};
+          {"cuda", cuda_unavailable().empty() ? cuda_device().description() : cuda_unavailable()},
+          {"ops composed on the GPU", composed_text()}};
 }
 
 NamedValues checkpoint_rows(const std::string& name) {

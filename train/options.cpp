@@ -46,7 +46,7 @@ const std::vector<std::string> kModelCommands = {"train", "bench", "info"};
 const std::vector<std::string> kSample = {"sample"};
 const std::vector<std::string> kUseCheckpoint = {"sample", "eval", "info"};
 const std::vector<std::string> kEverywhere = {"train", "sample", "eval", "gradcheck", "bench", "info"};
-const std::vector<std::string> kRunning = {"train", "sample", "eval", "bench"};
+const std::vector<std::string> kComputing = {"train", "sample", "eval", "gradcheck", "bench"};
 
 std::vector<Option> data_options() {
   return {
@@ -120,7 +120,7 @@ std::vector<Option> run_options() {
       integer("log_every", "1", "steps", "run", "a line of log.jsonl every so many steps", kTrain, 1),
       flag("report", "true", "run", "write report.html and loss.svg at the end", kTrain),
       flag("quiet", "false", "run", "no progress line", kTrain),
-      text("device", "auto", "run", "where to compute; auto: the GPU if there is one", kRunning, {"auto", "cpu", "cuda"}),
+      text("device", "auto", "run", "where to compute; auto: the GPU if there is one", kComputing, {"auto", "cpu", "cuda"}),
       text("dtype", "auto", "run",
            "type of weights and activations; auto: bf16 (with f32 masters and sums) on a GPU, f32 on the CPU; tf32: f32 with "
            "products in TF32",

@@ -1,0 +1,186 @@
+#include "train/bench_step.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "core/random.h"
+#include "ops/blas.h"
+#include "ops/cpu.h"
+#include "ops/register.h"
+#include "train/ceilings.h"
+#include "train/generation.h"
+#include "train/setup.h"
+
+namespace hedgehog {
+
+using nlohmann::ordered_json;
+
+std::vector<StepCase> step_cases(const Config& config) {
+  const auto& table = option_table();
+  const bool preset = config.has("preset"), gpt2 = preset && config.text("preset").starts_with("gpt2");
+  if (std::any_of(table.begin(), table.end(), [&](const Option& o) {
+        return (o.name == "batch" || (o.group == "model" && o.name != "attention")) && config.was_set(o.name);
+      }))
+    return {{"given", gpt_options(config, gpt2 ? 50257 : 128), config.integer("batch")}};
+  std::vector<StepCase> cases;
+  auto add = [&](const char* name, const char* preset_name, std::int64_t rows, std::int64_t vocabulary) {
+    std::vector<std::string> attentions{"softmax", "hedgehog"};
+    if (config.was_set("attention")) attentions = {config.text("attention")};
+    for (const std::string& attention : attentions) {
+      Config c = config;
+      c.apply_preset(preset_name);
+      c.set("attention", attention, OptionSource::kFlag);
+      c.set("dropout", "0", OptionSource::kFlag);
+      cases.push_back({name, gpt_options(c, vocabulary), rows});
+    }
+  };
+  if (current_device().host()) {
+    add("char-cpu", "char-cpu", 12, 128);
+    add("char (width 384, context 256)", "char", 8, 128);
+  } else {
+    add("char (width 384, context 256)", "char", 64, 128);
+    add("gpt2 (width 768, context 1024)", "gpt2", 32, 50257);
+  }
+  return cases;
+}
+
+namespace {
+
+Batch random_batch(const GptOptions& o, std::int64_t rows) {
+  Batch batch;
+  batch.rows = rows;
+  batch.time = o.context;
+  const Random random{11, 3, 0};
+  for (std::int64_t i = 0; i < rows * o.context; ++i) {
+    batch.tokens.push_back(std::int32_t(random.below(std::uint64_t(2 * i), std::uint32_t(o.vocabulary))));
+    batch.targets.push_back(std::int32_t(random.below(std::uint64_t(2 * i + 1), std::uint32_t(o.vocabulary))));
+  }
+  batch.document_start.assign(batch.tokens.size(), 0);
+  batch.valid = std::int64_t(batch.tokens.size());
+  return batch;
+}
+
+/// Steps one after the other, the next submitted before the last is waited for, as training does on a GPU.
+Timed time_steps(TrainingStep& step, const std::vector<Batch>& batches) {
+  if (current_device().host()) return time_repeated([&] { step.run(batches, 1e-4); }, 7, 2.0);
+  constexpr int kEach = 10;
+  Timed t = time_repeated([&] {
+    for (int i = 0; i < kEach; ++i) {
+      step.submit(batches, 1e-4);
+      if (step.unfinished() == 2) step.finish();
+    }
+    while (step.unfinished()) step.finish();
+  }, 7, 1.0);
+  for (double* x : {&t.median, &t.fastest, &t.slowest}) *x /= kEach;
+  return t;
+}
+
+/// "linear", "norm", …: what an op's time is counted under.
+std::string family_of(const std::string& op) {
+  for (const auto& [part, family] : std::initializer_list<std::pair<const char*, const char*>>{
+           {"classifier", "classifier and loss"}, {"linear_attention", "attention"}, {"softmax_attention", "attention"},
+           {"matmul", "matrix products"},         {"linear", "matrix products"},     {"norm", "norms"},
+           {"adamw", "optimiser"},                {"embedding", "embedding"}})
+    if (op.find(part) != std::string::npos) return op.starts_with("gradient_norm") ? "optimiser" : family;
+  return "elementwise and copies";
+}
+
+}  // namespace
+
+ordered_json bench_step(const StepCase& c, const Ceilings& ceilings) {
+  Gpt model(c.model);
+  TrainingStep step(model, {c.rows, c.model.context, 1, false}, {}, 1);
+  const std::vector<Batch> batches{random_batch(c.model, c.rows)};
+  const Cost cost = step.cost();
+  const Timed t = time_steps(step, batches);
+  // the share inside matrix products and the table by op come from a second, instrumented stretch
+  Executor& executor = step.gradient_executor();
+  executor.profile(true);
+  GemmClock::start();
+  const Timed instrumented = time_repeated([&] { step.run(batches, 1e-4); }, 5, 0.5);
+  const double runs = instrumented.repeats + 1;
+  const double products = GemmClock::stop() / thread_count();
+  double total = 0;
+  for (const auto& [name, timing] : executor.timings()) total += timing.seconds;
+  ordered_json ops = ordered_json::array(), families;
+  std::vector<std::pair<double, std::string>> order;
+  std::map<std::string, double> by_family;
+  for (const auto& [name, timing] : executor.timings()) {
+    order.emplace_back(-timing.seconds, name);
+    by_family[family_of(name)] += timing.seconds;
+  }
+  std::sort(order.begin(), order.end());
+  for (const auto& [seconds, name] : order) {
+    const Timing& timing = executor.timings().at(name);
+    const Work& work = cost.by_op.at(name);
+    // the work at full speed of whichever of the two ceilings takes longer
+    const double least = std::max(work.flops / ceilings.flops, work.bytes / ceilings.bandwidth);
+    ops.push_back({{"op", name},
+                   {"ms", 1e3 * timing.seconds / runs},
+                   {"share", timing.seconds / total},
+                   {"gflops", work.flops * runs / timing.seconds / 1e9},
+                   {"gbytes_per_s", work.bytes * runs / timing.seconds / 1e9},
+                   {"share_of_ceiling", least * runs / timing.seconds}});
+  }
+  for (const auto& [family, seconds] : by_family) families[family] = 1e3 * seconds / runs;
+  const double tokens = double(c.rows * c.model.context);
+  return {{"model", c.name},
+          {"attention", c.model.attention},
+          {"dtype", name_of(c.model.dtype)},
+          {"batch", fmt::format("{} x {}", c.rows, c.model.context)},
+          {"parameters", model.parameters().count()},
+          {"ms", 1e3 * t.median},
+          {"fastest_ms", 1e3 * t.fastest},
+          {"slowest_ms", 1e3 * t.slowest},
+          {"tokens_per_second", tokens / t.median},
+          {"gflops", cost.flops / t.median / 1e9},
+          {"share_of_peak", cost.flops / t.median / ceilings.flops},
+          {"ops_ms", 1e3 * total / runs},
+          {"share_outside_products", current_device().host() ? 1 - products / total : 1 - by_family["matrix products"] / total},
+          {"peak_memory", cost.peak},
+          {"families_ms", families},
+          {"ops", ops}};
+}
+
+void print_step(const ordered_json& s) {
+  fmt::print("\ntraining step: {}, {} attention, {}, {} parameters, batch {}\n", s["model"].get<std::string>(), s["attention"].get<std::string>(),
+             s["dtype"].get<std::string>(), count_text(s["parameters"].get<double>()), s["batch"].get<std::string>());
+  fmt::print("  {:.2f} ms ({:.2f} to {:.2f}), {:.0f} tokens/s, {:.1f} GFLOP/s = {:.1f} % of peak, {:.1f} % outside matrix products, {}\n",
+             s["ms"].get<double>(), s["fastest_ms"].get<double>(), s["slowest_ms"].get<double>(), s["tokens_per_second"].get<double>(),
+             s["gflops"].get<double>(), 100 * s["share_of_peak"].get<double>(), 100 * s["share_outside_products"].get<double>(),
+             bytes_text(s["peak_memory"].get<double>()));
+  fmt::print("  ops one by one {:.2f} ms:", s["ops_ms"].get<double>());
+  for (const auto& [family, ms] : s["families_ms"].items()) fmt::print(" {} {:.2f}{}", family, ms.get<double>(), family == s["families_ms"].rbegin().key() ? "\n" : ",");
+  fmt::print("  {:<36} {:>8} {:>7} {:>9} {:>8} {:>11}\n", "op", "ms", "share", "GFLOP/s", "GB/s", "of ceiling");
+  for (const auto& op : s["ops"])
+    fmt::print("  {:<36} {:>8.3f} {:>6.1f}% {:>9.1f} {:>8.1f} {:>10.1f}%\n", op["op"].get<std::string>(), op["ms"].get<double>(),
+               100 * op["share"].get<double>(), op["gflops"].get<double>(), op["gbytes_per_s"].get<double>(),
+               100 * op["share_of_ceiling"].get<double>());
+}
+
+ordered_json bench_decoding(const StepCase& c) {
+  GptOptions o = c.model;
+  // learned positions end with the context, and rotary ones need an even head width
+  o.positions = o.width / o.heads % 2 ? "none" : "rotary";
+  Gpt model(o);
+  constexpr std::int64_t kFar = 2048;
+  Generator generator(model, kFar + 512);
+  const std::vector<std::int32_t> some(64, 1), many(kFar - 64 * 3, 1);
+  auto rate = [&] { return 64.0 / time_repeated([&] { generator.read(some); }, 1, 0).median; };
+  const double near = rate();
+  generator.read(many);
+  const double far = rate();
+  return {{"model", c.name}, {"attention", o.attention}, {"tokens_per_second_at_start", near}, {"tokens_per_second_at_2048", far}};
+}
+
+std::vector<std::string> composed_ops() {
+  register_ops();
+  const Device& device = current_device();
+  std::vector<std::string> names;
+  for (const Op* op : registered_ops())
+    if (op->reference && (!device.kernel(*op, false) || (op->backward.cpu && !device.kernel(*op, true)))) names.push_back(op->name);
+  return names;
+}
+
+}  // namespace hedgehog

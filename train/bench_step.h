@@ -1,0 +1,33 @@
+#pragma once
+#include <nlohmann/json.hpp>
+
+#include "nn/gpt.h"
+#include "train/config.h"
+
+namespace hedgehog {
+
+/// What the machine can do at most, measured.
+struct Ceilings {
+  double flops = 0;      // FLOP/s of products: f32 in registers on the CPU, bf16 by the library on a GPU
+  double bandwidth = 0;  // bytes/s of a copy, reads and writes counted
+};
+
+/// A model and the rows of a step.
+struct StepCase {
+  const char* name;
+  GptOptions model;
+  std::int64_t rows;
+};
+
+/// The model that preset, model options and --batch describe if any is given, else models of nanoGPT's recipes with the
+/// attention, type and seed asked for: of the sizes that a CPU trains, or that a GPU trains.
+std::vector<StepCase> step_cases(const Config& config);
+/// Time, memory and FLOP/s of training steps, and every op's share of the step and of its own ceiling.
+nlohmann::ordered_json bench_step(const StepCase& c, const Ceilings& ceilings);
+void print_step(const nlohmann::ordered_json& step);
+/// Tokens a second of one stream, at its start and far into it.
+nlohmann::ordered_json bench_decoding(const StepCase& c);
+/// Ops of the registry that the current device runs composed for want of a kernel.
+std::vector<std::string> composed_ops();
+
+}  // namespace hedgehog
