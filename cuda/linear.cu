@@ -46,15 +46,15 @@ __global__ void dh_kernel(Activation kind, const T* dy, const T* h, T* dh, Accum
   A sums[kCount] = {};
   for (std::int64_t r = first + warp; r < last && pack < packs; r += kWarps) {
     const std::int64_t at = r * packs + pack;
-    P g = reinterpret_cast<const P*>(dy)[at];
-    if (h) {
-      const P x = reinterpret_cast<const P*>(h)[at];
+    P g = reinterpret_cast<const P*>(dy)[at], x;
+    if (h) x = reinterpret_cast<const P*>(h)[at];
 #pragma unroll
-      for (int e = 0; e < kCount; ++e) g.values[e] = convert<T>(A(load(&g.values[e]) * slope(kind, load(&x.values[e]))));
-      reinterpret_cast<P*>(dh)[at] = g;
+    for (int e = 0; e < kCount; ++e) {
+      const A value = h ? A(load(&g.values[e]) * slope(kind, load(&x.values[e]))) : load(&g.values[e]);
+      sums[e] += value;  // before it is rounded for the products
+      g.values[e] = convert<T>(value);
     }
-#pragma unroll
-    for (int e = 0; e < kCount; ++e) sums[e] += load(&g.values[e]);
+    if (h) reinterpret_cast<P*>(dh)[at] = g;
   }
   if (!partials) return;
 #pragma unroll

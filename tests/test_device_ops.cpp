@@ -83,7 +83,7 @@ TEST_SUITE("device") {
   TEST_CASE("device ops: dropout has the CPU's bits") {
     on_cuda([] {
       for (const Dtype dtype : {Dtype::f32, Dtype::f64})
-        for (const double rate : {0.0, 0.1, 0.5, 0.9})
+        for (const double rate : {0.1, 0.5, 0.9})
           for (const std::int64_t id : {0, 7}) {
             CAPTURE(std::string(name_of(dtype)));
             CAPTURE(rate);
