@@ -12,13 +12,6 @@ namespace hedgehog {
 static constexpr int kGuard = 64;
 static constexpr unsigned char kGuardByte = 0xa5;
 
-void Arena::reserve(Bytes bytes) {
-  if (storage_ && Bytes(storage_->bytes()) >= bytes) return;
-  ++generation_;
-  storage_ = nullptr;
-  storage_ = std::make_shared<Storage>(std::size_t(std::max<Bytes>(bytes, 64)));
-}
-
 Executor::Executor(Program program, ExecutorOptions options)
     : program_(std::move(program)), options_(std::move(options)),
       plan_(hedgehog::plan(program_, {.reuse = options_.reuse, .guards = options_.poison})), device_(&current_device()) {

@@ -5,23 +5,10 @@
 #include <vector>
 
 #include "core/account.h"
+#include "core/arena.h"
 #include "core/device.h"
 
 namespace hedgehog {
-
-/// Memory for the activations of programs that never run at the same time.
-class Arena {
- public:
-  /// At least `bytes`; growing moves it, which raises generation().
-  void reserve(Bytes bytes);
-  std::byte* data() const { return storage_ ? storage_->data() : nullptr; }
-  std::shared_ptr<Storage> storage() const { return storage_; }
-  std::uint64_t generation() const { return generation_; }
-
- private:
-  std::shared_ptr<Storage> storage_;
-  std::uint64_t generation_ = 0;
-};
 
 struct ExecutorOptions {
   bool reuse = true;                  // false: no two tensors share memory

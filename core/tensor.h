@@ -109,8 +109,4 @@ Tensor constant(Shape shape, const std::vector<double>& values, Dtype dtype = Dt
 /// The same elements without a path for gradients.
 Tensor detach(const Tensor& tensor);
 
-/// Human-readable elements, for lessons and examples.
-std::string text(const Tensor& tensor, int digits = 5);
-void print(const Tensor& tensor);
-
 }  // namespace hedgehog

@@ -1,6 +1,6 @@
-#include <fmt/format.h>
+#include "core/text.h"
 
-#include "core/tensor.h"
+#include <fmt/format.h>
 
 namespace hedgehog {
 

@@ -9,11 +9,13 @@
 ///   Tensor loss = mean(square(matmul(x, w)));
 ///   backward(loss);
 ///   print(w.grad());
+#include "core/device.h"
 #include "core/error.h"
 #include "core/executor.h"
 #include "core/gradcheck.h"
 #include "core/random.h"
 #include "core/tape.h"
+#include "core/text.h"
 #include "nn/attention.h"
 #include "nn/gpt.h"
 #include "nn/layers.h"
