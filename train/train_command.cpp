@@ -71,7 +71,7 @@ ReportSample write_sample(Trainer& trainer, std::uint64_t seed) {
   const GptOptions& o = trainer.model().options();
   const std::int64_t length = trainer.data().stories ? o.context : std::min<std::int64_t>(400, o.positions == "learned" ? o.context : 400);
   const Sampling sampling{trainer.data().stories ? 1.0 : 0.8, 0, 1.0};
-  Generator generator(trainer.model(), length + 1);
+  Generator generator(trainer.model(), length);
   const Tokenizer& tokenizer = *trainer.data().tokenizer;
   std::vector<std::int32_t> ids = first_tokens(trainer, 1);
   generator.read(ids);
