@@ -195,14 +195,81 @@ TEST_CASE("decoding token by token gives the logits of the whole sequence") {
       Generator generator(model, 12);
       for (std::size_t t = 0; t < 12; ++t) {
         generator.read(std::span(&b.tokens[t], 1));
-        // logits are handed out in f32: one rounding to it, and thousands of roundings of f64 before
-        for (std::size_t v = 0; v < 11; ++v) {
-          const double expected = whole[t * 11 + v];
-          CHECK(std::abs(generator.logits()[v] - expected) <= std::ldexp(std::abs(expected), -24) + 1e-12);
-        }
+        const std::vector<double> logits = generator.logits();
+        // thousands of roundings of f64
+        for (std::size_t v = 0; v < 11; ++v) CHECK(std::abs(logits[v] - whole[t * 11 + v]) <= 1e-12);
       }
       CHECK_THROWS_AS(generator.read(std::span(&b.tokens[0], 1)), UsageError);
     }
+}
+
+TEST_CASE("a generator writes the same text in one go, in pieces and by hand") {
+  for (const char* attention : {"hedgehog", "softmax"}) {
+    CAPTURE(attention);
+    Gpt model(small(attention));
+    Generator generator(model, 24);
+    const std::vector<std::int32_t> prompt{1, 2, 3};
+    const Sampling sampling{.temperature = 1.3, .top_k = 7, .top_p = 0.95};
+    std::vector<std::int32_t> whole, pieces, by_hand;
+    auto into = [](std::vector<std::int32_t>& list) {
+      return [&list](std::int32_t id) {
+        list.push_back(id);
+        return true;
+      };
+    };
+    generator.read(prompt);
+    generator.generate(20, sampling, {5}, into(whole));
+    CHECK(whole.size() == 20);
+    CHECK(generator.position() == 22);  // the last is read when something follows it
+
+    generator.reset();
+    generator.read(prompt);
+    for (std::uint64_t done : {0, 1, 8, 9}) generator.generate(done == 1 ? 7 : done == 9 ? 11 : 1, sampling, {5, done}, into(pieces));
+    CHECK(pieces == whole);
+
+    generator.reset();
+    generator.read(prompt);
+    for (std::uint64_t i = 0; i < 20; ++i) {
+      std::vector<Candidate> space(11);
+      const std::vector<double> logits = generator.logits();
+      by_hand.push_back(choose_token<double>(logits, sampling, Draws{5}.uniform(i), space));
+      generator.read(std::span(&by_hand.back(), 1));
+    }
+    CHECK(by_hand == whole);
+    // another way of choosing, from the state as it is
+    CHECK_THROWS_AS(generator.generate(3, {.temperature = 0}, {}, into(pieces)), UsageError);
+    generator.generate(2, {.temperature = 0}, {}, into(pieces));
+  }
+}
+
+TEST_CASE("a text that was cut short asks for a reset, and a new one starts afresh") {
+  Gpt model(small("hedgehog"));
+  Generator generator(model, 64);
+  const std::vector<std::int32_t> prompt{4, 5};
+  auto text = [&](std::size_t length) {
+    std::vector<std::int32_t> ids;
+    generator.read(prompt);
+    generator.generate(12, {.temperature = 1}, {9}, [&](std::int32_t id) {
+      ids.push_back(id);
+      return ids.size() < length;
+    });
+    return ids;
+  };
+  const auto whole = text(13);
+  CHECK(whole.size() == 12);
+  for (std::size_t length : {1, 2, 6}) {
+    CAPTURE(length);
+    generator.reset();
+    CHECK(text(length) == std::vector<std::int32_t>(whole.begin(), whole.begin() + std::ptrdiff_t(length)));
+    CHECK(contains(message_of<Error>([&] { generator.read(prompt); }), "call reset()"));
+    CHECK(contains(message_of<Error>([&] { generator.logits(); }), "call reset()"));
+  }
+  generator.reset();
+  CHECK(contains(message_of<Error>([&] { generator.generate(1, {}, {}, {}); }), "nothing was read yet"));
+  generator.set_position(50);
+  CHECK(contains(message_of<Error>([&] { generator.generate(1, {}, {}, {}); }), "nothing was read yet"));
+  generator.read(prompt);
+  CHECK(generator.position() == 52);
 }
 
 TEST_CASE("mimetic start: keys are queries, the output undoes the values, the classifier reads embeddings") {

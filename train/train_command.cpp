@@ -3,7 +3,6 @@
 #include <cmath>
 
 #include "core/error.h"
-#include "core/random.h"
 #include "train/commands.h"
 #include "train/generation.h"
 #include "train/trainer.h"
@@ -75,11 +74,10 @@ ReportSample write_sample(Trainer& trainer, std::uint64_t seed) {
   const Tokenizer& tokenizer = *trainer.data().tokenizer;
   std::vector<std::int32_t> ids = first_tokens(trainer, 1);
   generator.read(ids);
-  const Random random{seed, 0x73616d70u, 0};
-  while (std::int64_t(ids.size()) < length) {
-    ids.push_back(generator.next(sampling, random.uniform(ids.size())));
-    if (ids.back() == tokenizer.end()) break;
-  }
+  generator.generate(length - 1, sampling, {seed, 1}, [&](std::int32_t id) {
+    ids.push_back(id);
+    return id != tokenizer.end();
+  });
   return {"", tokenizer.decode(ids), fmt::format("temperature {}, seed {}", sampling.temperature, seed)};
 }
 
