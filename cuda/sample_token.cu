@@ -94,8 +94,8 @@ __global__ void sample_token_keys_kernel(const T* logits, std::int64_t V, Word<T
 
 /// Weights of the sorted tokens and their sum over each tile.
 template <class T>
-__global__ void __launch_bounds__(kThreads) sample_token_weights_kernel(const Word<T>* keys, std::int64_t kept, double temperature, double* weights,
-                                                                        double* tile_sums) {
+__global__ void __launch_bounds__(kThreads) sample_token_weights_kernel(const Word<T>* keys, std::int64_t kept, double temperature,
+                                                                        double* weights, double* tile_sums) {
   const double best = double(OrderOf<T>::value(keys[0]));
   const std::int64_t first = std::int64_t(blockIdx.x) * kTile + threadIdx.x * kEach;
   double sum = 0;
@@ -184,11 +184,12 @@ bool takes_largest(const Attributes& a) { return a.real("temperature") == 0 || a
 
 /// Sorts by key, and in order of ids where keys are equal. space null: only says how many bytes it needs.
 template <class T>
-std::size_t sort(void* space, std::size_t bytes, const Word<T>* keys, Word<T>* sorted_keys, const std::int32_t* ids, std::int32_t* sorted_ids,
-                 std::int64_t V) {
+std::size_t sort(void* space, std::size_t bytes, const Word<T>* keys, Word<T>* sorted_keys, const std::int32_t* ids,
+                 std::int32_t* sorted_ids, std::int64_t V) {
   // the lower half of a bf16's key says nothing
   const int begin = std::is_same_v<T, bf16> ? 16 : 0, end = 8 * int(sizeof(Word<T>));
-  check(cub::DeviceRadixSort::SortPairs(space, bytes, keys, sorted_keys, ids, sorted_ids, int(V), begin, end, stream()), "sort of the logits");
+  check(cub::DeviceRadixSort::SortPairs(space, bytes, keys, sorted_keys, ids, sorted_ids, int(V), begin, end, stream()),
+        "sort of the logits");
   return bytes;
 }
 
@@ -226,19 +227,20 @@ template <class T>
 void choose(const Call& c, const T* logits, std::int64_t V, const Target& target) {
   if (takes_largest(c.attributes)) return sample_token_argmax_kernel<<<1, kArgmaxThreads, 0, stream()>>>(logits, V, target);
   const std::int64_t top_k = c.attributes.integer("top_k"), kept = top_k > 0 ? std::min(top_k, V) : V;
+  const double temperature = c.attributes.real("temperature"), top_p = c.attributes.real("top_p");
+  const auto tiles = unsigned((kept + kTile - 1) / kTile);
   const Space<T> s(c.workspace, V);
   sample_token_keys_kernel<<<unsigned((V + kThreads - 1) / kThreads), kThreads, 0, stream()>>>(logits, V, s.keys, s.ids);
   sort<T>(s.sorting, s.sorting_bytes, s.keys, s.sorted_keys, s.ids, s.sorted_ids, V);
-  sample_token_weights_kernel<T><<<unsigned((kept + kTile - 1) / kTile), kThreads, 0, stream()>>>(s.sorted_keys, kept, c.attributes.real("temperature"),
-                                                                                                  s.weights, s.tile_sums);
-  sample_token_choose_kernel<T><<<1, kThreads, 0, stream()>>>(s.sorted_keys, s.sorted_ids, s.weights, s.tile_sums, kept, c.attributes.real("top_p"),
-                                                              target);
+  sample_token_weights_kernel<T><<<tiles, kThreads, 0, stream()>>>(s.sorted_keys, kept, temperature, s.weights, s.tile_sums);
+  sample_token_choose_kernel<T><<<1, kThreads, 0, stream()>>>(s.sorted_keys, s.sorted_ids, s.weights, s.tile_sums, kept, top_p, target);
 }
 
 void forward(const Call& c) {
   const Ref& logits = c.inputs[kLogits];
   const std::int64_t rows = logits.shape[0], V = logits.shape[1];
-  if (logits.columns < V) throw ShapeError("[sample_token] a window narrower than a row holds no row of logits in one piece; copy it first");
+  if (logits.columns < V)
+    throw ShapeError("[sample_token] a window narrower than a row holds no row of logits in one piece; copy it first");
   dispatch_floating(logits.dtype, [&](auto zero) {
     using T = decltype(zero);
     for (std::int64_t b = 0; b < rows; ++b)

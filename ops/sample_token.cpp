@@ -33,7 +33,8 @@ Layout infer(const Attributes& attributes, std::span<const Meta> in) {
   if (!(s.temperature >= 0) || !std::isfinite(s.temperature))
     fail(op, fmt::format("temperature must be a number of at least 0, but is {}", s.temperature));
   if (s.top_k < 0) fail(op, fmt::format("top_k must be at least 0, but is {}; 0 keeps all tokens", s.top_k));
-  if (!(s.top_p > 0 && s.top_p <= 1)) fail(op, fmt::format("top_p must be above 0 and at most 1, but is {}; 1 keeps all tokens", s.top_p));
+  if (!(s.top_p > 0 && s.top_p <= 1))
+    fail(op, fmt::format("top_p must be above 0 and at most 1, but is {}; 1 keeps all tokens", s.top_p));
   Layout layout;
   layout.forward_workspace = logits.shape[1] * std::int64_t(sizeof(Candidate));
   return layout;
@@ -48,7 +49,8 @@ std::size_t most_likely(std::span<const T> logits) {
       throw Error(fmt::format("[sample] the logit of token {} is {}; the model's weights are damaged or diverged", id, logits[id]));
     if (logits[id] > logits[best]) best = id;
   }
-  if (logits.empty() || !std::isfinite(logits[best])) throw Error("[sample] no logit is finite; the model's weights are damaged or diverged");
+  if (logits.empty() || !std::isfinite(logits[best]))
+    throw Error("[sample] no logit is finite; the model's weights are damaged or diverged");
   return best;
 }
 
@@ -56,14 +58,16 @@ template <class T>
 void forward(const Call& c) {
   const Ref& logits = c.inputs[kLogits];
   const std::int64_t rows = logits.shape[0], V = logits.shape[1];
-  if (logits.columns < V) throw ShapeError("[sample_token] a window narrower than a row holds no row of logits in one piece; copy it first");
+  if (logits.columns < V)
+    throw ShapeError("[sample_token] a window narrower than a row holds no row of logits in one piece; copy it first");
   const Sampling sampling = sampling_of(c.attributes);
   std::int32_t* const words = c.inputs[kDraws].as<std::int32_t>();
   const Draws draws = draws_of(words);
   const std::span space(static_cast<Candidate*>(c.workspace), std::size_t(V));
   for (std::int64_t b = 0; b < rows; ++b) {
     const T* const row = logits.as<T>() + b * V / logits.columns * logits.stride + b * V % logits.columns;
-    c.inputs[kToken].as<std::int32_t>()[b] = choose_token<T>(std::span(row, std::size_t(V)), sampling, draws.uniform(std::uint64_t(b)), space);
+    const double uniform = draws.uniform(std::uint64_t(b));
+    c.inputs[kToken].as<std::int32_t>()[b] = choose_token<T>(std::span(row, std::size_t(V)), sampling, uniform, space);
   }
   ++*c.inputs[kPosition].as<std::int32_t>();
   put_first(words, draws.first + std::uint64_t(rows));
@@ -136,9 +140,12 @@ const Op kSampleToken{
       const double n = double(in[kLogits].shape.size());
       return std::pair{Work{n * (std::log2(double(in[kLogits].shape[1])) + 20)}, Work{}};  // a sort, and an exponential each
     },
-    .formula_forward = "p = softmax(logits / temperature), cut by top_k and top_p;  token = inverse of p's cumulative distribution;  position += 1",
+    .formula_forward = "p = softmax(logits / temperature), cut by top_k and top_p;  token = inverse of p's cumulative distribution;  "
+                       "position += 1",
     .samples = {{"plain", {}, {normal({2, 9}, 2), integers({2, 1}, 0, 9), integers({1}, 0, 99), integers({4}, 0, 999)}},
-                {"most likely", {{"temperature", 0.0}}, {normal({3, 7}), integers({3, 1}, 0, 7), integers({1}, 0, 99), integers({4}, 0, 999)}},
+                {"most likely",
+                 {{"temperature", 0.0}},
+                 {normal({3, 7}), integers({3, 1}, 0, 7), integers({1}, 0, 99), integers({4}, 0, 999)}},
                 {"top_k",
                  {{"temperature", 1.5}, {"top_k", 3}},
                  {normal({1, 1500}), integers({1, 1}, 0, 9), integers({1}, 0, 99), integers({4}, 0, 999)}},
@@ -151,7 +158,8 @@ const Op kSampleToken{
                 {"smallest", {}, {normal({1, 1}), integers({1, 1}, 0, 1), integers({1}, 0, 9), integers({4}, 0, 9)}}},
 };
 
-void sample_token(const Tensor& logits, const Tensor& token, const Tensor& position, const Tensor& draws, const Sampling& s, SourceLine where) {
+void sample_token(const Tensor& logits, const Tensor& token, const Tensor& position, const Tensor& draws, const Sampling& s,
+                  SourceLine where) {
   apply(kSampleToken, {{"temperature", s.temperature}, {"top_k", s.top_k}, {"top_p", s.top_p}}, {logits, token, position, draws}, where);
 }
 

@@ -31,7 +31,8 @@ struct Draws {
 Tensor draws_state(const Draws& draws = {});
 void set_draws(const Tensor& state, const Draws& draws);
 constexpr Draws draws_of(const std::int32_t* words) {
-  return {std::uint64_t(std::uint32_t(words[1])) << 32 | std::uint32_t(words[0]), std::uint64_t(std::uint32_t(words[3])) << 32 | std::uint32_t(words[2])};
+  return {std::uint64_t(std::uint32_t(words[1])) << 32 | std::uint32_t(words[0]),
+          std::uint64_t(std::uint32_t(words[3])) << 32 | std::uint32_t(words[2])};
 }
 constexpr void put_first(std::int32_t* words, std::uint64_t first) {
   words[2] = std::int32_t(std::uint32_t(first));

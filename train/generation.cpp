@@ -10,8 +10,8 @@
 namespace hedgehog {
 
 Generator::Generator(const Gpt& model, std::int64_t capacity)
-    : model_(model), device_(current_device()), capacity_(capacity), state_(model.decoding_state(1, capacity)), token_(state({1, 1}, Dtype::i32, "token")),
-      draws_(draws_state()), feed_(device_.feed({token_, state_.position})), readback_(device_.readback()) {
+    : model_(model), device_(current_device()), capacity_(capacity), state_(model.decoding_state(1, capacity)),
+      token_(state({1, 1}, Dtype::i32, "token")), draws_(draws_state()), feed_(device_.feed({token_, state_.position})), readback_(device_.readback()) {
   const no_grad guard;
   Feed* const feed = feed_.get();
   reader_ = std::make_unique<Executor>(record([&] { return Tensors{model_.decode(token_, state_)}; }),
