@@ -1,5 +1,6 @@
 #include "cuda/blas.h"
 #include "cuda/linear.cuh"
+#include "cuda/vector_product.h"
 
 namespace hedgehog::cuda {
 namespace {
@@ -132,9 +133,27 @@ void activate_rows(Activation kind, Dtype dtype, const void* h, const void* adde
   check_launch("linear");
 }
 
+/// Few rows, as decoding has them, with everything that follows in one launch. Returns whether it was done.
+bool forward_vectors(const Call& c, const Sizes& s) {
+  const Ref &x = c.inputs[0], &saved = c.saved[0];
+  if (x.dtype != Dtype::bf16 || s.m > kMostVectors || (x.columns != x.size() && x.columns != s.k)) return false;
+  return multiply_vectors({.m = s.m,
+                           .n = s.n,
+                           .k = s.k,
+                           .x = x.data,
+                           .ldx = x.columns == s.k && s.m > 1 ? x.stride : s.k,
+                           .weight = c.inputs[1].data,
+                           .bias = c.inputs[2].data,
+                           .addend = c.inputs[3].data,
+                           .activation = kind_of(c.attributes),
+                           .h = saved.data,
+                           .y = c.outputs[0].data});
+}
+
 void forward(const Call& c) {
   const Ref &x = c.inputs[0], &weight = c.inputs[1], &bias = c.inputs[2], &addend = c.inputs[3], &y = c.outputs[0], &saved = c.saved[0];
   const Sizes s(x.shape, weight.shape);
+  if (forward_vectors(c, s)) return;
   const Activation kind = kind_of(c.attributes);
   const Dtype dtype = x.dtype;
   const bool active = kind != Activation::none;

@@ -1,5 +1,6 @@
 #include "cuda/blas.h"
 #include "cuda/common.cuh"
+#include "cuda/vector_product.h"
 
 namespace hedgehog::cuda {
 namespace {
@@ -30,6 +31,16 @@ void zero_gradient(const Ref& dx, bool add) {
 
 void forward(const Call& c) {
   const Products p(c.attributes, c.inputs[0].shape, c.inputs[1].shape);
+  if (c.inputs[0].dtype == Dtype::bf16 && p.count == 1 && !p.transpose_a && p.m <= kMostVectors &&
+      multiply_vectors({.m = p.m,
+                        .n = p.n,
+                        .k = p.k,
+                        .x = c.inputs[0].data,
+                        .ldx = p.k,
+                        .weight = c.inputs[1].data,
+                        .transposed = p.transpose_b,
+                        .y = c.outputs[0].data}))
+    return;
   Product x;
   x.dtype = x.result = c.inputs[0].dtype;
   x.transpose_a = p.transpose_a, x.transpose_b = p.transpose_b;

@@ -50,7 +50,7 @@ struct Block {
 struct DecodingState {
   std::vector<AttentionState> layers;
   Tensor position;  // i32 (1): position of the token that is read next
-  /// All tensors that decoding overwrites, without the position.
+  /// All tensors that decoding overwrites, without the position; zeros before the first token.
   Tensors memory() const;
 };
 

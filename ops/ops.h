@@ -14,6 +14,7 @@
 #include "ops/optimizer.h"
 #include "ops/reduce.h"
 #include "ops/rotary.h"
+#include "ops/sample_token.h"
 #include "ops/shape.h"
 #include "ops/short_convolution.h"
 #include "ops/softmax.h"

@@ -142,6 +142,15 @@ TEST_CASE("cli: train, resume, sample, eval and info on one's own text") {
   check_refused(run_program("train --resume --quiet", at), 2, {"data has changed"});
 }
 
+TEST_CASE("cli: the sample after training ends where learned positions do") {
+  const TemporaryDirectory d;
+  d.file("text.txt", some_text());
+  const ProgramResult trained = run_program(std::string("train --data=text.txt --positions=learned ") + kSmall, d.path().string());
+  CAPTURE(trained.output);
+  CHECK(trained.code == 0);
+  CHECK(contains(trained.output, "sample 2:"));
+}
+
 TEST_CASE("cli: memory poisoned with NaN changes no loss") {
   const TemporaryDirectory d;
   d.file("text.txt", some_text());

@@ -6,7 +6,9 @@
 #include <vector>
 
 #include "core/error.h"
+#include "ops/sample_token.h"
 #include "tests/temporary_directory.h"
+#include "train/generation.h"
 #include "train/sampling.h"
 
 using namespace hedgehog;
@@ -15,10 +17,25 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
+std::int32_t choose(const std::vector<float>& logits, const Sampling& sampling, double uniform) {
+  std::vector<Candidate> space(logits.size());
+  return choose_token<float>(logits, sampling, uniform, space);
+}
+
+GptOptions options(const std::string& attention) {
+  GptOptions o;
+  o.layers = 2;
+  o.heads = 2;
+  o.width = 16;
+  o.vocabulary = 11;
+  o.attention = attention;
+  return o;
+}
+
 /// Shares of each token over evenly spaced uniforms.
 std::vector<double> shares(const std::vector<float>& logits, const Sampling& sampling, int draws = 10000) {
   std::vector<double> result(logits.size());
-  for (int i = 0; i < draws; ++i) result[size_t(sample_token(logits, sampling, (i + 0.5) / draws))] += 1.0 / draws;
+  for (int i = 0; i < draws; ++i) result[size_t(choose(logits, sampling, (i + 0.5) / draws))] += 1.0 / draws;
   return result;
 }
 
@@ -40,9 +57,9 @@ TEST_CASE("sampling: shares are softmax(logits / temperature)") {
 TEST_CASE("sampling: temperature 0 and top_k 1 take the first of the most likely") {
   const std::vector<float> logits = {1, 3, 3, 2};
   for (const double uniform : {0.0, 0.5, 0.999999}) {
-    CHECK(sample_token(logits, {.temperature = 0}, uniform) == 1);
-    CHECK(sample_token(logits, {.temperature = 1, .top_k = 1}, uniform) == 1);
-    CHECK(sample_token(logits, {.temperature = 1, .top_p = 1e-9}, uniform) == 1);
+    CHECK(choose(logits, {.temperature = 0}, uniform) == 1);
+    CHECK(choose(logits, {.temperature = 1, .top_k = 1}, uniform) == 1);
+    CHECK(choose(logits, {.temperature = 1, .top_p = 1e-9}, uniform) == 1);
   }
 }
 
@@ -63,25 +80,114 @@ TEST_CASE("sampling: top_k and top_p keep the most likely") {
 
 TEST_CASE("sampling: extreme logits and uniforms") {
   const std::vector<float> wide = {-1e38f, 3e38f, 3e38f};
-  CHECK(sample_token(wide, {.temperature = 1}, 0.0) == 1);
-  CHECK(sample_token(wide, {.temperature = 1}, std::nextafter(1.0, 0.0)) == 2);
+  CHECK(choose(wide, {.temperature = 1}, 0.0) == 1);
+  CHECK(choose(wide, {.temperature = 1}, std::nextafter(1.0, 0.0)) == 2);
   const std::vector<float> one = {-kInfinity, 0, -kInfinity};
-  CHECK(sample_token(one, {.temperature = 1}, std::nextafter(1.0, 0.0)) == 1);
-  CHECK(sample_token(one, {.temperature = 1e-300}, 0.5) == 1);
+  CHECK(choose(one, {.temperature = 1}, std::nextafter(1.0, 0.0)) == 1);
+  CHECK(choose(one, {.temperature = 1e-300}, 0.5) == 1);
 }
 
 TEST_CASE("sampling: mistakes") {
-  const std::vector<float> good = {0, 1};
-  CHECK(contains(message_of<UsageError>([&] { sample_token(good, {.temperature = -1}, 0); }), "--temperature expects"));
-  CHECK(
-      contains(message_of<UsageError>([&] { sample_token(good, {.temperature = NAN}, 0); }), "--temperature expects"));
-  CHECK(contains(message_of<UsageError>([&] { sample_token(good, {.top_k = -1}, 0); }), "--top_k expects"));
-  CHECK(contains(message_of<UsageError>([&] { sample_token(good, {.top_p = 0}, 0); }), "--top_p expects"));
-  CHECK(contains(message_of<UsageError>([&] { sample_token(good, {.top_p = 1.5}, 0); }), "--top_p expects"));
-  CHECK(contains(message_of<Error>([] { sample_token(std::vector<float>{0, NAN}, {}, 0); }),
+  CHECK(contains(message_of<UsageError>([] { check_sampling({.temperature = -1}); }), "--temperature expects"));
+  CHECK(contains(message_of<UsageError>([] { check_sampling({.temperature = NAN}); }), "--temperature expects"));
+  CHECK(contains(message_of<UsageError>([] { check_sampling({.top_k = -1}); }), "--top_k expects"));
+  CHECK(contains(message_of<UsageError>([] { check_sampling({.top_p = 0}); }), "--top_p expects"));
+  CHECK(contains(message_of<UsageError>([] { check_sampling({.top_p = 1.5}); }), "--top_p expects"));
+  CHECK(contains(message_of<Error>([] { choose(std::vector<float>{0, NAN}, {}, 0); }),
                  "the logit of token 1 is nan"));
-  CHECK(contains(message_of<Error>([] { sample_token(std::vector<float>{kInfinity}, {}, 0); }),
+  CHECK(contains(message_of<Error>([] { choose(std::vector<float>{kInfinity}, {}, 0); }),
                  "the logit of token 0 is inf"));
-  CHECK(contains(message_of<Error>([] { sample_token(std::vector<float>{-kInfinity}, {}, 0); }), "no logit is finite"));
-  CHECK(contains(message_of<Error>([] { sample_token({}, {}, 0); }), "no logit is finite"));
+  CHECK(contains(message_of<Error>([] { choose(std::vector<float>{-kInfinity}, {}, 0); }), "no logit is finite"));
+  CHECK(contains(message_of<Error>([] { choose({}, {}, 0); }), "no logit is finite"));
+}
+
+TEST_CASE("sampling: sample_token draws number after number for each row and raises the position") {
+  const std::vector<double> numbers = {0.5, 2, -1, 0.5, 1, 1, 0, 0.25};
+  const Tensor logits = constant({2, 4}, numbers);
+  const Tensor token = state({2, 1}, Dtype::i32, "token"), position = state({1}, Dtype::i32, "position");
+  // seed and number fill their upper words
+  const Draws draws{(std::uint64_t(7) << 40) + 3, (std::uint64_t(1) << 32) - 3};
+  const Tensor words = draws_state(draws);
+  const Sampling sampling{.temperature = 1.5, .top_k = 3, .top_p = 0.9};
+  const no_grad guard;
+  for (std::uint64_t i = 0; i < 6; ++i) {
+    sample_token(logits, token, position, words, sampling);
+    CHECK(position.item() == double(i + 1));
+    for (std::size_t b = 0; b < 2; ++b) {
+      const std::vector<float> row(numbers.begin() + std::ptrdiff_t(4 * b), numbers.begin() + std::ptrdiff_t(4 * b + 4));
+      CHECK(token.to_vector()[b] == choose(row, sampling, Random{draws.seed, 0x73616d70u, 0}.uniform(draws.first + 2 * i + b)));
+    }
+  }
+  const Draws after = draws_of(words.as<std::int32_t>());
+  CHECK(after.seed == draws.seed);
+  CHECK(after.first == draws.first + 12);
+}
+
+TEST_CASE("sampling: a generator writes the same text in one go, in pieces and by hand") {
+  for (const char* attention : {"hedgehog", "softmax"}) {
+    CAPTURE(attention);
+    Gpt model(options(attention));
+    Generator generator(model, 24);
+    const std::vector<std::int32_t> prompt{1, 2, 3};
+    const Sampling sampling{.temperature = 1.3, .top_k = 7, .top_p = 0.95};
+    std::vector<std::int32_t> whole, pieces, by_hand;
+    auto into = [](std::vector<std::int32_t>& list) {
+      return [&list](std::int32_t id) {
+        list.push_back(id);
+        return true;
+      };
+    };
+    generator.read(prompt);
+    generator.generate(20, sampling, {5}, into(whole));
+    CHECK(whole.size() == 20);
+    CHECK(generator.position() == 22);  // the last is read when something follows it
+
+    generator.reset();
+    generator.read(prompt);
+    for (std::int64_t piece : {1, 7, 1, 11}) generator.generate(piece, sampling, {5, pieces.size()}, into(pieces));
+    CHECK(pieces == whole);
+
+    generator.reset();
+    generator.read(prompt);
+    for (std::uint64_t i = 0; i < 20; ++i) {
+      std::vector<Candidate> space(11);
+      const std::vector<double> logits = generator.logits();
+      by_hand.push_back(choose_token<double>(logits, sampling, Draws{5}.uniform(i), space));
+      generator.read(std::span(&by_hand.back(), 1));
+    }
+    CHECK(by_hand == whole);
+    // another way of choosing, from the state as it is
+    CHECK_THROWS_AS(generator.generate(3, {.temperature = 0}, {}, into(pieces)), UsageError);
+    generator.generate(2, {.temperature = 0}, {}, into(pieces));
+  }
+}
+
+TEST_CASE("sampling: a text that was cut short asks for a reset, and a new one starts afresh") {
+  Gpt model(options("hedgehog"));
+  Generator generator(model, 64);
+  const std::vector<std::int32_t> prompt{4, 5};
+  auto text = [&](std::size_t length) {
+    std::vector<std::int32_t> ids;
+    generator.read(prompt);
+    generator.generate(12, {.temperature = 1}, {9}, [&](std::int32_t id) {
+      ids.push_back(id);
+      return ids.size() < length;
+    });
+    return ids;
+  };
+  const auto whole = text(13);
+  CHECK(whole.size() == 12);
+  for (std::size_t length : {1, 2, 6}) {
+    CAPTURE(length);
+    generator.reset();
+    CHECK(text(length) == std::vector<std::int32_t>(whole.begin(), whole.begin() + std::ptrdiff_t(length)));
+    CHECK(contains(message_of<Error>([&] { generator.read(prompt); }), "call reset()"));
+    CHECK(contains(message_of<Error>([&] { generator.logits(); }), "call reset()"));
+  }
+  generator.reset();
+  CHECK(contains(message_of<Error>([&] { generator.generate(1, {}, {}, {}); }), "nothing was read yet"));
+  generator.set_position(50);
+  CHECK(contains(message_of<Error>([&] { generator.generate(1, {}, {}, {}); }), "nothing was read yet"));
+  generator.read(prompt);
+  CHECK(generator.position() == 52);
 }

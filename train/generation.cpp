@@ -2,46 +2,125 @@
 
 #include <fmt/format.h>
 
+#include <cstring>
+#include <limits>
+
 #include "core/error.h"
 
 namespace hedgehog {
 
 Generator::Generator(const Gpt& model, std::int64_t capacity)
-    : capacity_(capacity), state_(model.decoding_state(1, capacity)), token_(input({1, 1}, "token", Dtype::i32)) {
-  for (const Tensor& t : state_.memory()) empty_.push_back(t.to_vector());
+    : model_(model), device_(current_device()), capacity_(capacity), state_(model.decoding_state(1, capacity)),
+      token_(state({1, 1}, Dtype::i32, "token")), draws_(draws_state()), feed_(device_.feed({token_, state_.position})), readback_(device_.readback()) {
   const no_grad guard;
-  executor_ = std::make_unique<Executor>(record([&] { return Tensors{model.decode(token_, state_)}; }));
+  Feed* const feed = feed_.get();
+  reader_ = std::make_unique<Executor>(record([&] { return Tensors{model_.decode(token_, state_)}; }),
+                                       ExecutorOptions{.graph = !device_.host(), .first = [feed] { feed->take(); }});
 }
 
 void Generator::reset() {
-  const Tensors memory = state_.memory();
-  for (std::size_t i = 0; i < memory.size(); ++i) memory[i].copy_from(empty_[i]);
+  for (; ahead_ > 0; --ahead_) readback_->fetch();
+  for (const Tensor& t : state_.memory()) t.fill(0);
   position_ = 0;
-  logits_.clear();
+  unread_.reset();
+  known_ = cut_ = false;
+}
+
+void Generator::set_position(std::int64_t position) {
+  if (position < 0 || position > std::numeric_limits<std::int32_t>::max())
+    throw UsageError(fmt::format("a position must be at least 0 and below 2^31, but is {}", position));
+  check_exact();
+  position_ = position;
+  unread_.reset();
+  known_ = false;
+}
+
+void Generator::check_free(std::int64_t tokens) const {
+  if (position_ + tokens > capacity_)
+    throw UsageError(fmt::format("the model's {} positions are used up; ask for fewer --tokens or give a shorter --prompt", capacity_));
+}
+
+void Generator::check_exact() const {
+  if (cut_) throw Error("[generator] the last text was cut short and its state lies beyond the end; call reset() and read the text again");
 }
 
 void Generator::push(std::int32_t id) {
-  if (position_ >= capacity_)
-    throw UsageError(fmt::format("the model's {} positions are used up; ask for fewer --tokens or give a shorter --prompt", capacity_));
+  check_free(1);
   const auto position = std::int32_t(position_);
-  token_.write(&id, 0, 1);
-  state_.position.write(&position, 0, 1);
-  executor_->run();
+  std::memcpy(feed_->stage(0), &id, sizeof id);
+  std::memcpy(feed_->stage(1), &position, sizeof position);
+  feed_->commit();
+  feed_->run([&] { reader_->run(); });
   ++position_;
+  unread_.reset();
+  known_ = true;
 }
 
 void Generator::read(std::span<const std::int32_t> ids) {
-  for (std::int32_t id : ids) push(id);
+  check_exact();
   if (ids.empty()) return;
-  const std::vector<double> v = executor_->output(0).to_vector();
-  logits_.assign(v.begin(), v.end());
+  if (unread_) push(*unread_);
+  for (std::int32_t id : ids) push(id);
 }
 
-std::int32_t Generator::next(const Sampling& sampling, double uniform) {
-  if (logits_.empty()) throw Error("[generator] nothing was read yet; read a prompt of at least one token first");
-  const std::int32_t id = sample_token(logits_, sampling, uniform);
-  read(std::span(&id, 1));
-  return id;
+std::vector<double> Generator::logits() {
+  check_exact();
+  if (unread_) push(*unread_);
+  if (!known_) throw Error("[generator] nothing was read yet; read a prompt of at least one token first");
+  return reader_->output(0).to_vector();
+}
+
+void Generator::record_choices(const Sampling& sampling) {
+  if (writer_ && sampling_ == sampling) return;
+  const no_grad guard;
+  writer_ = std::make_unique<Executor>(record([&] {
+                                         sample_token(model_.decode(token_, state_), token_, state_.position, draws_, sampling);
+                                         return Tensors{};
+                                       }),
+                                       ExecutorOptions{.graph = !device_.host()});
+  sampling_ = sampling;
+}
+
+void Generator::generate(std::int64_t count, const Sampling& sampling, const Draws& draws, const std::function<bool(std::int32_t)>& take) {
+  check_exact();
+  if (count <= 0) return;
+  check_free(unread_ ? count : count - 1);
+  std::uint64_t used = 0;
+  if (!unread_) {
+    const std::vector<double> all = logits();
+    std::vector<Candidate> space(all.size());
+    const std::int32_t id = choose_token<double>(all, sampling, draws.uniform(used++), space);
+    cut_ = true;
+    if (!take(id)) return;
+    cut_ = false;
+    unread_ = id;
+    if (--count == 0) return;
+  }
+  record_choices(sampling);
+  const auto position = std::int32_t(position_);
+  token_.write(&*unread_, 0, 1);
+  state_.position.write(&position, 0, 1);
+  set_draws(draws_, {draws.seed, draws.first + used});
+  choose(count, take);
+}
+
+void Generator::choose(std::int64_t count, const std::function<bool(std::int32_t)>& take) {
+  const std::int64_t depth = device_.host() ? 1 : Readback::kDepth;
+  cut_ = true;  // until the last is out
+  known_ = false;
+  for (std::int64_t begun = 0, handed = 0; handed < count; ++handed) {
+    for (; begun < count && begun - handed < depth; ++begun, ++position_) {
+      writer_->run();
+      readback_->take({token_});
+      ++ahead_;
+    }
+    const auto id = std::int32_t(readback_->fetch().front());
+    --ahead_;
+    if (id < 0) throw Error("[sample] a logit is NaN or +inf, or none is finite; the model's weights are damaged or diverged");
+    unread_ = id;
+    if (!take(id)) return;
+  }
+  cut_ = false;
 }
 
 }  // namespace hedgehog

@@ -1,19 +1,30 @@
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "core/executor.h"
 #include "nn/gpt.h"
-#include "train/sampling.h"
+#include "ops/sample_token.h"
 
 namespace hedgehog {
 
 /// Writes token after token with a model's recurrent state: with linear attention the cost of a token does not depend on
 /// its position.
+///
+///   Generator generator(model, 64);
+///   generator.read(prompt);
+///   generator.generate(20, {.temperature = 0.8}, {.seed = 1}, [&](std::int32_t id) { return id != end; });
+///
+/// A token is one replay of a recorded program, which decodes and chooses. A device that is not the host's memory works a
+/// few tokens ahead of those handed out and never waits for the host in between. So when a text is cut short the state may
+/// lie beyond its end, and reset() is the only way on; after a text of full length it goes on where that ended.
 class Generator {
  public:
+  /// model     must outlive the generator
   /// capacity  most tokens that one text may have (softmax attention keeps them all, and learned positions end there)
   Generator(const Gpt& model, std::int64_t capacity);
 
@@ -21,22 +32,37 @@ class Generator {
   void reset();
   /// Reads tokens: the prompt. Throws UsageError when the capacity is used up.
   void read(std::span<const std::int32_t> ids);
-  /// Draws the next token from what was read, and reads it. uniform in [0, 1).
-  std::int32_t next(const Sampling& sampling, double uniform);
+  /// Draws `count` tokens and hands out each as soon as it is known; `take` returns whether to go on. The last one is read
+  /// when something follows it. Throws UsageError when the capacity does not suffice, Error if the logits are no distribution.
+  void generate(std::int64_t count, const Sampling& sampling, const Draws& draws, const std::function<bool(std::int32_t)>& take);
+  /// Logits (V) of the next token.
+  std::vector<double> logits();
   /// Tokens read so far.
   std::int64_t position() const { return position_; }
-  /// Logits of the next token.
-  const std::vector<float>& logits() const { return logits_; }
+  /// Goes on as if that many tokens had been read, to see what a token costs far from the start.
+  void set_position(std::int64_t position);
 
  private:
+  void check_free(std::int64_t tokens) const;
+  void check_exact() const;
   void push(std::int32_t id);
+  void record_choices(const Sampling& sampling);
+  void choose(std::int64_t count, const std::function<bool(std::int32_t)>& take);
 
+  const Gpt& model_;
+  Device& device_;
   std::int64_t capacity_, position_ = 0;
   DecodingState state_;
-  std::vector<std::vector<double>> empty_;
-  Tensor token_;
-  std::unique_ptr<Executor> executor_;
-  std::vector<float> logits_;
+  Tensor token_, draws_;               // token_ i32 (1, 1): read by the next run
+  std::unique_ptr<Feed> feed_;         // of token_ and the position, for the reader
+  std::unique_ptr<Readback> readback_;
+  std::unique_ptr<Executor> reader_;   // logits after token_
+  std::unique_ptr<Executor> writer_;   // the same, then the choice, which it leaves in token_
+  Sampling sampling_;                  // of the writer
+  std::optional<std::int32_t> unread_;  // the last token drawn
+  bool known_ = false;                 // the reader holds the logits of the next token
+  bool cut_ = false;                   // the state may lie beyond what was handed out
+  std::int64_t ahead_ = 0;             // tokens waiting in readback_
 };
 
 }  // namespace hedgehog

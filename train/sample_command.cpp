@@ -6,10 +6,10 @@
 #include <iostream>
 
 #include "core/error.h"
-#include "core/random.h"
 #include "train/checkpoint.h"
 #include "train/commands.h"
 #include "train/generation.h"
+#include "train/sampling.h"
 #include "train/setup.h"
 
 namespace hedgehog {
@@ -41,15 +41,13 @@ class Writer {
     generator_->read(prompt);
     StreamingDecoder decoder(checkpoint_.tokenizer);
     decoder.skip(prompt);
-    const Random random{seed, 0x73616d70u, 0};
-    for (std::int64_t i = 0; i < tokens && generator_->position() < capacity; ++i) {
-      const std::int32_t id = generator_->next(sampling_, random.uniform(std::uint64_t(i)));
-      if (id == tokenizer().end()) break;
+    generator_->generate(std::min(tokens, capacity - generator_->position()), sampling_, {seed}, [&](std::int32_t id) {
+      if (id == tokenizer().end()) return false;
       const std::string text = decoder.push(id);
       std::fwrite(text.data(), 1, text.size(), stdout);
       std::fflush(stdout);
-      if (until_sentence && (text.find('.') != std::string::npos)) break;
-    }
+      return !until_sentence || text.find('.') == std::string::npos;
+    });
     fmt::print("{}\n", decoder.finish());
   }
 

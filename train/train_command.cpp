@@ -3,7 +3,6 @@
 #include <cmath>
 
 #include "core/error.h"
-#include "core/random.h"
 #include "train/commands.h"
 #include "train/generation.h"
 #include "train/trainer.h"
@@ -71,15 +70,14 @@ ReportSample write_sample(Trainer& trainer, std::uint64_t seed) {
   const GptOptions& o = trainer.model().options();
   const std::int64_t length = trainer.data().stories ? o.context : std::min<std::int64_t>(400, o.positions == "learned" ? o.context : 400);
   const Sampling sampling{trainer.data().stories ? 1.0 : 0.8, 0, 1.0};
-  Generator generator(trainer.model(), length + 1);
+  Generator generator(trainer.model(), length);
   const Tokenizer& tokenizer = *trainer.data().tokenizer;
   std::vector<std::int32_t> ids = first_tokens(trainer, 1);
   generator.read(ids);
-  const Random random{seed, 0x73616d70u, 0};
-  while (std::int64_t(ids.size()) < length) {
-    ids.push_back(generator.next(sampling, random.uniform(ids.size())));
-    if (ids.back() == tokenizer.end()) break;
-  }
+  generator.generate(length - 1, sampling, {seed, 1}, [&](std::int32_t id) {
+    ids.push_back(id);
+    return id != tokenizer.end();
+  });
   return {"", tokenizer.decode(ids), fmt::format("temperature {}, seed {}", sampling.temperature, seed)};
 }
 

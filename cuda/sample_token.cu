@@ -1,0 +1,260 @@
+#include "ops/sample_token.h"
+
+#include <cub/block/block_scan.cuh>
+#include <cub/device/device_radix_sort.cuh>
+
+#include "cuda/common.cuh"
+
+/// The choice of the next token. Logits become whole numbers that sort in falling order; all kernels of a row read those.
+namespace hedgehog::cuda {
+namespace sample_token {
+namespace {
+
+constexpr const char* kName = "sample_token";
+constexpr int kThreads = 256, kEach = 4, kTile = kThreads * kEach;  // sorted tokens that a block weighs
+constexpr int kArgmaxThreads = 1024;
+
+enum Input : int { kLogits, kToken, kPosition, kDraws };
+
+/// A number that is smaller the larger the logit is, and its inverse. 0: NaN or +inf, which no choice survives.
+template <class Word, class Real>
+struct Order {
+  static constexpr Word kSign = Word(1) << (8 * sizeof(Word) - 1);
+  __device__ static Word key(Real x) {
+    if (isnan(x) || x == Real(INFINITY)) return 0;
+    x = x == Real(0) ? Real(0) : x;  // of two zeros none is larger
+    Word bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits & kSign ? bits : Word(~(bits ^ kSign));
+  }
+  __device__ static Real value(Word key) {
+    const Word bits = key & kSign ? key : Word(~key ^ kSign);
+    Real x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+  }
+  /// Whether the most likely token can be chosen.
+  __device__ static bool good(Word key) { return key != 0 && value(key) != -Real(INFINITY); }
+};
+template <class T>
+using Word = std::conditional_t<std::is_same_v<T, double>, unsigned long long, unsigned>;
+template <class T>
+using OrderOf = Order<Word<T>, Accumulator<T>>;
+static_assert(sizeof(Word<double>) == sizeof(double) && sizeof(Word<float>) == sizeof(float));
+
+/// What all rows share.
+struct Target {
+  std::int32_t *token, *position, *draws;
+  std::int64_t row, rows;
+
+  /// Uniform of this row.
+  __device__ double uniform() const { return draws_of(draws).uniform(std::uint64_t(row)); }
+  /// One thread of the row's last kernel calls it. The last row moves on position and draws.
+  __device__ void put(std::int32_t id) const {
+    token[row] = id;
+    if (row + 1 < rows) return;
+    ++*position;
+    put_first(draws, draws_of(draws).first + std::uint64_t(rows));
+  }
+};
+
+template <class T>
+__global__ void __launch_bounds__(kArgmaxThreads) sample_token_argmax_kernel(const T* logits, std::int64_t V, const Target target) {
+  using K = Word<T>;
+  __shared__ K keys[kArgmaxThreads / kWarp];
+  __shared__ std::int32_t ids[kArgmaxThreads / kWarp];
+  K best = ~K(0);
+  std::int32_t at = std::int32_t(V);
+  auto take = [&](K key, std::int32_t id) {
+    if (key < best || (key == best && id < at)) best = key, at = id;
+  };
+#pragma unroll 8
+  for (std::int64_t i = threadIdx.x; i < V; i += kArgmaxThreads) take(OrderOf<T>::key(load(logits + i)), std::int32_t(i));
+  auto reduce = [&] {
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2)
+      take(__shfl_xor_sync(0xffffffffu, best, offset), __shfl_xor_sync(0xffffffffu, at, offset));
+  };
+  reduce();
+  if (threadIdx.x % kWarp == 0) keys[threadIdx.x / kWarp] = best, ids[threadIdx.x / kWarp] = at;
+  __syncthreads();
+  if (threadIdx.x >= kWarp) return;
+  best = keys[threadIdx.x], at = ids[threadIdx.x];
+  reduce();
+  if (threadIdx.x == 0) target.put(OrderOf<T>::good(best) ? at : -1);
+}
+
+template <class T>
+__global__ void sample_token_keys_kernel(const T* logits, std::int64_t V, Word<T>* keys, std::int32_t* ids) {
+  const std::int64_t i = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i >= V) return;
+  keys[i] = OrderOf<T>::key(load(logits + i));
+  ids[i] = std::int32_t(i);
+}
+
+/// Weights of the sorted tokens and their sum over each tile.
+template <class T>
+__global__ void __launch_bounds__(kThreads) sample_token_weights_kernel(const Word<T>* keys, std::int64_t kept, double temperature,
+                                                                        double* weights, double* tile_sums) {
+  const double best = double(OrderOf<T>::value(keys[0]));
+  const std::int64_t first = std::int64_t(blockIdx.x) * kTile + threadIdx.x * kEach;
+  double sum = 0;
+#pragma unroll
+  for (int j = 0; j < kEach; ++j) {
+    if (first + j >= kept) break;
+    const double weight = exp((double(OrderOf<T>::value(keys[first + j])) - best) / temperature);
+    weights[first + j] = weight;
+    sum += weight;
+  }
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) tile_sums[blockIdx.x] = sum;
+}
+
+/// A place among the sorted tokens, and the sum of the weights up to it.
+struct Place {
+  std::int64_t index;
+  double sum;
+};
+
+/// The first place where the sum reaches `bound`, or exceeds it; index `kept` if there is none. The whole block calls it.
+template <bool kExceeds>
+__device__ Place find(const double* weights, const double* tile_sums, std::int64_t kept, double bound) {
+  using Scan = cub::BlockScan<double, kThreads>;
+  __shared__ typename Scan::TempStorage scan;
+  __shared__ Place found;
+  __shared__ int thread;
+  auto there = [&](double sum) { return kExceeds ? sum > bound : sum >= bound; };
+  const std::int64_t tiles = (kept + kTile - 1) / kTile;
+  double before = 0;
+  std::int64_t tile = 0;
+  for (; tile < tiles; ++tile) {
+    const double after = before + tile_sums[tile];
+    if (there(after)) break;
+    before = after;
+  }
+  if (tile == tiles) return {kept, before};  // the same for all threads
+  double own[kEach], sum = 0, start;
+  const std::int64_t first = tile * kTile + threadIdx.x * kEach, last = min(kept, (tile + 1) * kTile) - 1;
+#pragma unroll
+  for (int j = 0; j < kEach; ++j) sum += own[j] = first + j <= last ? weights[first + j] : 0;
+  __syncthreads();  // what an earlier call left has been read
+  if (threadIdx.x == 0) thread = kThreads;
+  Scan(scan).ExclusiveSum(sum, start);
+  __syncthreads();
+  if (there(before + start + sum)) atomicMin(&thread, int(threadIdx.x));
+  __syncthreads();
+  // rounding may leave the tile's own order of summation a hair below: then it is the tile's last
+  if (int(threadIdx.x) == (thread < kThreads ? thread : kThreads - 1)) {
+    Place p{last, before + start + sum};
+    sum = before + start;
+    for (int j = 0; j < kEach && first + j <= last; ++j)
+      if (there(sum += own[j])) {
+        p = {first + j, sum};
+        break;
+      }
+    found = p;
+  }
+  __syncthreads();
+  return found;
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) sample_token_choose_kernel(const Word<T>* keys, const std::int32_t* ids, const double* weights,
+                                                                       const double* tile_sums, std::int64_t kept, double top_p,
+                                                                       const Target target) {
+  if (!OrderOf<T>::good(keys[0])) {
+    if (threadIdx.x == 0) target.put(-1);
+    return;
+  }
+  double total = 0;
+  for (std::int64_t tile = 0; tile * kTile < kept; ++tile) total += tile_sums[tile];
+  if (top_p < 1) {
+    const Place cut = find<false>(weights, tile_sums, kept, top_p * total);
+    if (cut.index < kept) kept = cut.index + 1, total = cut.sum;
+  }
+  Place chosen = find<true>(weights, tile_sums, kept, target.uniform() * total);
+  if (threadIdx.x != 0) return;
+  // rounding may leave the last sum a hair below the bound; a token of weight 0 is never taken
+  if (chosen.index >= kept) chosen.index = kept - 1;
+  while (chosen.index > 0 && weights[chosen.index] == 0) --chosen.index;
+  target.put(ids[chosen.index]);
+}
+
+bool takes_largest(const Attributes& a) { return a.real("temperature") == 0 || a.integer("top_k") == 1; }
+
+/// Sorts by key, and in order of ids where keys are equal. space null: only says how many bytes it needs.
+template <class T>
+std::size_t sort(void* space, std::size_t bytes, const Word<T>* keys, Word<T>* sorted_keys, const std::int32_t* ids,
+                 std::int32_t* sorted_ids, std::int64_t V) {
+  // the lower half of a bf16's key says nothing
+  const int begin = std::is_same_v<T, bf16> ? 16 : 0, end = 8 * int(sizeof(Word<T>));
+  check(cub::DeviceRadixSort::SortPairs(space, bytes, keys, sorted_keys, ids, sorted_ids, int(V), begin, end, stream()),
+        "sort of the logits");
+  return bytes;
+}
+
+/// Where the parts of the workspace lie.
+template <class T>
+struct Space {
+  Word<T>*keys, *sorted_keys;
+  std::int32_t *ids, *sorted_ids;
+  double *weights, *tile_sums;
+  void* sorting;
+  std::size_t sorting_bytes;
+  std::int64_t bytes = 0;
+
+  Space(void* workspace, std::int64_t V) {
+    auto take = [&](auto*& part, std::int64_t count) {
+      part = reinterpret_cast<std::remove_reference_t<decltype(part)>>(static_cast<std::byte*>(workspace) + bytes);
+      bytes += (count * std::int64_t(sizeof(*part)) + 255) / 256 * 256;
+    };
+    take(keys, V), take(sorted_keys, V), take(ids, V), take(sorted_ids, V), take(weights, V), take(tile_sums, (V + kTile - 1) / kTile);
+    sorting_bytes = sort<T>(nullptr, 0, keys, sorted_keys, ids, sorted_ids, V);
+    std::byte* rest;
+    take(rest, std::int64_t(sorting_bytes));
+    sorting = rest;
+  }
+};
+
+std::int64_t workspace_bytes(const Attributes& a, std::span<const Meta> in) {
+  if (takes_largest(a)) return 0;
+  std::int64_t bytes = 0;
+  dispatch_floating(in[kLogits].dtype, [&](auto zero) { bytes = Space<decltype(zero)>(nullptr, in[kLogits].shape[1]).bytes; });
+  return bytes;
+}
+
+template <class T>
+void choose(const Call& c, const T* logits, std::int64_t V, const Target& target) {
+  if (takes_largest(c.attributes)) return sample_token_argmax_kernel<<<1, kArgmaxThreads, 0, stream()>>>(logits, V, target);
+  const std::int64_t top_k = c.attributes.integer("top_k"), kept = top_k > 0 ? std::min(top_k, V) : V;
+  const double temperature = c.attributes.real("temperature"), top_p = c.attributes.real("top_p");
+  const auto tiles = unsigned((kept + kTile - 1) / kTile);
+  const Space<T> s(c.workspace, V);
+  sample_token_keys_kernel<<<unsigned((V + kThreads - 1) / kThreads), kThreads, 0, stream()>>>(logits, V, s.keys, s.ids);
+  sort<T>(s.sorting, s.sorting_bytes, s.keys, s.sorted_keys, s.ids, s.sorted_ids, V);
+  sample_token_weights_kernel<T><<<tiles, kThreads, 0, stream()>>>(s.sorted_keys, kept, temperature, s.weights, s.tile_sums);
+  sample_token_choose_kernel<T><<<1, kThreads, 0, stream()>>>(s.sorted_keys, s.sorted_ids, s.weights, s.tile_sums, kept, top_p, target);
+}
+
+void forward(const Call& c) {
+  const Ref& logits = c.inputs[kLogits];
+  const std::int64_t rows = logits.shape[0], V = logits.shape[1];
+  if (logits.columns < V)
+    throw ShapeError("[sample_token] a window narrower than a row holds no row of logits in one piece; copy it first");
+  dispatch_floating(logits.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    for (std::int64_t b = 0; b < rows; ++b)
+      choose(c, logits.as<const T>() + b * V / logits.columns * logits.stride + b * V % logits.columns, V,
+             {c.inputs[kToken].as<std::int32_t>(), c.inputs[kPosition].as<std::int32_t>(), c.inputs[kDraws].as<std::int32_t>(), b, rows});
+  });
+  check_launch(kName);
+}
+
+}  // namespace
+}  // namespace sample_token
+
+void register_sample_token(KernelTable& table) {
+  table["sample_token"] = {.forward = sample_token::forward, .forward_workspace = sample_token::workspace_bytes};
+}
+
+}  // namespace hedgehog::cuda

@@ -1,0 +1,33 @@
+#pragma once
+#include <cstdint>
+
+#include "ops/activation.h"
+
+namespace hedgehog::cuda {
+
+/// Most rows of x that multiply_vectors takes.
+constexpr std::int64_t kMostVectors = 4;
+
+/// A few rows through a linear layer, as decoding needs it.
+///
+///   h = x W + bias;  y = activation(h) + addend,   all bf16, sums f32, each result rounded once
+///
+/// A row has the same bits whatever rows go with it.
+struct VectorProduct {
+  std::int64_t m = 0, n = 0, k = 0;
+  const void* x = nullptr;       // (m, k), rows ldx elements apart
+  std::int64_t ldx = 0;
+  const void* weight = nullptr;  // (k, n)
+  bool transposed = false;       // weight is (n, k)
+  const void* bias = nullptr;    // (n), or null
+  const void* addend = nullptr;  // (m, n), or null
+  Activation activation = Activation::none;
+  void* h = nullptr;             // (m, n), or null
+  void* y = nullptr;             // (m, n)
+};
+
+/// Enqueues the product and returns true; false, and nothing is done, where there are more rows, or sizes and addresses do not
+/// allow 16-byte accesses.
+bool multiply_vectors(const VectorProduct& product);
+
+}  // namespace hedgehog::cuda
