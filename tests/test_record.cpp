@@ -6,6 +6,7 @@
 #include "core/executor.h"
 #include "core/flatten.h"
 #include "core/gradcheck.h"
+#include "core/text.h"
 #include "ops/elementwise.h"
 #include "ops/linear.h"
 #include "ops/matmul.h"
