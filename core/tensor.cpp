@@ -120,7 +120,8 @@ void Tensor::copy_from(const std::vector<double>& values) const {
     throw ShapeError(fmt::format("[copy] tensor {} takes {} numbers, got {}", shape().text(), size(), values.size()));
   void* const first = data();
   Device& device = root()->storage->device();
-  std::vector<std::byte> bytes = device.host() ? std::vector<std::byte>{} : bytes_of(*this);
+  std::vector<std::byte> bytes;
+  if (!device.host()) bytes = contiguous() ? std::vector<std::byte>(std::size_t(size() * size_of(dtype()))) : bytes_of(*this);
   void* to = device.host() ? first : bytes.data();
   for_each_element(*this, [&](std::int64_t i, std::int64_t at) { store(*this, to, at, values[i]); });
   if (!bytes.empty()) device.copy_in(first, bytes.data(), bytes.size());
