@@ -36,20 +36,42 @@ struct Distance {
   /// Infinite where only one of two numbers is finite, so that a NaN is an error. -inf that is meant, as from a mask, has no size.
   Distance(const std::vector<double>& a, const std::vector<double>& b) {
     constexpr double kInfinity = std::numeric_limits<double>::infinity();
-    std::int64_t finite = 0;
-    for (std::size_t i = 0; i < std::min(a.size(), b.size()); ++i) {
-      const double d = a[i] == b[i] ? 0 : std::isfinite(a[i]) && std::isfinite(b[i]) ? std::abs(a[i] - b[i]) : kInfinity;
-      error += d * d;
-      largest_error = std::max(largest_error, d);
-      if (!std::isfinite(b[i])) continue;
-      ++finite;
-      size += b[i] * b[i];
-      largest = std::max(largest, std::abs(b[i]));
+    constexpr std::int64_t kBlock = 8192;
+    const std::int64_t count = std::int64_t(std::min(a.size(), b.size())), blocks = (count + kBlock - 1) / kBlock;
+    std::vector<Distance> parts(static_cast<std::size_t>(blocks), Distance{});
+    parallel_for(blocks, 2, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t p = begin; p < end; ++p) {
+        Distance part;
+        for (std::int64_t i = p * kBlock; i < std::min(count, (p + 1) * kBlock); ++i) {
+          const double x = a[std::size_t(i)], y = b[std::size_t(i)];
+          part.add(x == y ? 0 : std::isfinite(x) && std::isfinite(y) ? std::abs(x - y) : kInfinity, y);
+        }
+        parts[std::size_t(p)] = part;
+      }
+    });
+    for (const Distance& part : parts) {
+      error += part.error;
+      size += part.size;
+      finite_ += part.finite_;
+      largest_error = std::max(largest_error, part.largest_error);
+      largest = std::max(largest, part.largest);
     }
     if (a.size() != b.size()) error = largest_error = kInfinity;
     error = std::sqrt(error / double(std::max<std::size_t>(b.size(), 1)));
-    size = std::sqrt(size / double(std::max<std::int64_t>(finite, 1)));
+    size = std::sqrt(size / double(std::max<std::int64_t>(finite_, 1)));
   }
+
+ private:
+  Distance() = default;
+  void add(double distance, double value) {
+    error += distance * distance;
+    largest_error = std::max(largest_error, distance);
+    if (!std::isfinite(value)) return;
+    ++finite_;
+    size += value * value;
+    largest = std::max(largest, std::abs(value));
+  }
+  std::int64_t finite_ = 0;
 };
 
 double middle(std::vector<double> values) {
@@ -112,7 +134,8 @@ std::vector<ParityCase> cases_of(const Op& op) {
 
 Drawn draw_case(const ParityCase& c, const Kept& kept, std::uint64_t seed, Dtype dtype, bool hard) {
   Drawn out;
-  for (std::size_t i = 0; i < c.sample.inputs.size(); ++i) out.arguments.push_back(draw_numbers(c.sample.inputs[i], seed, std::uint32_t(i)));
+  for (std::size_t i = 0; i < c.sample.inputs.size(); ++i)
+    out.arguments.push_back(draw_numbers(c.sample.inputs[i], seed, std::uint32_t(i)));
   if (hard && c.change) c.change(out.arguments);
   for (std::size_t i = 0; i < out.arguments.size(); ++i) round_numbers(out.arguments[i], kept.arguments[i]);
   for (std::size_t j = 0; j < kept.cotangents.size(); ++j) {
@@ -139,7 +162,8 @@ void Errors::add(const std::vector<double>& got, const std::vector<const std::ve
   largest_value = std::max(largest_value, mine.largest);
   if (mine.size <= kNothing) {
     nothing = std::max(nothing, mine.largest_error);
-    for (const std::vector<double>* values : plain_values) plain_nothing = std::max(plain_nothing, Distance(*values, plain_exact).largest_error);
+    for (const std::vector<double>* values : plain_values)
+      plain_nothing = std::max(plain_nothing, Distance(*values, plain_exact).largest_error);
     return;
   }
   ours.push_back(mine.error / mine.size);
