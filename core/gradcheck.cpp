@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "core/error.h"
+#include "core/parallel.h"
 #include "core/random.h"
 
 namespace hedgehog {
@@ -162,7 +163,7 @@ GradcheckReport gradcheck(const Function& function, const Tensors& parameters, c
   return report;
 }
 
-Tensors draw_arguments(const Op& op, const Sample& sample, std::uint64_t seed, Dtype dtype) {
+Tensors empty_arguments(const Op& op, const Sample& sample, Dtype dtype) {
   Tensors out;
   for (std::size_t a = 0; a < sample.inputs.size(); ++a) {
     const SampleInput& in = sample.inputs[a];
@@ -171,31 +172,49 @@ Tensors draw_arguments(const Op& op, const Sample& sample, std::uint64_t seed, D
       out.push_back({});
       continue;
     }
-    const Random random{seed, std::uint32_t(a), 1};
     const std::string& name = op.arguments[a].name;
     const bool whole = in.fill == Fill::integers || in.fill == Fill::documents || in.fill == Fill::mask;
     const bool changes = op.updates >> a & 1u;
     const Dtype type = whole ? Dtype::i32 : in.fill == Fill::numbers ? Dtype::f64 : op.arguments[a].wide ? accumulator_of(dtype) : dtype;
-    Tensor x = changes ? state(in.shape, type, name)
-                       : in.differentiable && op.arguments[a].differentiable ? parameter(in.shape, name, type) : input(in.shape, name, type);
-    std::vector<double> v(std::size_t(x.size()));
-    const std::size_t columns = std::size_t(in.shape.last());
-    for (std::size_t i = 0; i < v.size(); ++i) {
-      const double z = random.normal(i);
-      switch (in.fill) {
-        case Fill::normal: v[i] = in.shift + in.scale * z; break;
-        case Fill::positive: v[i] = std::exp(in.scale * z) + 0.1; break;
-        case Fill::away_from_zero: v[i] = in.scale * (z + std::copysign(0.1, z)); break;
+    out.push_back(changes ? state(in.shape, type, name)
+                  : in.differentiable && op.arguments[a].differentiable ? parameter(in.shape, name, type)
+                                                                        : input(in.shape, name, type));
+  }
+  return out;
+}
+
+std::vector<double> draw_numbers(const SampleInput& in, std::uint64_t seed, std::uint32_t argument) {
+  using Fill = SampleInput::Fill;
+  if (in.fill == Fill::none) return {};
+  if (in.fill == Fill::numbers) return in.values;
+  const Random random{seed, argument, 1};
+  std::vector<double> v(std::size_t(in.shape.size()));
+  const std::size_t columns = std::size_t(in.shape.last());
+  // each document start copies the one before it, so a block must begin with a row
+  const std::int64_t together = in.fill == Fill::documents ? std::int64_t(columns) : 1;
+  parallel_for(std::int64_t(v.size()) / together, std::max<std::int64_t>(1, 4096 / together), [&](std::int64_t begin, std::int64_t end) {
+    for (std::size_t i = std::size_t(begin * together); i < std::size_t(end * together); ++i) switch (in.fill) {
+        case Fill::normal: v[i] = in.shift + in.scale * random.normal(i); break;
+        case Fill::positive: v[i] = std::exp(in.scale * random.normal(i)) + 0.1; break;
+        case Fill::away_from_zero: {
+          const double z = random.normal(i);
+          v[i] = in.scale * (z + std::copysign(0.1, z));
+          break;
+        }
         case Fill::integers: v[i] = in.shift + random.below(i, std::uint32_t(in.scale - in.shift)); break;
         case Fill::mask: v[i] = i % columns == 0 || random.below(i, 4) != 0; break;
         case Fill::documents: v[i] = i % columns == 0 ? 0 : random.below(i, 3) == 0 ? double(i % columns) : v[i - 1]; break;
-        case Fill::numbers: v[i] = in.values[i]; break;
+        case Fill::numbers:
         case Fill::none: break;
       }
-    }
-    x.copy_from(v);
-    out.push_back(x);
-  }
+  });
+  return v;
+}
+
+Tensors draw_arguments(const Op& op, const Sample& sample, std::uint64_t seed, Dtype dtype) {
+  const Tensors out = empty_arguments(op, sample, dtype);
+  for (std::size_t a = 0; a < out.size(); ++a)
+    if (out[a]) out[a].copy_from(draw_numbers(sample.inputs[a], seed, std::uint32_t(a)));
   return out;
 }
 

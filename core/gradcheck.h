@@ -42,6 +42,10 @@ GradcheckReport gradcheck(const std::function<Tensors(const Tensors&)>& function
 
 /// Arguments for one sample of an op: parameters for those that want a gradient, inputs and states for the others.
 Tensors draw_arguments(const Op& op, const Sample& sample, std::uint64_t seed, Dtype dtype = Dtype::f64);
+/// The same, filled with zeros.
+Tensors empty_arguments(const Op& op, const Sample& sample, Dtype dtype = Dtype::f64);
+/// What draw_arguments fills the argument of that number with; empty for an argument left out.
+std::vector<double> draw_numbers(const SampleInput& input, std::uint64_t seed, std::uint32_t argument);
 /// gradcheck of one op on one sample; an op that changes states sees the same states at every evaluation.
 GradcheckReport gradcheck(const Op& op, const Sample& sample, const GradcheckOptions& options = {});
 

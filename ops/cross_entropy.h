@@ -33,6 +33,8 @@ TokenLosses cross_entropy(const Tensor& logits, const Tensor& targets, const Ten
 ///
 ///   logits = x weight^T,   then as cross_entropy
 ///
+/// With bf16 both logits and dlogits are rounded to bf16: the loss, summed in f32, is that of the rounded logits.
+///
 /// x        (..., C)  f32 | f64 | bf16 (CUDA)
 /// weight   (V, C)    dtype of x
 /// targets, scale, classes, results: as in cross_entropy

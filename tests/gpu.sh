@@ -81,7 +81,7 @@ on_device() {
   return "$code"
 }
 
-run_tests() { on_device "$build/bin/hedgehog_tests" --test-suite=device,sanitized --duration=true; }
+run_tests() { on_device "$build/bin/hedgehog_tests" --test-suite=device,sanitized; }
 
 find_sanitizer() {
   local found

@@ -16,23 +16,28 @@ using namespace hedgehog::test;
 
 namespace {
 
-double rounded(double x, Dtype dtype) { return dtype == Dtype::bf16 ? double(float(BFloat16(float(x)))) : x; }
-
-/// A stand-in for a device: the CPU's kernels in f32, their results rounded to what a device would hand out.
+/// A stand-in for a device: the CPU's kernels. In bf16 they compute in f64 between the roundings that a device makes, so that
+/// everything but those differs from the plain form.
 Run cpu_as_device(Dtype dtype) {
-  return [dtype](const ParityCase& c, std::uint64_t seed) {
-    Outcome out = run_case(c, arguments_of(c, seed, dtype, dtype == Dtype::bf16 ? Dtype::f32 : dtype), false, seed, dtype);
-    const Kept kept = *kept_in(c, dtype);
-    for (std::size_t i = 0; i < out.size(); ++i)
-      for (double& x : out[i].values) x = rounded(x, kept.dtypes[i]);
-    return out;
+  return [dtype](const ParityCase& c, const Drawn& drawn, const Kept& kept) {
+    return dtype == Dtype::bf16 ? run_stored(c, drawn, kept, Dtype::f64) : run_case(c, drawn, dtype);
   };
+}
+
+/// The same with the roundings of tensor cores instead of those of storage.
+Run cpu_as_tensor_cores() {
+  return [](const ParityCase& c, const Drawn& drawn, const Kept& kept) { return run_products(c, drawn, kept, Dtype::f64); };
+}
+
+/// A device that stores six significant bits, not eight.
+Run cpu_with_coarse_storage() {
+  return [](const ParityCase& c, const Drawn& drawn, const Kept& kept) { return run_stored(c, drawn, kept, Dtype::f64, 6); };
 }
 
 /// The same with one tensor spoiled.
 Run spoiled(const Run& run, std::size_t which, const std::function<void(std::vector<double>&)>& spoil) {
-  return [=](const ParityCase& c, std::uint64_t seed) {
-    Outcome out = run(c, seed);
+  return [=](const ParityCase& c, const Drawn& drawn, const Kept& kept) {
+    Outcome out = run(c, drawn, kept);
     spoil(out.at(which).values);
     return out;
   };
@@ -80,29 +85,90 @@ TEST_SUITE("device") {
   }
 }
 
-TEST_CASE("parity: the CPU's own kernels in f32 pass, also with results rounded to bf16") {
+TEST_CASE("parity: the CPU's own kernels pass in f32, and in bf16 with what is stored or multiplied rounded") {
   const Threads one(1);
-  std::map<Dtype, int> compared;
+  std::map<std::string, int> compared;
   for_each_op([&](const Op& op) {
     for (ParityCase c : cases_of(op)) {
       CAPTURE(c.sample.label);
       CAPTURE(c.activations);
       c.draws = 3;
-      for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
-        CAPTURE(std::string(name_of(dtype)));
-        if (dtype == Dtype::bf16 && c.activations) continue;  // the CPU does not round gradients on their way
-        const std::vector<Errors> errors = compare(c, dtype, cpu_as_device(dtype));
-        compared[dtype] += !errors.empty();
+      auto pass = [&](const std::string& as, Dtype dtype, const Run& run) {
+        CAPTURE(as);
+        const std::vector<Errors> errors = compare(c, dtype, run);
+        compared[as] += !errors.empty();
         for (const Errors& e : errors) {
           const std::string wrong = e.verdict();
           CHECK_MESSAGE(wrong.empty(), wrong);
         }
-      }
+      };
+      pass("f32", Dtype::f32, cpu_as_device(Dtype::f32));
+      pass("bf16", Dtype::bf16, cpu_as_device(Dtype::bf16));
+      if (is_composite(c)) pass("bf16 products", Dtype::bf16, cpu_as_tensor_cores());
     }
   });
-  CHECK(compared[Dtype::f32] > 0);
-  CHECK(compared[Dtype::bf16] > 0);
-  MESSAGE("cases compared in f32: " << compared[Dtype::f32] << ", as bf16: " << compared[Dtype::bf16]);
+  for (const auto& [as, count] : compared) {
+    CHECK(count > 0);
+    MESSAGE("cases compared as " << as << ": " << count);
+  }
+}
+
+TEST_CASE("parity: a gradient from results or saved tensors that were rounded to fewer bits than bf16 has fails") {
+  const Threads one(1);
+  int seen = 0;
+  for_each_op([&](const Op& op) {
+    // what a fused op multiplies is rounded as much
+    if (op.reference || !op.backward.cpu || !(op.reads.outputs | op.reads.saved)) return;
+    for (const ParityCase& c : cases_of(op)) {
+      const std::optional<Kept> kept = kept_in(c, Dtype::bf16);
+      bool reads = false;
+      for (const Entry& e : kept->program.entries) {
+        if (!e.backward || e.op != &op) continue;
+        for (std::size_t i = 0; i < e.outputs.size(); ++i) reads |= (op.reads.outputs >> i & 1u) && e.outputs[i].dtype() == Dtype::bf16;
+        for (std::size_t i = 0; i < e.saved.size(); ++i) reads |= (op.reads.saved >> i & 1u) && e.saved[i].dtype() == Dtype::bf16;
+      }
+      if (c.activations || !reads || c.sample.inputs[0].shape.size() < 8) continue;
+      CAPTURE(c.sample.label);
+      int failed = 0;
+      for (const Errors& e : compare(c, Dtype::bf16, cpu_with_coarse_storage())) failed += !e.verdict().empty();
+      CHECK(failed > 0);
+      ++seen;
+    }
+  });
+  CHECK(seen > 0);
+  MESSAGE("cases: " << seen);
+}
+
+TEST_CASE("parity: a result in f32 that was rounded to bf16 on its way fails") {
+  const Threads one(1);
+  int seen = 0;
+  for_each_op([&](const Op& op) {
+    const std::vector<ParityCase> cases = cases_of(op);
+    if (cases.empty()) return;
+    ParityCase c = cases.back();
+    c.activations = false;
+    c.draws = 3;
+    const std::optional<Kept> kept = kept_in(c, Dtype::bf16);
+    const std::vector<Errors> right = compare(c, Dtype::bf16, cpu_as_device(Dtype::bf16));
+    for (std::size_t i = 0; i < right.size(); ++i) {
+      CAPTURE(right[i].name);
+      // where the plain form rounds to bf16 itself, one more is within twice its error
+      if (kept->dtypes[i] != Dtype::f32 || right[i].allowed() > 0x1p-16) continue;
+      bool changed = false;
+      const auto off = compare(c, Dtype::bf16, spoiled(cpu_as_device(Dtype::bf16), i, [&](std::vector<double>& x) {
+                                 for (double& v : x) {
+                                   const double narrow = double(float(BFloat16(float(v))));
+                                   changed |= narrow != v;
+                                   v = narrow;
+                                 }
+                               }));
+      if (!changed || right[i].ours.empty()) continue;
+      CHECK(!off[i].verdict().empty());
+      ++seen;
+    }
+  });
+  CHECK(seen > 0);
+  MESSAGE("tensors: " << seen);
 }
 
 TEST_CASE("parity: a result or gradient that is off by more than allowed, or not a number in one place, fails") {
@@ -145,7 +211,7 @@ TEST_CASE("parity: one element that is far off fails though the mean is fine; a 
   }
   auto verdict = [&](const std::vector<double>& ours, const std::vector<double>& form) {
     Errors e{.name = "y", .rounding = 0x1p-24};
-    e.add(ours, {form}, exact, {exact});
+    e.add(ours, {&form}, exact, exact);
     return e.verdict();
   };
   CHECK(verdict(plain, plain).empty());
@@ -163,7 +229,8 @@ TEST_CASE("parity: one element that is far off fails though the mean is fine; a 
 TEST_CASE("parity: where the exact tensor is 0, a few roundings pass and more do not") {
   auto verdict = [](double value) {
     Errors e{.name = "dx", .rounding = 0x1p-24};
-    e.add({value}, {{0}}, {1e-17}, {{1e-17}});
+    const std::vector<double> exact{1e-17}, plain{0};
+    e.add({value}, {&plain}, exact, exact);
     return e.verdict();
   };
   CHECK(verdict(5e-7).empty());

@@ -19,18 +19,22 @@ namespace {
 
 using Cases = std::vector<ParityCase>;
 
-ParityCase of(const char* op, const std::string& label, Attributes attributes, std::vector<SampleInput> inputs, int draws = 2) {
+ParityCase of(const char* op, const std::string& label, Attributes attributes, std::vector<SampleInput> inputs, int draws = 3) {
   all_ops();
   return {.op = &find_op(op), .sample = {label, std::move(attributes), std::move(inputs)}, .draws = draws};
+}
+
+/// The case for the gradients of activations, which have another dtype than those of parameters in bf16 alone.
+ParityCase of_activations(ParityCase c) {
+  c.activations = true;
+  c.dtypes = {Dtype::bf16};
+  return c;
 }
 
 /// Each case for the gradients of parameters, and again for those of activations.
 Cases both(Cases cases) {
   const std::size_t count = cases.size();
-  for (std::size_t i = 0; i < count; ++i) {
-    cases.push_back(cases[i]);
-    cases.back().activations = true;
-  }
+  for (std::size_t i = 0; i < count; ++i) cases.push_back(of_activations(cases[i]));
   return cases;
 }
 
@@ -39,7 +43,8 @@ Cases linear_cases() {
   struct Size {
     std::int64_t m, k, n;
   };
-  for (const auto [m, k, n] : {Size{512, 64, 128}, {1031, 72, 40}, {1031, 33, 65}, {3, 264, 520}, {2051, 96, 264}})
+  // three tiles of 128 rows and an odd rest, two and a rest of columns; k of some steps of 32
+  for (const auto [m, k, n] : {Size{384, 64, 128}, {391, 72, 40}, {391, 33, 65}, {3, 264, 520}, {391, 96, 264}})
     for (const char* activation : {"none", "gelu", "silu", "relu"})
       for (const bool residual : {false, true}) {
         const bool bias = residual == (std::string(activation) == "none");
@@ -53,9 +58,10 @@ Cases linear_cases() {
 
 Cases norm_cases() {
   Cases out;
+  // several ranges of 32 rows and a rest; rows in registers, in memory, and narrower than a warp
   for (const std::int64_t C : {768, 384, 1000, 7}) {
-    const Shape x{513, C};
-    const std::string label = fmt::format("513 rows of {}", C);
+    const Shape x{C > 500 ? 101 : 213, C};
+    const std::string label = fmt::format("{} rows of {}", x[0], C);
     out.push_back(of("layer_norm", label, {}, {normal(x, 2, 0.5), normal({C}), normal({C})}));
     out.push_back(of("layer_norm", label + " without bias", {}, {normal(x, 2, 0.5), normal({C}), omitted()}));
     out.push_back(of("add_layer_norm", label, {}, {normal(x), normal(x, 2), normal({C}), normal({C})}));
@@ -66,20 +72,27 @@ Cases norm_cases() {
 }
 
 Cases embedding_cases() {
-  return both({of("embedding", "one token 3000 times", {}, {integers({1, 3000}, 7, 8), normal({50304, 64}), omitted()}, 1),
-               of("embedding", "large vocabulary", {}, {integers({4, 512}, 0, 50304), normal({50304, 64}), normal({512, 64})}, 1),
-               of("embedding", "wide", {}, {integers({3, 257}, 0, 300), normal({300, 768}), normal({300, 768})}, 1)});
+  // more tokens than are put in order at a time, and rows of one packet or many
+  return both({of("embedding", "one token 3000 times", {}, {integers({1, 3000}, 7, 8), normal({1000, 64}), omitted()}),
+               of("embedding", "large vocabulary", {}, {integers({4, 512}, 0, 50304), normal({50304, 8}), normal({512, 8})}),
+               of("embedding", "wide", {}, {integers({3, 57}, 0, 60), normal({60, 768}), normal({60, 768})})});
 }
 
 Cases classifier_cases() {
   auto sizes = [](std::int64_t N, std::int64_t C, std::int64_t V, std::int64_t classes, bool scale) {
     return of("classifier_cross_entropy", fmt::format("{} tokens, {} of {} classes", N, classes ? classes : V, V), {{"classes", classes}},
               {normal({N, C}), normal({V, C}, 1 / std::sqrt(double(C))), integers({N}, -1, classes ? classes : V),
-               scale ? constant_input(normal({1}, 0.0, 0.125)) : omitted()},
-              1);
+               scale ? constant_input(normal({1}, 0.0, 0.125)) : omitted()});
   };
-  return both({sizes(1100, 64, 128, 0, true), sizes(1100, 96, 128, 100, false), sizes(1, 64, 128, 0, false),
-               sizes(600, 64, 50304, 50257, true)});
+  Cases out = both({sizes(391, 64, 128, 0, true), sizes(391, 96, 128, 100, false), sizes(1, 64, 128, 0, false),
+                    sizes(130, 8, 50304, 50257, true)});
+  out[3].draws = out[7].draws = 1;
+  // more logits than one tile holds, which is a matter of bytes: fewest in f64
+  ParityCase tiles = sizes(700, 4, 50304, 50257, true);
+  tiles.draws = 1;
+  tiles.dtypes = {Dtype::f64};
+  out.push_back(tiles);
+  return out;
 }
 
 Cases convolution_cases() {
@@ -118,7 +131,7 @@ ParityCase softmax_case(const AttentionShape& s) {
     o.document_start = in[1];
     return {softmax_attention(p[0], p[1], p[2], o)};
   };
-  c.draws = s.T == 1 ? 9 : 2;
+  c.draws = s.T == 1 ? 9 : 3;
   c.passes = 2;
   return c;
 }
@@ -152,7 +165,7 @@ ParityCase linear_case(const AttentionShape& s, bool bias = false, const char* m
     o.map = map;
     return {linear_attention(p[0], p[1], p[2], o).o};
   };
-  c.draws = s.T == 1 ? 9 : 2;
+  c.draws = s.T == 1 ? 9 : 3;
   c.passes = 2;
   return c;
 }
@@ -170,10 +183,14 @@ Cases attention_cases(const Make& make) {
     out.push_back(make({.B = 3, .T = T, .Hq = 4, .Hkv = 1, .D = 32, .causal = false}));
     out.push_back(make({.T = T, .D = 64, .documents = true}));
     out.push_back(make({.T = T, .D = 40}));
-    ParityCase activation = make({.T = T, .D = 64});
-    activation.activations = true;
-    out.push_back(activation);
+    out.push_back(of_activations(make({.T = T, .D = 64})));
   }
+  // several chunks, and several segments of them, with documents that end within
+  for (const std::int64_t T : {150, 600})
+    for (const std::int64_t D : {32, 64}) {
+      out.push_back(make({.B = 1, .T = T, .D = D, .documents = true}));
+      out.push_back(of_activations(out.back()));
+    }
   return out;
 }
 
@@ -242,10 +259,10 @@ const std::vector<std::pair<const char*, Cases (*)()>>& all_cases() {
   return list;
 }
 
-void check_cases(const char* which) {
+void check_cases(const char* which, const std::function<Run(Dtype)>& run_of = run_here) {
   for (const auto& [name, cases] : all_cases()) {
     if (std::string(name) != which) continue;
-    for (const ParityCase& c : cases()) CHECK(check_parity(c) == 3);  // every dtype was compared
+    for (const ParityCase& c : cases()) CHECK(check_parity(c, run_of) == int(c.dtypes.size()));  // every dtype was compared
   }
 }
 
@@ -271,9 +288,35 @@ TEST_CASE("parity: the shapes by hand are accepted") {
     CHECK(!cases().empty());
     for (const ParityCase& c : cases()) {
       CAPTURE(c.sample.label);
-      // the same shapes again, or seconds to draw
-      if (c.activations || c.sample.inputs[1].shape.size() > 1000000) continue;
-      CHECK(kept_in(c, Dtype::f32).has_value());
+      for (const Dtype dtype : c.dtypes) CHECK(kept_in(c, dtype).has_value());
+    }
+  }
+}
+
+// what the suite above costs without a device, whose part is small
+TEST_CASE("parity: the CPU passes the shapes by hand in a device's place" * doctest::test_suite("slow")) {
+  auto stored = [](Dtype dtype) -> Run {
+    return [dtype](const ParityCase& c, const Drawn& drawn, const Kept& kept) {
+      return dtype == Dtype::bf16 ? run_stored(c, drawn, kept, Dtype::f64) : run_case(c, drawn, dtype);
+    };
+  };
+  for (const auto& [name, cases] : all_cases()) {
+    SUBCASE(name) { check_cases(name, stored); }
+  }
+}
+
+TEST_CASE("parity: tensor cores' roundings pass on the shapes by hand" * doctest::test_suite("slow")) {
+  auto products = [](Dtype) -> Run {
+    return [](const ParityCase& c, const Drawn& drawn, const Kept& kept) { return run_products(c, drawn, kept, Dtype::f64); };
+  };
+  for (const auto& [name, cases] : all_cases()) {
+    CAPTURE(name);
+    for (ParityCase c : cases()) {
+      // composed exponentials of hard numbers overflow
+      if (!is_composite(c) || c.change || c.dtypes.back() != Dtype::bf16) continue;
+      c.dtypes = {Dtype::bf16};
+      c.draws = 1;
+      check_parity(c, products);
     }
   }
 }
