@@ -65,7 +65,7 @@ std::uint32_t alignment_of(const void* data) {
 
 using Key = std::tuple<int, int, bool, bool, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t,
                        std::int64_t, std::int64_t, std::int64_t, int, bool, bool, std::int64_t, std::uint32_t, std::uint32_t, std::uint32_t,
-                       std::uint32_t>;
+                       std::uint32_t, std::uint32_t, std::uint32_t>;
 
 /// A product prepared for one key: descriptors and the chosen algorithm. Pointers are set at each call.
 struct Prepared {
@@ -147,7 +147,7 @@ Prepared& prepared(const Product& p) {
   static std::map<Key, Prepared> cache;
   const Key key{int(p.dtype), int(p.result), p.transpose_a, p.transpose_b, p.m, p.n, p.k, p.lda, p.ldb, p.ldd, p.batch, p.step_a, p.step_b,
                 p.step_d, int(p.epilogue), p.aux != nullptr, tf32 && p.dtype == Dtype::f32, p.ld_aux, alignment_of(p.a), alignment_of(p.b),
-                alignment_of(p.c ? p.c : p.d), alignment_of(p.d)};
+                alignment_of(p.c ? p.c : p.d), alignment_of(p.d), alignment_of(p.sums ? p.sums : p.bias), alignment_of(p.aux)};
   const auto [at, fresh] = cache.try_emplace(key);
   if (!fresh) return at->second;
   try {
