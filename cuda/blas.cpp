@@ -50,6 +50,7 @@ cublasLtEpilogue_t epilogue_of(const Product& p) {
     case Epilogue::gelu: return p.aux ? CUBLASLT_EPILOGUE_GELU_AUX : CUBLASLT_EPILOGUE_GELU;
     case Epilogue::gelu_bias: return p.aux ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_BIAS;
     case Epilogue::dgelu: return CUBLASLT_EPILOGUE_DGELU;
+    case Epilogue::bias_gradient: return CUBLASLT_EPILOGUE_BGRADA;  // the library's A is our B
   }
   return CUBLASLT_EPILOGUE_DEFAULT;
 }
@@ -64,13 +65,14 @@ std::uint32_t alignment_of(const void* data) {
 
 using Key = std::tuple<int, int, bool, bool, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t,
                        std::int64_t, std::int64_t, std::int64_t, int, bool, bool, std::int64_t, std::uint32_t, std::uint32_t, std::uint32_t,
-                       std::uint32_t>;
+                       std::uint32_t, std::uint32_t, std::uint32_t>;
 
 /// A product prepared for one key: descriptors and the chosen algorithm. Pointers are set at each call.
 struct Prepared {
   cublasLtMatmulDesc_t operation = nullptr;
   cublasLtMatrixLayout_t first = nullptr, second = nullptr, result = nullptr;
   cublasLtMatmulAlgo_t algorithm{};
+  cublasStatus_t refused = CUBLAS_STATUS_SUCCESS;  // why there is no algorithm
 
   Prepared() = default;
   Prepared(const Prepared&) = delete;
@@ -109,6 +111,7 @@ void describe(Prepared& x, const Product& p) {
   set(x.operation, CUBLASLT_MATMUL_DESC_TRANSB, p.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N);
   set(x.operation, CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue_of(p));
   if (p.bias) set(x.operation, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, std::int32_t(type_of(p.dtype)));
+  if (p.sums) set(x.operation, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, std::int32_t(CUDA_R_32F));
   if (p.aux) set(x.operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, p.ld_aux);
   x.first = p.transpose_b ? layout(p.dtype, p.k, p.n, p.ldb, p.batch, p.step_b) : layout(p.dtype, p.n, p.k, p.ldb, p.batch, p.step_b);
   x.second = p.transpose_a ? layout(p.dtype, p.m, p.k, p.lda, p.batch, p.step_a) : layout(p.dtype, p.k, p.m, p.lda, p.batch, p.step_a);
@@ -117,6 +120,7 @@ void describe(Prepared& x, const Product& p) {
 
 void set_pointers(const Prepared& x, const Product& p) {
   if (p.bias) set(x.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, p.bias);
+  if (p.sums) set(x.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, p.sums);
   if (p.aux) set(x.operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, p.aux);
 }
 
@@ -134,9 +138,8 @@ void choose_algorithm(Prepared& x, const Product& p) {
   int found = 0;
   const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(library().handle, x.operation, x.first, x.second, x.result, x.result, preference, 1,
                                                                &best, &found);
-  if (status != CUBLAS_STATUS_SUCCESS || found == 0)
-    throw Error(fmt::format("[cublas] has no algorithm for a {} product of ({}, {}) and ({}, {}) with epilogue {}: {}", name_of(p.dtype), p.m, p.k, p.k,
-                            p.n, int(p.epilogue), cublasLtGetStatusString(status)));
+  if (status == CUBLAS_STATUS_SUCCESS && found == 0) x.refused = CUBLAS_STATUS_NOT_SUPPORTED;
+  else x.refused = status;
   x.algorithm = best.algo;
 }
 
@@ -144,7 +147,7 @@ Prepared& prepared(const Product& p) {
   static std::map<Key, Prepared> cache;
   const Key key{int(p.dtype), int(p.result), p.transpose_a, p.transpose_b, p.m, p.n, p.k, p.lda, p.ldb, p.ldd, p.batch, p.step_a, p.step_b,
                 p.step_d, int(p.epilogue), p.aux != nullptr, tf32 && p.dtype == Dtype::f32, p.ld_aux, alignment_of(p.a), alignment_of(p.b),
-                alignment_of(p.c ? p.c : p.d), alignment_of(p.d)};
+                alignment_of(p.c ? p.c : p.d), alignment_of(p.d), alignment_of(p.sums ? p.sums : p.bias), alignment_of(p.aux)};
   const auto [at, fresh] = cache.try_emplace(key);
   if (!fresh) return at->second;
   try {
@@ -165,11 +168,19 @@ void allow_tf32(bool allowed) { tf32 = allowed; }
 bool fuses(Epilogue epilogue, Dtype dtype, std::int64_t n) {
   if (epilogue == Epilogue::none) return true;
   if (epilogue == Epilogue::bias) return dtype != Dtype::f64;
+  if (epilogue == Epilogue::bias_gradient) return dtype == Dtype::bf16;
   return dtype == Dtype::bf16 && n % 8 == 0;  // rows of aux must be multiples of 16 bytes
 }
 
 void multiply(const Product& p) {
+  if (try_multiply(p)) return;
+  throw Error(fmt::format("[cublas] has no algorithm for a {} product of ({}, {}) and ({}, {}) with epilogue {}: {}", name_of(p.dtype), p.m, p.k, p.k,
+                          p.n, int(p.epilogue), cublasLtGetStatusString(prepared(p).refused)));
+}
+
+bool try_multiply(const Product& p) {
   const Prepared& x = prepared(p);
+  if (x.refused != CUBLAS_STATUS_SUCCESS) return false;
   set_pointers(x, p);
   const bool f64 = p.dtype == Dtype::f64;
   const float alpha = float(p.alpha), beta = float(p.beta);
@@ -178,6 +189,7 @@ void multiply(const Product& p) {
   check_blas(cublasLtMatmul(library().handle, x.operation, a, p.b, x.first, p.a, x.second, b, p.c ? p.c : p.d, x.result, p.d, x.result,
                             &x.algorithm, library().workspace, kWorkspace, stream()),
              "product");
+  return true;
 }
 
 }  // namespace hedgehog::cuda

@@ -14,6 +14,7 @@ enum class Epilogue : std::uint8_t {
   gelu,       // D = gelu(product); the product before it goes to aux if aux is not null
   gelu_bias,  // D = gelu(product + bias); product + bias goes to aux if aux is not null
   dgelu,      // D = product * gelu'(aux)
+  bias_gradient,  // sums = op(B) summed over k; written whatever beta is
 };
 
 /// One row-major matrix product, or a batch of equally spaced ones.
@@ -37,6 +38,7 @@ struct Product {
   const void* bias = nullptr;  // (n), dtype of A
   void* aux = nullptr;         // (m, n) dtype of A, rows ld_aux apart
   std::int64_t ld_aux = 0;
+  float* sums = nullptr;       // (n)
 };
 /// Whether the library fuses this epilogue for these dtypes and sizes; the caller runs a kernel of its own otherwise.
 bool fuses(Epilogue epilogue, Dtype dtype, std::int64_t n);
@@ -44,6 +46,9 @@ bool fuses(Epilogue epilogue, Dtype dtype, std::int64_t n);
 void allow_tf32(bool allowed);
 /// Enqueues the product. Throws Error naming the shape when the library refuses it.
 void multiply(const Product& product);
+/// As multiply, but returns false, and enqueues nothing, where the library has no algorithm for the epilogue. Which it is,
+/// is settled by the first call with these sizes.
+bool try_multiply(const Product& product);
 /// to (+)= sums, rounded to bf16; to is contiguous.
 void round_into(const float* sums, const Ref& to, bool add);
 

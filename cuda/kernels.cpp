@@ -11,6 +11,7 @@ const KernelTable& kernels() {
     register_gather(t);
     register_matmul(t);
     register_linear(t);
+    register_mlp(t);
     register_softmax(t);
     register_norm(t);
     register_embedding(t);

@@ -27,6 +27,7 @@ void register_shape(KernelTable& table);
 void register_gather(KernelTable& table);
 void register_matmul(KernelTable& table);
 void register_linear(KernelTable& table);
+void register_mlp(KernelTable& table);
 void register_softmax(KernelTable& table);
 void register_norm(KernelTable& table);
 void register_embedding(KernelTable& table);

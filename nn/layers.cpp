@@ -24,9 +24,9 @@ Tensor Dropout::operator()(const Tensor& x, const Tensor& step) const {
 
 Tensor Mlp::operator()(const Tensor& x, const Tensor& residual, const Tensor& step) const {
   const Scope scope("mlp");
-  const Tensor h = fc(x, {}, activation);
-  if (dropout.rate > 0 && step) return residual + dropout(out(h), step);
-  return out(h, residual);
+  const bool drops = dropout.rate > 0 && step;
+  const Tensor y = mlp(x, fc.weight, out.weight, fc.bias, out.bias, drops ? Tensor{} : residual, activation);
+  return drops ? residual + dropout(y, step) : y;
 }
 
 }  // namespace hedgehog

@@ -1,11 +1,10 @@
 #include "ops/linear.h"
 
 #include "ops/activation.h"
-#include "ops/blas.h"
 #include "core/dispatch.h"
 #include "ops/check.h"
 #include "ops/elementwise.h"
-#include "ops/math.h"
+#include "ops/linear_kernels.h"
 #include "ops/matmul.h"
 #include "ops/rows.h"
 #include "ops/shape.h"
@@ -25,39 +24,6 @@ Activation activation_of(const std::string& name) {
 namespace {
 
 Activation activation_of(const Attributes& a) { return hedgehog::activation_of(a.text("activation")); }
-
-template <Activation kind, class T>
-[[gnu::always_inline]] inline T activate(T h) {
-  if constexpr (kind == Activation::gelu) return h * vector_sigmoid(T(kGelu) * h * (T(1) + T(kGeluCube) * h * h));
-  if constexpr (kind == Activation::silu) return h * vector_sigmoid(h);
-  if constexpr (kind == Activation::relu) return h < T(0) ? T(0) : h;  // NaN stays NaN
-  return h;
-}
-
-template <Activation kind, class T>
-[[gnu::always_inline]] inline T slope(T h) {
-  if constexpr (kind == Activation::gelu) {
-    const T square = h * h, s = vector_sigmoid(T(kGelu) * h * (T(1) + T(kGeluCube) * square));
-    return s + s * (T(1) - s) * T(kGelu) * h * (T(1) + T(3 * kGeluCube) * square);
-  }
-  if constexpr (kind == Activation::silu) {
-    const T s = vector_sigmoid(h);
-    return s * (T(1) + h * (T(1) - s));
-  }
-  if constexpr (kind == Activation::relu) return h > T(0) ? T(1) : T(0);
-  return T(1);
-}
-
-/// Calls f with the activation as a compile-time constant.
-template <class F>
-void with_activation(Activation kind, const F& f) {
-  switch (kind) {
-    case Activation::none: return f(std::integral_constant<Activation, Activation::none>{});
-    case Activation::gelu: return f(std::integral_constant<Activation, Activation::gelu>{});
-    case Activation::silu: return f(std::integral_constant<Activation, Activation::silu>{});
-    case Activation::relu: return f(std::integral_constant<Activation, Activation::relu>{});
-  }
-}
 
 Layout infer_linear(const Attributes& a, std::span<const Meta> in) {
   const Meta &x = in[0], &weight = in[1], &bias = in[2], &addend = in[3];
@@ -91,96 +57,13 @@ Layout infer_linear(const Attributes& a, std::span<const Meta> in) {
   return layout;
 }
 
-/// Tiles of the output: wide enough that packing the weight costs little, few enough bytes that the bias, the
-/// activation and the addend find the tile in the cache. They depend on the shapes alone.
-struct Tiles {
-  std::int64_t rows, columns, down, across;
-  Tiles(std::int64_t m, std::int64_t n) {
-    rows = std::clamp<std::int64_t>((m / 8 + 15) / 16 * 16, 96, std::clamp<std::int64_t>((std::int64_t(1) << 18) / n / 16 * 16, 96, 384));
-    down = (m + rows - 1) / rows;
-    columns = down >= 8 ? n : std::max<std::int64_t>(256, (n * down / 8 + 63) / 64 * 64);
-    across = (n + columns - 1) / columns;
-  }
-};
-
-template <class T>
-void fill_rows(T* to, std::int64_t ld, const T* bias, const T* addend, std::int64_t rows, std::int64_t columns) {
-  for (std::int64_t r = 0; r < rows; ++r, to += ld) {
-    if (bias && addend) {
-#pragma omp simd
-      for (std::int64_t c = 0; c < columns; ++c) to[c] = bias[c] + addend[c];
-    } else if (bias) {
-      std::copy_n(bias, columns, to);
-    } else if (to != addend) {
-      std::copy_n(addend, columns, to);
-    }
-    if (addend) addend += ld;
-  }
-}
-
-template <Activation kind, class T>
-void activate_rows(const T* h, T* y, const T* addend, std::int64_t ld, std::int64_t rows, std::int64_t columns) {
-  for (std::int64_t r = 0; r < rows; ++r, h += ld, y += ld) {
-    if (addend) {
-#pragma omp simd
-      for (std::int64_t c = 0; c < columns; ++c) y[c] = activate<kind>(h[c]) + addend[c];
-      addend += ld;
-    } else {
-#pragma omp simd
-      for (std::int64_t c = 0; c < columns; ++c) y[c] = activate<kind>(h[c]);
-    }
-  }
-}
-
 template <class T>
 void linear_forward(const Call& c) {
-  const Ref &x = c.inputs[0], &weight = c.inputs[1];
   const T *bias = c.inputs[2].as<T>(), *addend = c.inputs[3].as<T>();
-  const std::int64_t k = weight.shape[0], n = weight.shape[1], m = x.size() / k;
   const Activation kind = activation_of(c.attributes);
   T* const y = c.outputs[0].as<T>();
   T* const h = kind == Activation::none ? y : c.saved[0] ? c.saved[0].as<T>() : addend ? static_cast<T*>(c.workspace) : y;
-  // without activation the addend joins the product, which then adds to it
-  const T* const start = kind == Activation::none ? addend : nullptr;
-  const Tiles tiles(m, n);
-  parallel_tasks(tiles.down * tiles.across, [&](std::int64_t tile) {
-    const std::int64_t r0 = tile / tiles.across * tiles.rows, r1 = std::min(m, r0 + tiles.rows);
-    const std::int64_t c0 = tile % tiles.across * tiles.columns, columns = std::min(n, c0 + tiles.columns) - c0;
-    const std::int64_t corner = r0 * n + c0;
-    if (bias || start)
-      fill_rows(h + corner, n, bias ? bias + c0 : nullptr, start ? start + corner : nullptr, r1 - r0, columns);
-    for_row_runs(x, k, r0, r1, [&](std::int64_t row, std::int64_t rows, std::int64_t offset, std::int64_t ld) {
-      gemm<T>(false, false, rows, columns, k, 1, x.as<T>() + offset, ld, weight.as<T>() + c0, n, bias || start ? 1 : 0,
-                     h + row * n + c0, n);
-    });
-    if (kind == Activation::none) return;
-    with_activation(kind, [&](auto a) {
-      activate_rows<a>(h + corner, y + corner, addend ? addend + corner : nullptr, n, r1 - r0, columns);
-    });
-  });
-}
-
-/// dh = dy * activation'(h), and the sums over each block of rows for dbias; either may be left out.
-template <Activation kind, class T>
-void linear_dh(const T* dy, const T* h, T* dh, T* partials, std::int64_t rows, std::int64_t columns) {
-  const std::int64_t blocks = row_blocks(rows), stride = padded_row(columns);
-  parallel_tasks(blocks, [&](std::int64_t b) {
-    T* const sums = partials ? partials + b * stride : nullptr;
-    if (sums) std::fill_n(sums, columns, T(0));
-    for (std::int64_t r = rows * b / blocks; r < rows * (b + 1) / blocks; ++r) {
-      const T* upstream = dy + r * columns;
-      if constexpr (kind != Activation::none) {
-        const T* here = h + r * columns;
-        T* const out = dh + r * columns;
-#pragma omp simd
-        for (std::int64_t c = 0; c < columns; ++c) out[c] = upstream[c] * slope<kind>(here[c]);
-        upstream = out;
-      }
-      if (!sums) continue;
-#pragma omp simd
-      for (std::int64_t c = 0; c < columns; ++c) sums[c] += upstream[c];
-    }
-  });
+  linear_rows(c.inputs[0], c.inputs[1], bias, addend, kind, h, y);
 }
 
 template <class T>
@@ -194,19 +77,10 @@ void linear_backward(const Call& c) {
   T* const partials = dbias ? workspace + (active ? (m * n + 15) / 16 * 16 : 0) : nullptr;
   const T* dh = dy;
   if (active && (dx || dweight || dbias)) dh = workspace;
-  if (dbias || dh != dy)
-    with_activation(kind, [&](auto a) { linear_dh<a>(dy, active ? c.saved[0].as<T>() : nullptr, workspace, partials, m, n); });
+  if (dbias || dh != dy) linear_dh(kind, dy, active ? c.saved[0].as<T>() : nullptr, workspace, partials, m, n);
   if (dbias) add_blocks<T>(partials, row_blocks(m), padded_row(n), n, dbias.as<T>(), c.modes[2]);
-  if (dx)
-    for_row_runs(dx, k, 0, m, [&](std::int64_t row, std::int64_t rows, std::int64_t offset, std::int64_t ld) {
-      gemm<T>(false, true, rows, k, n, 1, dh + row * n, n, weight.as<T>(), n, c.modes[0] == Mode::accumulate ? 1 : 0,
-              dx.as<T>() + offset, ld);
-    });
-  if (dweight)
-    for_row_runs(x, k, 0, m, [&](std::int64_t row, std::int64_t rows, std::int64_t offset, std::int64_t ld) {
-      gemm<T>(true, false, k, n, rows, 1, x.as<T>() + offset, ld, dh + row * n, n, row > 0 || c.modes[1] == Mode::accumulate ? 1 : 0,
-              dweight.as<T>(), n);
-    });
+  if (dx) linear_dx(dh, weight, dx, c.modes[0]);
+  if (dweight) linear_dweight(x, dh, dweight, c.modes[1]);
   // last: daddend may lie on dy
   if (daddend && daddend.data != c.dy[0].data) scale_into<T>(dy, 1, daddend.as<T>(), m * n, c.modes[3]);
 }

@@ -10,6 +10,7 @@
 #include "ops/linear_attention.h"
 #include "ops/linear_attention_step.h"
 #include "ops/matmul.h"
+#include "ops/mlp.h"
 #include "ops/norm.h"
 #include "ops/optimizer.h"
 #include "ops/reduce.h"

@@ -56,6 +56,21 @@ Cases linear_cases() {
   return both(out);
 }
 
+Cases mlp_cases() {
+  Cases out;
+  struct Size {
+    std::int64_t m, k, n, width;
+  };
+  for (const auto [m, k, n, width] : {Size{512, 64, 128, 72}, {1031, 72, 264, 40}, {1031, 33, 65, 31}, {3, 264, 520, 136}})
+    for (const char* activation : {"gelu", "silu", "relu"})
+      for (const bool bias : {false, true})
+        out.push_back(of("mlp", fmt::format("{} x {} x {} x {} {}{}", m, k, n, width, activation, bias ? " bias residual" : ""),
+                         {{"activation", activation}},
+                         {normal({m, k}), normal({k, n}, 1 / std::sqrt(double(k))), normal({n, width}, 1 / std::sqrt(double(n))),
+                          bias ? normal({n}) : omitted(), bias ? normal({width}) : omitted(), bias ? normal({m, width}) : omitted()}));
+  return both(out);
+}
+
 Cases norm_cases() {
   Cases out;
   // several ranges of 32 rows and a rest; rows in registers, in memory, and narrower than a warp
@@ -247,6 +262,7 @@ Cases other_map_cases() {
 const std::vector<std::pair<const char*, Cases (*)()>>& all_cases() {
   static const std::vector<std::pair<const char*, Cases (*)()>> list{
       {"linear", linear_cases},
+      {"mlp", mlp_cases},
       {"norms", norm_cases},
       {"embedding", embedding_cases},
       {"classifier", classifier_cases},
@@ -270,6 +286,7 @@ void check_cases(const char* which, const std::function<Run(Dtype)>& run_of = ru
 
 TEST_SUITE("device") {
   TEST_CASE("parity: linear of many tiles, aligned and odd") { on_cuda([] { check_cases("linear"); }); }
+  TEST_CASE("parity: mlp of many tiles, aligned and odd") { on_cuda([] { check_cases("mlp"); }); }
   TEST_CASE("parity: norms of the presets' widths and odd ones") { on_cuda([] { check_cases("norms"); }); }
   TEST_CASE("parity: embedding with one token 3000 times, and a large vocabulary") { on_cuda([] { check_cases("embedding"); }); }
   TEST_CASE("parity: classifier over several tiles of tokens, with padded classes") { on_cuda([] { check_cases("classifier"); }); }

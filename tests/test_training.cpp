@@ -129,8 +129,8 @@ TEST_CASE("a non-finite loss changes nothing and names op, scope and statistics"
   CHECK(std::memcmp(before.data(), after.data(), before.size() * sizeof(float)) == 0);
   const std::string cause = step.explain_failure(batch);
   CAPTURE(cause);
-  CHECK(contains(cause, "linear forward in 'block1/mlp'"));
-  CHECK(contains(cause, "weight (16, 64)"));
+  CHECK(contains(cause, "mlp forward in 'block1/mlp'"));
+  CHECK(contains(cause, "weight_1 (16, 64)"));
   CHECK(contains(cause, "not finite"));
 }
 

@@ -1,0 +1,48 @@
+#pragma once
+#include "core/op.h"
+#include "ops/activation.h"
+
+/// What a linear layer enqueues, for the ops that are made of such layers. Dtypes are f32, f64 or bf16, that of a layer is
+/// its input's.
+namespace hedgehog::cuda {
+
+/// The packed tensor at data.
+inline Ref packed(void* data, const Shape& shape, Dtype dtype) { return {data, shape, dtype, shape.size(), shape.size(), true}; }
+
+/// y = activation(h) + addend,  h = x weight + bias.
+struct Layer {
+  Ref x;       // (..., K), may be rows with a stride
+  Ref weight;  // (K, N)
+  const void* bias = nullptr;    // (N), or null
+  const void* addend = nullptr;  // (..., N), or null
+  Activation activation = Activation::none;
+  void* h = nullptr;      // (..., N): kept for backward; null: not kept
+  void* spare = nullptr;  // (..., N): for h where it is not kept; needed with both an activation and an addend
+  void* y = nullptr;      // (..., N)
+};
+void forward_layer(const Layer& layer);
+
+/// dx (+)= dh weight^T; dx may be rows with a stride. With gelu_of (pre-activations, packed like dx) the product is multiplied by
+/// gelu' of it before it is rounded. Returns false, and nothing is done, where the library does not offer that.
+bool input_gradient(const void* dh, const Ref& weight, const Ref& dx, bool add, const void* gelu_of = nullptr);
+
+/// dweight (+)= x^T dh; x may be rows with a stride. scratch: (K, N) f32, used only for a bf16 dweight. sums: (N) f32 for the sums
+/// over rows of dh, or null. Returns whether they have been written: by the epilogue of the product, where the library offers it.
+bool weight_gradient(const Ref& x, const void* dh, const Ref& dweight, bool add, float* scratch, float* sums);
+
+/// dh = dy activation'(h), and the sums of its rows, before dh is rounded, by blocks into partials (row_blocks(m), n) of
+/// accumulators; either may be null. dh may be dy. Without activation nothing but the sums is computed.
+void slope_and_sums(Activation activation, Dtype dtype, const void* dy, const void* h, void* dh, void* partials, std::int64_t m, std::int64_t n);
+/// Parts that rows are summed in.
+std::int64_t row_blocks(std::int64_t rows);
+/// dbias (+)= sum over blocks of partials (blocks, n), in order. dtype: that of the layer.
+void add_sums(Dtype dtype, const void* partials, std::int64_t blocks, const Ref& dbias, bool add);
+
+/// Bytes of a packed (m, n), so that what follows is aligned.
+std::int64_t aligned_bytes(std::int64_t m, std::int64_t n, Dtype dtype);
+/// daddend (+)= dy, unless they share memory.
+void add_upstream(const Ref& dy, const Ref& daddend, bool add);
+/// Every wanted gradient where the upstream one is zero.
+void zero_gradients(const Call& c);
+
+}  // namespace hedgehog::cuda
