@@ -19,6 +19,7 @@ void forward(const Call& c) {
                  .activation = kind_of(c.attributes),
                  .h = c.saved[0].data,
                  .spare = c.workspace,
+                 .sums = static_cast<float*>(c.workspace),
                  .y = c.outputs[0].data});
 }
 
@@ -55,7 +56,8 @@ void backward(const Call& c) {
 std::int64_t forward_workspace(const Attributes& a, std::span<const Meta> in) {
   // where h goes when it is not saved and y may lie on the addend
   const Sizes s(in[0].shape, in[1].shape);
-  return kind_of(a) != Activation::none && in[3].given ? aligned_bytes(s.m, s.n, in[0].dtype) : 0;
+  const std::int64_t spare = kind_of(a) != Activation::none && in[3].given ? aligned_bytes(s.m, s.n, in[0].dtype) : 0;
+  return std::max(spare, sums_bytes(s.m, s.n, in[0].dtype, in[2].given));
 }
 
 std::int64_t backward_workspace(const Attributes& a, std::span<const Meta> in) {

@@ -32,6 +32,16 @@ __global__ void add_bias_kernel(T* h, const T* bias, std::int64_t size, std::int
     h[i] = convert<T>(load(h + i) + load(bias + i % columns));
 }
 
+/// h = sums + bias and y = activation(h) + addend, each rounded once; h may be null.
+__global__ void finish_kernel(Activation kind, const float* sums, const bf16* bias, const bf16* addend, bf16* h, bf16* y, std::int64_t size,
+                              std::int64_t columns) {
+  for (std::int64_t i = blockIdx.x * std::int64_t(blockDim.x) + threadIdx.x; i < size; i += gridDim.x * std::int64_t(blockDim.x)) {
+    const float value = sums[i] + load(bias + i % columns);
+    if (h) h[i] = convert<bf16>(value);
+    y[i] = convert<bf16>(activate(kind, value) + (addend ? load(addend + i) : 0.0f));
+  }
+}
+
 constexpr int kThreads = 256, kWarps = kThreads / 32;
 
 /// dh = dy activation'(h), and sums of dh over the rows of each block. A warp holds 32 packs of columns and walks every
@@ -168,6 +178,7 @@ void forward_layer(const Layer& l) {
   // where the product goes: h, unless the library applies the activation itself
   void* const h = !active || gelu ? l.y : l.h ? l.h : l.addend ? l.spare : l.y;
   const bool fused_bias = l.bias && fuses(Epilogue::bias, dtype, n);
+  const bool aside = sums_bytes(m, n, dtype, l.bias) > 0;
   for_row_runs(x, k, [&](std::int64_t row, std::int64_t rows, std::int64_t offset, std::int64_t ld) {
     Product p;
     p.dtype = p.result = dtype;
@@ -175,6 +186,10 @@ void forward_layer(const Layer& l) {
     p.a = element(x.data, offset, dtype), p.lda = ld;
     p.b = l.weight.data, p.ldb = n;
     p.d = element(h, row * n, dtype), p.ldd = n;
+    if (aside) {
+      p.result = Dtype::f32, p.d = l.sums + row * n;
+      return multiply(p);
+    }
     if (!active && l.addend) p.c = element(l.addend, row * n, dtype), p.beta = 1;
     if (fused_bias) p.epilogue = Epilogue::bias, p.bias = l.bias;
     if (gelu) {
@@ -183,6 +198,12 @@ void forward_layer(const Layer& l) {
     }
     multiply(p);
   });
+  if (aside) {
+    finish_kernel<<<blocks_for(m * n, kThreads), kThreads, 0, stream()>>>(l.activation, l.sums, static_cast<const bf16*>(l.bias),
+                                                                      static_cast<const bf16*>(l.addend), static_cast<bf16*>(l.h),
+                                                                      static_cast<bf16*>(l.y), m * n, n);
+    return check_launch("linear");
+  }
   if (l.bias && !fused_bias)
     dispatch_floating(dtype, [&](auto zero) {
       using T = decltype(zero);
@@ -190,6 +211,10 @@ void forward_layer(const Layer& l) {
       check_launch("linear");
     });
   if (active && !gelu) activate_rows(l.activation, dtype, h, l.addend, l.y, m * n);
+}
+
+std::int64_t sums_bytes(std::int64_t m, std::int64_t n, Dtype dtype, bool bias) {
+  return dtype == Dtype::bf16 && bias && n % 8 != 0 ? aligned_bytes(m, n, Dtype::f32) : 0;
 }
 
 bool input_gradient(const void* dh, const Ref& weight, const Ref& dx, bool add, const void* gelu_of) {

@@ -18,9 +18,13 @@ struct Layer {
   Activation activation = Activation::none;
   void* h = nullptr;      // (..., N): kept for backward; null: not kept
   void* spare = nullptr;  // (..., N): for h where it is not kept; needed with both an activation and an addend
+  float* sums = nullptr;  // (..., N) f32, needed where sums_bytes says so
   void* y = nullptr;      // (..., N)
 };
 void forward_layer(const Layer& layer);
+/// Bytes of Layer::sums. With a bias and rows that are no multiple of 16 bytes the library rounds the product to bf16 before the
+/// bias is added, which turns the sign of small h; there the sums stay f32 until everything is added.
+std::int64_t sums_bytes(std::int64_t m, std::int64_t n, Dtype dtype, bool bias);
 
 /// dx (+)= dh weight^T; dx may be rows with a stride. With gelu_of (pre-activations, packed like dx) the product is multiplied by
 /// gelu' of it before it is rounded. Returns false, and nothing is done, where the library does not offer that.

@@ -18,9 +18,20 @@ void forward(const Call& c) {
   const Ref &x = c.inputs[0], &weight_1 = c.inputs[1], &weight_2 = c.inputs[2];
   const Sizes s(x.shape, weight_1.shape, weight_2.shape);
   void* const g = c.saved[1] ? c.saved[1].data : c.workspace;
-  forward_layer({.x = x, .weight = weight_1, .bias = c.inputs[3].data, .activation = kind_of(c.attributes), .h = c.saved[0].data, .y = g});
-  forward_layer(
-      {.x = packed(g, s.inner(), x.dtype), .weight = weight_2, .bias = c.inputs[4].data, .addend = c.inputs[5].data, .y = c.outputs[0].data});
+  auto* const sums = reinterpret_cast<float*>(static_cast<std::byte*>(c.workspace) + aligned_bytes(s.m, s.n, x.dtype));
+  forward_layer({.x = x,
+                 .weight = weight_1,
+                 .bias = c.inputs[3].data,
+                 .activation = kind_of(c.attributes),
+                 .h = c.saved[0].data,
+                 .sums = sums,
+                 .y = g});
+  forward_layer({.x = packed(g, s.inner(), x.dtype),
+                 .weight = weight_2,
+                 .bias = c.inputs[4].data,
+                 .addend = c.inputs[5].data,
+                 .sums = sums,
+                 .y = c.outputs[0].data});
 }
 
 void backward(const Call& c) {
@@ -63,7 +74,9 @@ void backward(const Call& c) {
 
 std::int64_t forward_workspace(const Attributes&, std::span<const Meta> in) {
   const Sizes s(in[0].shape, in[1].shape, in[2].shape);
-  return aligned_bytes(s.m, s.n, in[0].dtype);  // g where it is not saved
+  const Dtype dtype = in[0].dtype;
+  return aligned_bytes(s.m, s.n, dtype) +  // g where it is not saved
+         std::max(sums_bytes(s.m, s.n, dtype, in[3].given), sums_bytes(s.m, s.out, dtype, in[4].given));
 }
 
 std::int64_t backward_workspace(const Attributes&, std::span<const Meta> in) {
