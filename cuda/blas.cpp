@@ -55,10 +55,11 @@ cublasLtEpilogue_t epilogue_of(const Product& p) {
   return CUBLASLT_EPILOGUE_DEFAULT;
 }
 
-/// Largest power of two up to 256 that divides the address: the kernels that the heuristic may choose depend on it.
+/// Largest power of two up to 16 that divides the address: the kernels that the heuristic may choose depend on it, and none needs
+/// more than 16 bytes. More would make the choice, and with it the bits, depend on where a buffer happens to lie.
 std::uint32_t alignment_of(const void* data) {
   const auto at = reinterpret_cast<std::uintptr_t>(data);
-  std::uint32_t alignment = 256;
+  std::uint32_t alignment = 16;
   while (at % alignment) alignment /= 2;
   return alignment;
 }

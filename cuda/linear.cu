@@ -32,7 +32,7 @@ void backward(const Call& c) {
   const bool active = kind != Activation::none;
   auto* const workspace = static_cast<std::byte*>(c.workspace);
   std::byte* const partials = workspace + (active ? aligned_bytes(s.m, s.n, dtype) : 0);
-  auto* const scratch = reinterpret_cast<float*>(partials + row_blocks(s.m) * s.n * size_of(accumulator_of(dtype)));
+  auto* const scratch = reinterpret_cast<float*>(partials + aligned_bytes(row_blocks(s.m), s.n, accumulator_of(dtype)));
   const void* const dh = active ? workspace : dy.data;
   bool summed = !dbias;
   if (active && (dx || dweight || dbias)) {
@@ -41,7 +41,9 @@ void backward(const Call& c) {
     summed = true;
   }
   if (dx) input_gradient(dh, weight, dx, adds(c, 0));
-  if (dweight && weight_gradient(x, dh, dweight, adds(c, 1), scratch, summed ? nullptr : reinterpret_cast<float*>(partials))) {
+  // the sums of a bf16 gradient come from the kernel that rounds once
+  float* const sums = summed || dbias.dtype != Dtype::f32 ? nullptr : reinterpret_cast<float*>(partials);
+  if (weight_gradient(x, dh, s.n, dweight, adds(c, 1), scratch, sums)) {
     add_sums(dtype, partials, 1, dbias, adds(c, 2));
     summed = true;
   }
@@ -63,7 +65,7 @@ std::int64_t forward_workspace(const Attributes& a, std::span<const Meta> in) {
 std::int64_t backward_workspace(const Attributes& a, std::span<const Meta> in) {
   const Sizes s(in[0].shape, in[1].shape);
   std::int64_t bytes = kind_of(a) != Activation::none ? aligned_bytes(s.m, s.n, in[0].dtype) : 0;
-  bytes += row_blocks(s.m) * s.n * size_of(accumulator_of(in[0].dtype));
+  bytes += aligned_bytes(row_blocks(s.m), s.n, accumulator_of(in[0].dtype));
   // whether x is rows with a stride is not known here
   if (in[0].dtype == Dtype::bf16) bytes += s.k * s.n * 4;
   return bytes;

@@ -239,9 +239,12 @@ bool input_gradient(const void* dh, const Ref& weight, const Ref& dx, bool add, 
   return done;
 }
 
-bool weight_gradient(const Ref& x, const void* dh, const Ref& dweight, bool add, float* scratch, float* sums) {
-  const std::int64_t k = dweight.shape[0], n = dweight.shape[1];
+bool weight_gradient(const Ref& x, const void* dh, std::int64_t n, const Ref& wanted, bool add, float* scratch, float* sums) {
+  const std::int64_t k = x.shape.last();
   const Dtype dtype = x.dtype;
+  if (!wanted && !(sums && fuses(Epilogue::bias_gradient, dtype, n))) return false;
+  const Ref dweight = wanted ? wanted : packed(scratch, {k, n}, Dtype::f32);
+  if (!wanted) add = false;
   const bool runs = x.columns != x.size() && x.columns != k;
   // several runs add up in f32 and are rounded once
   const bool aside = dweight.dtype == Dtype::bf16 && runs;

@@ -30,9 +30,10 @@ std::int64_t sums_bytes(std::int64_t m, std::int64_t n, Dtype dtype, bool bias);
 /// gelu' of it before it is rounded. Returns false, and nothing is done, where the library does not offer that.
 bool input_gradient(const void* dh, const Ref& weight, const Ref& dx, bool add, const void* gelu_of = nullptr);
 
-/// dweight (+)= x^T dh; x may be rows with a stride. scratch: (K, N) f32, used only for a bf16 dweight. sums: (N) f32 for the sums
-/// over rows of dh, or null. Returns whether they have been written: by the epilogue of the product, where the library offers it.
-bool weight_gradient(const Ref& x, const void* dh, const Ref& dweight, bool add, float* scratch, float* sums);
+/// dweight (+)= x^T dh for a weight (K, N); x may be rows with a stride. scratch: (K, N) f32, for a bf16 dweight or none. sums: (N)
+/// f32 for the sums over rows of dh, or null. Returns whether they have been written: by the epilogue of the product, where the
+/// library offers it. Without dweight the product is made for the sums alone, so that they have the same bits.
+bool weight_gradient(const Ref& x, const void* dh, std::int64_t n, const Ref& dweight, bool add, float* scratch, float* sums);
 
 /// dh = dy activation'(h), and the sums of its rows, before dh is rounded, by blocks into partials (row_blocks(m), n) of
 /// accumulators; either may be null. dh may be dy. Without activation nothing but the sums is computed.

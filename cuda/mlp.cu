@@ -49,10 +49,11 @@ void backward(const Call& c) {
     if (!summed) slope_and_sums(Activation::none, dtype, rows, nullptr, nullptr, partials, s.m, dbias.size());
     add_sums(dtype, partials, summed ? 1 : row_blocks(s.m), dbias, add);
   };
-  auto sums_for = [&](const Ref& dbias) { return dbias ? reinterpret_cast<float*>(partials) : nullptr; };
+  // those of a bf16 gradient come from the kernel that rounds once
+  auto sums_for = [&](const Ref& dbias) { return dbias && dbias.dtype == Dtype::f32 ? reinterpret_cast<float*>(partials) : nullptr; };
 
   bool summed = false;
-  if (dweight_2) summed = weight_gradient(packed(g.data, s.inner(), dtype), dy.data, dweight_2, adds(c, 2), scratch, sums_for(dbias_2));
+  summed = weight_gradient(packed(g.data, s.inner(), dtype), dy.data, s.out, dweight_2, adds(c, 2), scratch, sums_for(dbias_2));
   if (dbias_2) add_bias(dbias_2, adds(c, 4), summed, dy.data);
 
   if (dx || dweight_1 || dbias_1) {
@@ -65,7 +66,7 @@ void backward(const Call& c) {
     }
     if (dx) input_gradient(dh, weight_1, dx, adds(c, 0));
     summed = false;
-    if (dweight_1) summed = weight_gradient(x, dh, dweight_1, adds(c, 1), scratch, fused ? sums_for(dbias_1) : nullptr);
+    summed = weight_gradient(x, dh, s.n, dweight_1, adds(c, 1), scratch, fused ? sums_for(dbias_1) : nullptr);
     if (fused && dbias_1) add_bias(dbias_1, adds(c, 3), summed, dh);
   }
   // last: daddend may lie on dy
@@ -84,7 +85,7 @@ std::int64_t backward_workspace(const Attributes&, std::span<const Meta> in) {
   const Dtype dtype = in[0].dtype;
   std::int64_t bytes = aligned_bytes(s.m, s.n, dtype) + aligned_bytes(row_blocks(s.m), std::max(s.n, s.out), accumulator_of(dtype));
   // whether x is rows with a stride is not known here
-  if (dtype == Dtype::bf16) bytes += s.k * s.n * 4;
+  if (dtype == Dtype::bf16) bytes += s.n * std::max(s.k, s.out) * 4;
   return bytes;
 }
 

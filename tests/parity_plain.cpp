@@ -86,9 +86,12 @@ Program with_rounded_storage(Program program, const Program& narrow, int digits)
 Program with_rounded_results(Program program, const Kept& kept, const Op& op) {
   // ops/cross_entropy.h: a tile of logits is stored in the dtype of x
   const bool products = op.name == "classifier_cross_entropy";
+  // ops/mlp.h: dh is stored in the dtype of x before anything is made of it
+  auto is_dh = [&](const Entry& e) { return op.name == "mlp" && e.backward && (e.op->name == "gelu" || e.op->name == "silu" || e.op->name == "relu"); };
   std::vector<Entry> entries;
   for (Entry& e : program.entries) {
     Tensors stored;
+    if (is_dh(e)) stored.push_back(e.dx[0]);
     for (const Tensor& y : e.backward ? Tensors{} : e.outputs) {
       bool narrow = products && e.op->name == "matmul";
       for (std::size_t j = 0; j < program.outputs.size(); ++j) narrow |= program.outputs[j] == y && kept.dtypes[j] == Dtype::bf16;
