@@ -41,10 +41,9 @@ void backward(const Call& c) {
     summed = true;
   }
   if (dx) input_gradient(dh, weight, dx, adds(c, 0));
-  // the sums of a bf16 gradient come from the kernel that rounds once
-  float* const sums = summed || dbias.dtype != Dtype::f32 ? nullptr : reinterpret_cast<float*>(partials);
-  if (weight_gradient(x, dh, s.n, dweight, adds(c, 1), scratch, sums)) {
-    add_sums(dtype, partials, 1, dbias, adds(c, 2));
+  float* const sums = !active && sums_by_product(c.inputs[2], dweight, dbias) ? reinterpret_cast<float*>(partials) : nullptr;
+  if ((dweight || dbias) && weight_gradient(x, dh, s.n, dweight, adds(c, 1), scratch, sums)) {
+    if (dbias) add_sums(dtype, partials, 1, dbias, adds(c, 2));
     summed = true;
   }
   if (!summed) {

@@ -35,6 +35,12 @@ bool input_gradient(const void* dh, const Ref& weight, const Ref& dx, bool add, 
 /// library offers it. Without dweight the product is made for the sums alone, so that they have the same bits.
 bool weight_gradient(const Ref& x, const void* dh, std::int64_t n, const Ref& dweight, bool add, float* scratch, float* sums);
 
+/// Whether the sums for a bias are to be asked of that product: always the same for the same op, so that a gradient has the same bits
+/// whichever others are wanted.
+inline bool sums_by_product(const Ref& bias, const Ref& dweight, const Ref& dbias) {
+  return bias.given && (dweight ? dweight.dtype == Dtype::f32 : dbias && dbias.dtype == Dtype::f32);
+}
+
 /// dh = dy activation'(h), and the sums of its rows, before dh is rounded, by blocks into partials (row_blocks(m), n) of
 /// accumulators; either may be null. dh may be dy. Without activation nothing but the sums is computed.
 void slope_and_sums(Activation activation, Dtype dtype, const void* dy, const void* h, void* dh, void* partials, std::int64_t m, std::int64_t n);

@@ -49,11 +49,13 @@ void backward(const Call& c) {
     if (!summed) slope_and_sums(Activation::none, dtype, rows, nullptr, nullptr, partials, s.m, dbias.size());
     add_sums(dtype, partials, summed ? 1 : row_blocks(s.m), dbias, add);
   };
-  // those of a bf16 gradient come from the kernel that rounds once
-  auto sums_for = [&](const Ref& dbias) { return dbias && dbias.dtype == Dtype::f32 ? reinterpret_cast<float*>(partials) : nullptr; };
+  auto sums_for = [&](int weight, int bias) {
+    return sums_by_product(c.inputs[bias], c.dx[weight], c.dx[bias]) ? reinterpret_cast<float*>(partials) : nullptr;
+  };
 
   bool summed = false;
-  summed = weight_gradient(packed(g.data, s.inner(), dtype), dy.data, s.out, dweight_2, adds(c, 2), scratch, sums_for(dbias_2));
+  if (dweight_2 || dbias_2)
+    summed = weight_gradient(packed(g.data, s.inner(), dtype), dy.data, s.out, dweight_2, adds(c, 2), scratch, sums_for(2, 4));
   if (dbias_2) add_bias(dbias_2, adds(c, 4), summed, dy.data);
 
   if (dx || dweight_1 || dbias_1) {
@@ -66,7 +68,7 @@ void backward(const Call& c) {
     }
     if (dx) input_gradient(dh, weight_1, dx, adds(c, 0));
     summed = false;
-    summed = weight_gradient(x, dh, s.n, dweight_1, adds(c, 1), scratch, fused ? sums_for(dbias_1) : nullptr);
+    if (dweight_1 || dbias_1) summed = weight_gradient(x, dh, s.n, dweight_1, adds(c, 1), scratch, fused ? sums_for(1, 3) : nullptr);
     if (fused && dbias_1) add_bias(dbias_1, adds(c, 3), summed, dh);
   }
   // last: daddend may lie on dy

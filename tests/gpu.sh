@@ -104,7 +104,6 @@ sanitize() {
   case "$1" in
     memcheck) options=(--leak-check no --padding 64) ;;
     racecheck) options=(--racecheck-report analysis) ;;
-    initcheck) options=(--track-unused-memory no) ;;
   esac
   # initcheck does not see what cuBLAS's kernels store through the copy engine, and takes every product's result for unwritten
   # memory (it does so too where the results were compared and found right). So for it fresh memory is filled with NaN, which it does
