@@ -288,7 +288,7 @@ std::string open_device() {
                        "toolkit",
                        version_text(driver), version_text(runtime));
   if (found == cudaErrorNoDevice || (found == cudaSuccess && count == 0))
-    return "the driver sees no GPU; check nvidia-smi and CUDA_VISIBLE_DEVICES, or compute on the CPU";
+    return "the driver sees no GPU; check nvidia-smi and CUDA_VISIBLE_DEVICES, or leave out --device=cuda to compute on the CPU";
   if (found != cudaSuccess) return fmt::format("the driver gives an error: {}", cudaGetErrorString(found));
   if (cudaGetDeviceProperties(&properties, 0) != cudaSuccess) return "the GPU does not answer; check nvidia-smi";
   if (properties.major < 8)

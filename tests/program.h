@@ -23,9 +23,10 @@ inline ProgramResult run_shell(const std::string& command) {
   return result;
 }
 
-/// The program under test with these arguments, run in `folder`.
+/// The program under test with these arguments, run in `folder`, on the CPU wherever there is a GPU: texts and digits are then the
+/// same on every machine.
 inline ProgramResult run_program(const std::string& arguments, const std::string& folder = ".", const std::string& before = "") {
-  return run_shell("cd '" + folder + "' && " + before + " '" HH_BINARY_DIR "/bin/hedgehog' " + arguments);
+  return run_shell("cd '" + folder + "' && export CUDA_VISIBLE_DEVICES= && " + before + " '" HH_BINARY_DIR "/bin/hedgehog' " + arguments);
 }
 
 }  // namespace hedgehog::test

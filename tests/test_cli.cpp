@@ -237,12 +237,13 @@ TEST_CASE("cli: bench times the model that the options describe" * doctest::test
   CHECK(out["steps"][0]["attention"] == "elu");
   CHECK(out["steps"][0]["batch"] == "2 x 4");
   CHECK(out["steps"][0]["tokens_per_second"] > 0);
-  CHECK(out["decoding"][0]["tokens_per_second_at_2048"] > 0);
+  CHECK(out["decoding"][0]["tokens_per_second_far"] > 0);
   CHECK(out["products"].size() == 4);
 }
 
 TEST_CASE("cli: what a command has no use for is refused") {
-  check_refused(run_program("train --device=cuda"), 2, {"this build has no CUDA"});
+  // no CUDA in the build, no driver, or no GPU to be seen: whatever is missing, the way out is named
+  check_refused(run_program("train --device=cuda"), 2, {"--device=cuda: ", "to compute on the CPU"});
   for (const char* arguments : {"bench --op=linear", "bench --gradient_accumulation=2", "bench --quiet", "sample --quiet", "eval --quiet"})
     check_refused(run_program(arguments), 2, {"is not an option of"});
 }
