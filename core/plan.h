@@ -13,7 +13,7 @@ using Bytes = std::int64_t;
 
 struct PlanOptions {
   bool reuse = true;    // false: nothing shares memory (the oracle for the sharing)
-  bool guards = false;  // 64 bytes on each side of every slot, for the guard-word check
+  bool guards = false;  // room on each side of every slot, for the guard-word check
 };
 
 /// A piece of the arena, in use from entry `first` to entry `last`, both included.

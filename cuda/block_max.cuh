@@ -5,19 +5,6 @@
 
 namespace hedgehog::cuda {
 
-/// Largest x of the block; every thread gets it. x is not NaN; blockDim.x is a multiple of 32, at most 1024.
-template <class T>
-__device__ __forceinline__ T block_max(T x) {
-  __shared__ T parts[32];
-  x = warp_max(x);
-  const unsigned warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  __syncthreads();  // the maximum before this one has been read
-  if (lane == 0) parts[warp] = x;
-  __syncthreads();
-  x = lane < blockDim.x / kWarp ? parts[lane] : -std::numeric_limits<T>::infinity();
-  return warp_max(x);
-}
-
 /// Largest of n elements but NaN, read by the whole block.
 template <class T>
 __device__ __forceinline__ Accumulator<T> largest_of(const T* x, std::int64_t n) {

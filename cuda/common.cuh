@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <type_traits>
 
 #include "core/error.h"
@@ -136,6 +137,19 @@ __device__ __forceinline__ T block_sum(T x) {
   __syncthreads();
   x = lane < blockDim.x / kWarp ? parts[lane] : T(0);
   return warp_sum(x);
+}
+
+/// Largest over the block, likewise; x is not NaN.
+template <class T>
+__device__ __forceinline__ T block_max(T x) {
+  __shared__ T parts[32];
+  x = warp_max(x);
+  const unsigned warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  __syncthreads();  // the maximum before this one has been read
+  if (lane == 0) parts[warp] = x;
+  __syncthreads();
+  x = lane < blockDim.x / kWarp ? parts[lane] : -std::numeric_limits<T>::infinity();
+  return warp_max(x);
 }
 
 }  // namespace hedgehog::cuda

@@ -20,18 +20,6 @@ __device__ __forceinline__ A shifted_exp(A x) {
   else return expf(x);
 }
 
-/// Largest over the block; every thread gets it.
-template <class A>
-__device__ __forceinline__ A block_highest(A x) {
-  __shared__ A parts[32];
-  x = warp_max(x);
-  __syncthreads();  // the maximum before this one has been read
-  if (threadIdx.x % kWarp == 0) parts[threadIdx.x / kWarp] = x;
-  __syncthreads();
-  const unsigned lane = threadIdx.x % kWarp;
-  return warp_max(parts[lane < blockDim.x / kWarp ? lane : 0]);
-}
-
 /// What a softmax needs of a row: its largest score, and the sum of the exponentials shifted by it.
 template <class A>
 struct RowExpSum {
@@ -62,7 +50,7 @@ __device__ RowExpSum<Accumulator<T>> row_exp_sum(const T* scores, std::int64_t c
 #pragma unroll
     for (int i = 0; i < N; ++i) sum += shifted_exp<kFast>(x[i] - highest);
   }
-  const A all = block_highest(highest);
+  const A all = block_max(highest);
   sum = block_sum(sum * shifted_exp<kFast>(highest - all));
   return {all, sum};
 }

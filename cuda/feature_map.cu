@@ -23,11 +23,6 @@ Sizes sizes_of(const Attributes& attributes, const In& in) {
 }
 
 template <class T>
-Heads<T> heads_of(const Ref& x) {
-  return x ? Heads<T>(kName, x) : Heads<T>();
-}
-
-template <class T>
 struct ForwardArguments {
   Sizes s;
   Heads<const T> x;
@@ -140,10 +135,10 @@ void forward(const Call& c) {
   dispatch_floating(c.inputs[0].dtype, [&](auto zero) {
     using T = decltype(zero);
     const ForwardArguments<T> arguments{s,
-                                        heads_of<const T>(c.inputs[0]),
+                                        Heads<const T>(kName, c.inputs[0]),
                                         c.inputs[1].as<const T>(),
                                         c.inputs[2].as<const T>(),
-                                        heads_of<T>(c.outputs[0]),
+                                        Heads<T>(kName, c.outputs[0]),
                                         static_cast<Accumulator<T>*>(c.workspace)};
     feature_map_forward_kernel<T><<<blocks_for(s.rows(), kWarps), kThreads, 0, stream()>>>(arguments);
     check_launch(kName);
@@ -167,14 +162,14 @@ void backward(const Call& c) {
   dispatch_floating(c.inputs[0].dtype, [&](auto zero) {
     using T = decltype(zero);
     auto* const du = static_cast<Accumulator<T>*>(c.workspace);
-    const BackwardArguments<T> arguments{s, c.inputs[1].as<const T>(), heads_of<const T>(c.outputs[0]), heads_of<const T>(c.dy[0]), du};
+    const BackwardArguments<T> arguments{s, c.inputs[1].as<const T>(), Heads<const T>(kName, c.outputs[0]), Heads<const T>(kName, c.dy[0]), du};
     dispatch_gradient<T>(c.dx[0], [&](auto gradient) {
       using G = decltype(gradient);
       feature_map_backward_kernel<T, G>
-          <<<blocks_for(s.rows(), kWarps), kThreads, 0, stream()>>>(arguments, heads_of<G>(c.dx[0]), adds(c, 0));
+          <<<blocks_for(s.rows(), kWarps), kThreads, 0, stream()>>>(arguments, Heads<G>(kName, c.dx[0]), adds(c, 0));
       check_launch(kName);
     });
-    weight_backward<T>(c, s, 1, heads_of<const T>(c.inputs[0]), du);
+    weight_backward<T>(c, s, 1, Heads<const T>(kName, c.inputs[0]), du);
     weight_backward<T>(c, s, 2, {}, du);
   });
 }

@@ -8,18 +8,6 @@
 /// made of it, belong to lane r % 32; other lanes see what was written after __syncwarp.
 namespace hedgehog::cuda {
 
-/// Largest value of the block, as block_sum.
-template <class A>
-__device__ A block_max(A x) {
-  __shared__ A parts[32];
-  x = warp_max(x);
-  const unsigned warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  __syncthreads();  // the maximum before this one has been read
-  if (lane == 0) parts[warp] = x;
-  __syncthreads();
-  return warp_max(lane < blockDim.x / kWarp ? parts[lane] : -A(INFINITY));
-}
-
 /// ln(sum exp(sign u_r)), the same in every lane.
 template <class A, class U>
 __device__ __forceinline__ A log_sum_exp_warp(int width, A sign, const U& u) {

@@ -46,11 +46,6 @@ struct Pieces {
   }
 };
 
-template <class T>
-Heads<T> heads_of(const Ref& x) {
-  return x ? Heads<T>(kName, x) : Heads<T>();
-}
-
 /// What both passes read.
 template <class T>
 struct Arguments {
@@ -62,7 +57,7 @@ struct Arguments {
   const A* initial;
 
   Arguments(const Call& c, const Sizes& sizes)
-      : s(sizes), q(heads_of<const T>(c.inputs[kQ])), k(heads_of<const T>(c.inputs[kK])), v(heads_of<const T>(c.inputs[kV])),
+      : s(sizes), q(Heads<const T>(kName, c.inputs[kQ])), k(Heads<const T>(kName, c.inputs[kK])), v(Heads<const T>(kName, c.inputs[kV])),
         weight{c.inputs[kWeightQ].as<const T>(), c.inputs[kWeightK].as<const T>()},
         bias{c.inputs[kBiasQ].as<const T>(), c.inputs[kBiasK].as<const T>()},
         document_start(c.inputs[kDocumentStart].as<const std::int32_t>()), mask(c.inputs[kMask].as<const std::int32_t>()),

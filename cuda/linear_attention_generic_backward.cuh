@@ -13,8 +13,8 @@ struct GradientHeads {
   bool adds = false;
 
   GradientHeads(const Call& c, int i) : adds(cuda::adds(c, i)) {
-    if (std::is_same_v<T, bf16> && c.dx[i].dtype == Dtype::f32) wide = heads_of<float>(c.dx[i]);
-    else same = heads_of<T>(c.dx[i]);
+    if (std::is_same_v<T, bf16> && c.dx[i].dtype == Dtype::f32) wide = Heads<float>(kName, c.dx[i]);
+    else same = Heads<T>(kName, c.dx[i]);
   }
   __device__ void put(std::int64_t b, std::int64_t t, std::int64_t h, int e, Accumulator<T> value) const {
     if (wide) store(wide.at(b, t, h) + e, value, adds);
@@ -36,7 +36,7 @@ struct BackwardArguments : Arguments<T> {
   bool wants_weight[2], wants_bias[2], wants[2];
 
   BackwardArguments(const Call& c, const Sizes& sizes, A* partials)
-      : Arguments<T>(c, sizes), o(heads_of<const T>(c.outputs[0])), G(heads_of<const T>(c.dy[0])), saved(c.saved[0].as<const A>()),
+      : Arguments<T>(c, sizes), o(Heads<const T>(kName, c.outputs[0])), G(Heads<const T>(kName, c.dy[0])), saved(c.saved[0].as<const A>()),
         dfinal(sizes.final_state ? c.dy[1].as<const A>() : nullptr), dq(c, kQ), dk(c, kK), dv(c, kV),
         dinitial(c.dx[kInitialState].as<A>()), dinitial_adds(adds(c, kInitialState)) {
     const std::int64_t heads = sizes.B * sizes.Hq, matrix = sizes.D * sizes.width;

@@ -10,7 +10,7 @@ struct ForwardArguments : Arguments<T> {
   A *saved, *final_state;
 
   ForwardArguments(const Call& c, const Sizes& sizes)
-      : Arguments<T>(c, sizes), o(heads_of<T>(c.outputs[0])), saved(c.saved.empty() ? nullptr : c.saved[0].as<A>()),
+      : Arguments<T>(c, sizes), o(Heads<T>(kName, c.outputs[0])), saved(c.saved.empty() ? nullptr : c.saved[0].as<A>()),
         final_state(c.outputs[1].as<A>()) {}
 };
 

@@ -11,12 +11,6 @@ namespace input = softmax_attention_detail;  // kQ, kK, ...
 
 constexpr const char* kName = "softmax_attention";
 
-/// Empty for a tensor without data.
-template <class T>
-Heads<T> heads_of(const char* op, const Ref& x) {
-  return x ? Heads<T>(op, x) : Heads<T>();
-}
-
 /// Where a gradient goes: elements like the input's, or f32 for a bf16 parameter.
 template <class T>
 struct Gradient {
@@ -26,8 +20,8 @@ struct Gradient {
 
   Gradient() = default;
   Gradient(const Ref& dx, Mode mode) : adds(mode == Mode::accumulate) {
-    if (std::is_same_v<T, bf16> && dx.dtype == Dtype::f32) wide = heads_of<float>(kName, dx);
-    else narrow = heads_of<T>(kName, dx);
+    if (std::is_same_v<T, bf16> && dx.dtype == Dtype::f32) wide = Heads<float>(kName, dx);
+    else narrow = Heads<T>(kName, dx);
   }
   template <class A>
   __device__ __forceinline__ void put(std::int64_t b, std::int64_t t, std::int64_t h, std::int64_t e, A value) const {
@@ -51,16 +45,16 @@ struct Arguments {
 
   explicit Arguments(const Call& c)
       : s(sizes_of(c)),
-        q(heads_of<const T>(kName, c.inputs[input::kQ])),
-        k(heads_of<const T>(kName, c.inputs[input::kK])),
-        v(heads_of<const T>(kName, c.inputs[input::kV])),
-        o(heads_of<T>(kName, c.outputs[0])),
+        q(Heads<const T>(kName, c.inputs[input::kQ])),
+        k(Heads<const T>(kName, c.inputs[input::kK])),
+        v(Heads<const T>(kName, c.inputs[input::kV])),
+        o(Heads<T>(kName, c.outputs[0])),
         log_sum_exp(c.saved[0].as<Accumulator<T>>()),
         document_start(c.inputs[input::kDocumentStart].as<std::int32_t>()),
         mask(c.inputs[input::kMask].as<std::int32_t>()),
         workspace(c.workspace) {
     if (c.dx.empty()) return;
-    dy = heads_of<const T>(kName, c.dy[0]);
+    dy = Heads<const T>(kName, c.dy[0]);
     dq = Gradient<T>(c.dx[input::kQ], c.modes[input::kQ]);
     dk = Gradient<T>(c.dx[input::kK], c.modes[input::kK]);
     dv = Gradient<T>(c.dx[input::kV], c.modes[input::kV]);
