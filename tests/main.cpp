@@ -8,6 +8,7 @@
 #include "core/tape.h"
 #include "ops/blas.h"
 #include "ops/cpu.h"
+#include "ops/register.h"
 #include "tests/counters.h"
 
 namespace hedgehog::test {
@@ -80,6 +81,7 @@ void skip(const std::string& reason) {
 int main(int argc, char** argv) {
   hedgehog::ensure_best_blas(argc, argv);
   hedgehog::configure_threads();
+  hedgehog::register_ops();  // find_op works in every case, whichever ran before it
   // a failure must not be followed by a crash whose output hides it
   std::setvbuf(stdout, nullptr, _IOLBF, 0);
   doctest::Context context(argc, argv);
