@@ -8,7 +8,8 @@ constexpr unsigned kWarps = 8;  // of a block with a row for each warp
 /// y = (in - mean) rstd weight + bias, where in is x, or the stored sum of x and residual.
 template <class T>
 struct NormForward {
-  const T *x, *residual, *weight, *bias;  // (rows, columns), like x or null, (columns), (columns) or null
+  const T *x, *residual;                  // (rows, columns), like x or null
+  const Accumulator<T>*weight, *bias;     // (columns), like weight or null
   T *y, *sum;                             // (rows, columns), like y if there is a residual
   Accumulator<T>*mean, *rstd;             // (rows), null where not kept
   std::int64_t rows, columns;
@@ -65,13 +66,13 @@ __global__ void __launch_bounds__(kWarps* kWarp) norm_forward_warp_kernel(const 
 #pragma unroll
     for (int p = 0; p < kPackets; ++p)
       if (const int at = p * kWarp + lane; at < packets) {
-        const Packet<T, N> weight = load_packet<N>(k.weight + at * N);
-        Packet<T, N> bias;
+        const Packet<float, N> weight = load_packet<N>(k.weight + at * N);
+        Packet<float, N> bias;
         if (k.bias) bias = load_packet<N>(k.bias + at * N);
         Packet<T, N> y;
 #pragma unroll
         for (int i = 0; i < N; ++i)
-          y[i] = convert<T>((convert<float>(in[p][i]) - mean) * rstd * convert<float>(weight[i]) + (k.bias ? convert<float>(bias[i]) : 0.0f));
+          y[i] = convert<T>((convert<float>(in[p][i]) - mean) * rstd * weight[i] + (k.bias ? bias[i] : 0.0f));
         store_packet(k.y + row * k.columns + at * N, y);
       }
     if (lane != 0) continue;
@@ -103,7 +104,7 @@ __global__ void norm_forward_kernel(const NormForward<T> k) {
     }
     const A rstd = A(1) / sqrt(block_sum(square) / A(k.columns) + k.eps);
     for (std::int64_t i = threadIdx.x; i < k.columns; i += blockDim.x)
-      k.y[row * k.columns + i] = convert<T>((load(in + i) - mean) * rstd * load(k.weight + i) + (k.bias ? load(k.bias + i) : A(0)));
+      k.y[row * k.columns + i] = convert<T>((load(in + i) - mean) * rstd * k.weight[i] + (k.bias ? k.bias[i] : A(0)));
     if (threadIdx.x != 0) continue;
     if (k.mean) k.mean[row] = mean;
     if (k.rstd) k.rstd[row] = rstd;
@@ -131,9 +132,9 @@ void norm_forward(const Call& c, const NormPlaces& places) {
       k.residual = c.inputs[1].as<T>();
       k.sum = c.outputs[1].as<T>();
     }
-    k.weight = c.inputs[std::size_t(places.weight())].as<T>();
+    k.weight = c.inputs[std::size_t(places.weight())].as<A>();
     if (places.centred) {
-      k.bias = c.inputs[std::size_t(places.bias())].as<T>();
+      k.bias = c.inputs[std::size_t(places.bias())].as<A>();
       k.mean = c.saved[0].as<A>();
     }
     k.rstd = c.saved[places.rstd()].as<A>();

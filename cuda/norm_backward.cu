@@ -10,7 +10,8 @@ constexpr unsigned kWarps = 8;  // of a block with a row for each warp
 /// dx = dresidual = dsum + rstd (g - mean_c(g) - xhat mean_c(g xhat)),  without mean_c(g) if not centred
 template <class T>
 struct NormBackward {
-  const T *dy, *dsum, *normed, *weight;  // (rows, columns), null: zeros; (columns)
+  const T *dy, *dsum, *normed;           // (rows, columns), null: zeros
+  const Accumulator<T>* weight;          // (columns)
   const Accumulator<T>*mean, *rstd;      // (rows); mean null: not centred
   Target<T> dx, dresidual;               // (rows, columns)
   Accumulator<T>* partials;              // (blocks, 2, columns): dweight and dbias of each block's rows; null: not wanted
@@ -40,10 +41,10 @@ __global__ void __launch_bounds__(kWarps* kWarp, kPackets <= 3 ? 2 : 1) norm_bac
 #pragma unroll
     for (int p = 0; p < kPackets; ++p)
       if (const int at = p * kWarp + lane; at < packets) {
-        const Packet<T, N> weight = load_packet<N>(k.weight + at * N);
+        const Packet<float, N> weight = load_packet<N>(k.weight + at * N);
 #pragma unroll
         for (int i = 0; i < N; ++i) {
-          const float d = convert<float>(dy[p][i]), xhat = (convert<float>(x[p][i]) - mean) * rstd, g = d * convert<float>(weight[i]);
+          const float d = convert<float>(dy[p][i]), xhat = (convert<float>(x[p][i]) - mean) * rstd, g = d * weight[i];
           dweight[p][i] += d * xhat;
           dbias[p][i] += d;
           g_sum += g;
@@ -56,13 +57,13 @@ __global__ void __launch_bounds__(kWarps* kWarp, kPackets <= 3 ? 2 : 1) norm_bac
     for (int p = 0; p < kPackets; ++p)
       if (const int at = p * kWarp + lane; at < packets) {
         const std::int64_t place = row * k.columns + at * N;
-        const Packet<T, N> weight = load_packet<N>(k.weight + at * N);
+        const Packet<float, N> weight = load_packet<N>(k.weight + at * N);
         Packet<T, N> dsum;
         if (k.dsum) dsum = load_packet<N>(k.dsum + place);
         float dx[N];
 #pragma unroll
         for (int i = 0; i < N; ++i) {
-          const float xhat = (convert<float>(x[p][i]) - mean) * rstd, g = convert<float>(dy[p][i]) * convert<float>(weight[i]);
+          const float xhat = (convert<float>(x[p][i]) - mean) * rstd, g = convert<float>(dy[p][i]) * weight[i];
           dx[i] = rstd * (g - a - xhat * b) + (k.dsum ? convert<float>(dsum[i]) : 0.0f);
         }
         if (k.dx) k.dx.put(place, dx);
@@ -101,7 +102,7 @@ __global__ void norm_backward_kernel(const NormBackward<T> k) {
       rstd = k.rstd[row];
       mean = k.mean ? k.mean[row] : A(0);
       for (std::int64_t i = threadIdx.x; i < k.columns; i += blockDim.x) {
-        const A d = load(k.dy + start + i), xhat = (load(k.normed + start + i) - mean) * rstd, g = d * load(k.weight + i);
+        const A d = load(k.dy + start + i), xhat = (load(k.normed + start + i) - mean) * rstd, g = d * k.weight[i];
         if (dweight) {
           dweight[i] += d * xhat;
           dweight[k.columns + i] += d;
@@ -118,7 +119,7 @@ __global__ void norm_backward_kernel(const NormBackward<T> k) {
     }
     for (std::int64_t i = threadIdx.x; i < k.columns; i += blockDim.x) {
       A dx = 0;
-      if (k.dy) dx = rstd * (load(k.dy + start + i) * load(k.weight + i) - a - (load(k.normed + start + i) - mean) * rstd * b);
+      if (k.dy) dx = rstd * (load(k.dy + start + i) * k.weight[i] - a - (load(k.normed + start + i) - mean) * rstd * b);
       if (k.dsum) dx += load(k.dsum + start + i);
       if (k.dx) k.dx.put(start + i, dx);
       if (k.dresidual) k.dresidual.put(start + i, dx);
@@ -152,7 +153,7 @@ void norm_backward(const Call& c, const NormPlaces& places) {
     k.dy = c.dy[0].as<T>();
     k.dsum = places.added ? c.dy[1].as<T>() : nullptr;
     k.normed = (places.added ? c.outputs[1] : x).template as<T>();
-    k.weight = c.inputs[std::size_t(places.weight())].as<T>();
+    k.weight = c.inputs[std::size_t(places.weight())].as<A>();
     k.mean = places.centred ? c.saved[0].as<A>() : nullptr;
     k.rstd = c.saved[places.rstd()].as<A>();
     k.dx = Target<T>(c, 0);

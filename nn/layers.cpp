@@ -12,8 +12,8 @@ Tensor Linear::operator()(const Tensor& x, const Tensor& addend, const std::stri
 }
 
 Norm::Norm(Parameters& parameters, const std::string& name, const std::string& kind, std::int64_t width, bool with_bias)
-    : kind(kind), weight(parameters.add(name + ".weight", {width}, Init::ones(), 0)) {
-  if (with_bias && kind == "layer") bias = parameters.add(name + ".bias", {width}, Init::zeros(), 0);
+    : kind(kind), weight(parameters.add(name + ".weight", {width}, Init::ones(), 0, true)) {
+  if (with_bias && kind == "layer") bias = parameters.add(name + ".bias", {width}, Init::zeros(), 0, true);
 }
 
 Tensor Norm::operator()(const Tensor& x) const { return kind == "rms" ? rms_norm(x, weight) : layer_norm(x, weight, bias); }

@@ -30,20 +30,23 @@ std::vector<double> draw(const Shape& shape, Init init, Random random) {
 
 }  // namespace
 
-Tensor Parameters::add(const std::string& name, Shape shape, Init init, double decay) {
+Tensor Parameters::add(const std::string& name, Shape shape, Init init, double decay, bool wide) {
   if (flat_.weights) throw Error(fmt::format("[parameters] '{}' comes too late: the buffers are flat already; add it before flatten()", name));
   for (const Tensor& t : tensors_)
     if (t.name() == name) throw Error(fmt::format("[parameters] the name '{}' is taken; choose another", name));
+  const Dtype dtype = wide ? accumulator_of(dtype_) : dtype_;
   Tensor p;
   if (declared_) {
-    p = declare(shape, dtype_, Role::parameter, name);
+    p = declare(shape, dtype, Role::parameter, name);
     p->wants_gradient = true;
     p->gradient = declare(shape, accumulator_of(dtype_), Role::gradient, name + ".gradient");
   } else {
-    p = parameter(shape, name, dtype_);
+    p = parameter(shape, name, dtype);
   }
   if (dtype_ == Dtype::bf16)
-    masters_.push_back(declared_ ? declare(shape, Dtype::f32, Role::parameter, name) : allocate(shape, Dtype::f32, Role::parameter, name));
+    masters_.push_back(wide        ? p
+                       : declared_ ? declare(shape, Dtype::f32, Role::parameter, name)
+                                   : allocate(shape, Dtype::f32, Role::parameter, name));
   tensors_.push_back(p);
   if (!declared_) assign(p, draw(shape, init, Random{seed_, std::uint32_t(tensors_.size() - 1), 0x70617261u}));
   decay_.push_back(decay);
@@ -58,11 +61,12 @@ std::vector<double> Parameters::values(const Tensor& parameter) const { return m
 
 void Parameters::assign(const Tensor& parameter, const std::vector<double>& values) {
   master_of(parameter).copy_from(values);
-  if (dtype_ == Dtype::bf16) parameter.copy_from(values);
+  if (parameter.dtype() == Dtype::bf16) parameter.copy_from(values);
 }
 
 void Parameters::refresh_copies() {
-  for (std::size_t i = 0; i < masters_.size(); ++i) tensors_[i].copy_from(masters_[i].to_vector());
+  for (std::size_t i = 0; i < masters_.size(); ++i)
+    if (tensors_[i].dtype() == Dtype::bf16) tensors_[i].copy_from(masters_[i].to_vector());
 }
 
 Tensor Parameters::find(const std::string& name) const {
@@ -101,7 +105,13 @@ const FlatParameters& Parameters::flatten() {
     flat_.second_moment = declare({offset}, dtype, Role::state, "second_moment");
   } else {
     flat_.weights = flatten_storage(masters(), Role::parameter, "weights", kSpanAlignment);
-    if (rounded) flat_.copies = flatten_storage(tensors_, Role::parameter, "copies", kSpanAlignment);
+    if (rounded) {
+      // one offset for master and copy: a wide parameter leaves a place that nobody reads
+      Tensors copies = tensors_;
+      for (Tensor& t : copies)
+        if (t.dtype() != dtype_) t = allocate(t.shape(), dtype_, Role::parameter, t.name());
+      flat_.copies = flatten_storage(copies, Role::parameter, "copies", kSpanAlignment);
+    }
     flat_.gradients = flatten_storage(gradients, Role::gradient, "gradients", kSpanAlignment);
     flat_.first_moment = state(flat_.weights.shape(), dtype, "first_moment");
     flat_.second_moment = state(flat_.weights.shape(), dtype, "second_moment");

@@ -23,7 +23,7 @@ struct Init {
 /// What the optimiser needs, in flat buffers that all parameters are slices of.
 struct FlatParameters {
   Tensor weights, gradients;            // (P); f32 masters and gradients where the parameters are bf16
-  Tensor copies;                        // bf16 (P), what the ops read; empty unless the parameters are bf16
+  Tensor copies;                        // bf16 (P), what the ops read but of wide ones; empty unless the parameters are bf16
   Tensor first_moment, second_moment;   // (P) states
   Tensor spans;                         // f64 (S, 5): offset, length, learning-rate factor, decay factor, frozen
   std::vector<std::int64_t> offsets;    // (S) elements
@@ -32,16 +32,17 @@ struct FlatParameters {
 /// The parameters of one model by name, in order of creation. Draws are Philox streams named by that order, so a model
 /// starts equal on every machine.
 ///
-/// A bf16 parameter is a copy that the ops read, rounded from a master in f32 that the optimiser and checkpoints hold.
+/// A bf16 parameter is a copy that the ops read, rounded from a master in f32 that the optimiser and checkpoints hold. A
+/// wide one is f32 there too, and its own master.
 class Parameters {
  public:
   /// `declared`: shapes without memory, to record and plan with.
   explicit Parameters(Dtype dtype = Dtype::f32, std::uint64_t seed = 1, bool declared = false)
       : dtype_(dtype), seed_(seed), declared_(declared) {}
 
-  /// A new parameter. `decay` scales the optimiser's weight decay (0 for maps, biases and norms).
-  /// Throws Error if the name is taken.
-  Tensor add(const std::string& name, Shape shape, Init init, double decay);
+  /// A new parameter. `decay` scales the optimiser's weight decay (0 for maps, biases and norms). `wide`: f32 where the
+  /// others are bf16, as norms ask for. Throws Error if the name is taken.
+  Tensor add(const std::string& name, Shape shape, Init init, double decay, bool wide = false);
   const Tensors& all() const { return tensors_; }
   /// The tensors whose numbers count, in the same order: masters of bf16 parameters, else the parameters themselves.
   const Tensors& masters() const { return dtype_ == Dtype::bf16 ? masters_ : tensors_; }

@@ -5,6 +5,7 @@
 #include "ops/elementwise.h"
 #include "ops/reduce.h"
 #include "ops/rows.h"
+#include "ops/shape.h"
 
 namespace hedgehog {
 
@@ -22,6 +23,12 @@ struct Norm {
     else return kAdded ? kAddRmsNorm : kRmsNorm;
   }
 
+  /// Weights are f32 where x is bf16: near 1, where they start, bf16 has steps of 2^-8 that hide most updates.
+  static void check_parameter(const Meta& parameter, const char* name, const Meta& x) {
+    check_dtype(op(), name, parameter, accumulator_of(x.dtype), x.dtype == Dtype::bf16 ? nullptr : "x");
+    check_shape(op(), name, parameter, {x.shape.last()}, "(C)", "x", x);
+  }
+
   static Layout infer(const Attributes& a, std::span<const Meta> in) {
     const Meta &x = in[0], &weight = in[kWeight];
     check_floating(op(), "x", x);
@@ -31,14 +38,9 @@ struct Norm {
       check_shape(op(), "residual", in[1], x.shape, "(..., C)", "x", x);
     }
     const std::int64_t columns = x.shape.last(), rows = x.shape.rows();
-    check_dtype(op(), "weight", weight, x.dtype, "x");
-    check_shape(op(), "weight", weight, {columns}, "(C)", "x", x);
-    if constexpr (kCentred) {
-      if (in[kBias].given) {
-        check_dtype(op(), "bias", in[kBias], x.dtype, "x");
-        check_shape(op(), "bias", in[kBias], {columns}, "(C)", "x", x);
-      }
-    }
+    check_parameter(weight, "weight", x);
+    if constexpr (kCentred)
+      if (in[kBias].given) check_parameter(in[kBias], "bias", x);
     if (!(a.real("eps") > 0)) fail(op(), fmt::format("eps must be above 0, but is {}; 1e-5 is usual", a.real("eps")));
     const Meta row{{rows}, accumulator_of(x.dtype), true};
     Layout layout;
@@ -170,7 +172,9 @@ struct Norm {
   /// `freeze_mean` and `freeze_scale` cut the gradient through the statistics, as a wrong backward would.
   static Tensors composed(const Attributes& a, const Tensors& in, bool freeze_mean = false, bool freeze_scale = false) {
     const double eps = a.real("eps");
-    const Tensor x = kAdded ? add(in[0], in[1]) : in[0];
+    const Tensor sum = kAdded ? add(in[0], in[1]) : in[0];
+    const bool rounded = sum.dtype() == Dtype::bf16;
+    const Tensor x = rounded ? cast(sum, Dtype::f32) : sum;
     Tensor centred = x;
     if constexpr (kCentred) {
       const Tensor average = mean(x, -1, true);
@@ -180,7 +184,8 @@ struct Norm {
     Tensor y = multiply(multiply(centred, freeze_scale ? detach(rstd) : rstd), in[kWeight]);
     if constexpr (kCentred)
       if (in[kBias]) y = add(y, in[kBias]);
-    if constexpr (kAdded) return {y, x};
+    if (rounded) y = cast(y, Dtype::bf16);
+    if constexpr (kAdded) return {y, sum};
     else return {y};
   }
 
@@ -194,8 +199,8 @@ struct Norm {
     op.name = std::string(kAdded ? "add_" : "") + (kCentred ? "layer_norm" : "rms_norm");
     op.arguments = {{"x"}};
     if (kAdded) op.arguments.push_back({"residual"});
-    op.arguments.push_back({"weight"});
-    if (kCentred) op.arguments.push_back({"bias", true});
+    op.arguments.push_back({.name = "weight", .wide = true});
+    if (kCentred) op.arguments.push_back({.name = "bias", .optional = true, .wide = true});
     op.results = kAdded ? std::vector<std::string>{"y", "sum"} : std::vector<std::string>{"y"};
     op.saved_names = kCentred ? std::vector<std::string>{"mean", "rstd"} : std::vector<std::string>{"rstd"};
     op.attributes = {{"eps", 1e-5}};

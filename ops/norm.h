@@ -9,15 +9,15 @@ namespace hedgehog {
 ///   y    = xhat * weight + bias
 ///
 /// x       (..., C)  f32 | f64 | bf16 (CUDA)
-/// weight  (C)       dtype of x
-/// bias    (C)       dtype of x, or none
+/// weight  (C)       dtype of x, f32 for bf16
+/// bias    (C)       dtype of weight, or none
 /// eps     > 0, default 1e-5, unitless
 /// returns (..., C)
 ///
 /// Backward: dbias = sum_n dy;  dweight = sum_n dy * xhat;
 ///           dx = rstd * (g - mean_c(g) - xhat * mean_c(g * xhat)),  g = dy * weight
 /// Saved:    mean (N), rstd (N), N rows; in the dtype of x, f32 for bf16.
-/// Throws:   ShapeError if weight or bias is not (C), dtypes differ, or eps is not above 0.
+/// Throws:   ShapeError if weight or bias is not (C), dtypes differ from these, or eps is not above 0.
 /// Source:   Ba, Kiros, Hinton 2016, arXiv:1607.06450, section 3.
 Tensor layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias = {}, double eps = 1e-5,
                   SourceLine where = SourceLine::current());
@@ -27,14 +27,14 @@ Tensor layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias = {}
 ///   y = x * rstd * weight,   rstd = 1 / sqrt(mean_c(x^2) + eps)
 ///
 /// x       (..., C)  f32 | f64 | bf16 (CUDA)
-/// weight  (C)       dtype of x
+/// weight  (C)       dtype of x, f32 for bf16
 /// eps     > 0, default 1e-5, unitless
 /// returns (..., C)
 ///
 /// Backward: xhat = x * rstd;  dweight = sum_n dy * xhat;
 ///           dx = rstd * (g - xhat * mean_c(g * xhat)),  g = dy * weight
 /// Saved:    rstd (N), N rows; in the dtype of x, f32 for bf16.
-/// Throws:   ShapeError if weight is not (C), dtypes differ, or eps is not above 0.
+/// Throws:   ShapeError if weight is not (C), dtypes differ from these, or eps is not above 0.
 /// Source:   Zhang, Sennrich 2019, arXiv:1910.07467, equation 4.
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps = 1e-5, SourceLine where = SourceLine::current());
 

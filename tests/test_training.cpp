@@ -313,6 +313,28 @@ TEST_CASE("a backward after an update through the flat buffers is refused") {
   clear_tape();
 }
 
+TEST_CASE("a wide parameter of a bf16 model is its own master: an update below bf16's spacing at 1 is not lost") {
+  Parameters parameters(Dtype::bf16, 1);
+  const Tensor narrow = parameters.add("narrow", {3, 2}, Init::ones(), 1);
+  const Tensor wide = parameters.add("wide", {5}, Init::ones(), 0, true);
+  const Tensor last = parameters.add("last", {2}, Init::ones(), 0);
+  CHECK(narrow.dtype() == Dtype::bf16);
+  CHECK(wide.dtype() == Dtype::f32);
+  CHECK(parameters.masters()[1] == wide);
+  const FlatParameters& flat = parameters.flatten();
+  flat.gradients.copy_from(std::vector<double>(std::size_t(flat.gradients.size()), -1));
+  const Tensor step = step_state();
+  set_slot(step, kLearningRate, 0x1p-10);  // the first step of AdamW moves each weight by the learning rate
+  adamw(flat.weights, flat.gradients, flat.first_moment, flat.second_moment, flat.spans, gradient_norm(flat.gradients, flat.spans, {}, step), step,
+        AdamW{}, flat.copies);
+  for (double w : wide.to_vector()) CHECK(w == doctest::Approx(1 + 0x1p-10).epsilon(1e-6));
+  for (double w : parameters.values(last)) CHECK(w == doctest::Approx(1 + 0x1p-10).epsilon(1e-6));
+  for (double w : last.to_vector()) CHECK(w == 1);
+  parameters.assign(wide, {1.001, 1, 1, 1, 1});
+  parameters.refresh_copies();
+  CHECK(wide.to_vector()[0] == double(1.001f));
+}
+
 TEST_CASE("predicted FLOPs and memory are those of the recorded step") {
   Gpt model(small("softmax"));
   const StepShape shape{3, 12, 1, false};
