@@ -154,6 +154,20 @@ TEST_CASE("cli: Ctrl-C saves, prints how to go on, and exits with 130") {
   CHECK(std::filesystem::exists(d / "run/last/state.json"));
 }
 
+TEST_CASE("cli: --stop_at stops there with a checkpoint, and resume gives the run that never stopped") {
+  const TemporaryDirectory d;
+  d.file("text.txt", some_text());
+  const std::string at = d.path().string(), train = std::string("train --data=text.txt --tokenizer=byte --quiet ") + kSmall;
+  const ProgramResult stopped = run_program(train + " --out=run --stop_at=3", at);
+  CAPTURE(stopped.output);
+  CHECK(stopped.code == 0);
+  CHECK(contains(stopped.output, "stopped after step 3; go on with\n  ./hedgehog train --resume=run"));
+  CHECK(contains(bytes_of(d / "run/last/state.json"), "\"step\": 3,"));
+  REQUIRE(run_program("train --resume=run --quiet", at).code == 0);
+  REQUIRE(run_program(train + " --out=whole", at).code == 0);
+  CHECK(bytes_of(d / "run/last/model.safetensors") == bytes_of(d / "whole/last/model.safetensors"));
+}
+
 TEST_CASE("cli: a full disk while saving leaves the old checkpoint good") {
   const TemporaryDirectory d;
   d.file("text.txt", some_text());

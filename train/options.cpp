@@ -116,6 +116,7 @@ std::vector<Option> run_options() {
       integer("evaluate_every", "250", "steps", "run", "validation every so many steps; 0 only at the end", kTrain),
       integer("evaluate_batches", "0", "batches", "run", "validation batches; 0 for the whole validation set",
               {"train", "eval"}),
+      integer("stop_at", "0", "steps", "run", "stop after this step as Ctrl-C does, for --resume to go on; 0 for not", kTrain),
       integer("save_every", "250", "steps", "run", "checkpoint every so many steps; 0 only at the end", kTrain),
       integer("log_every", "1", "steps", "run", "a line of log.jsonl every so many steps", kTrain, 1),
       flag("report", "true", "run", "write report.html and loss.svg at the end", kTrain),

@@ -130,6 +130,17 @@ void finish(Trainer& trainer) {
   fmt::print("write text  ./hedgehog sample --checkpoint={}\n", directory);
 }
 
+int run_to_the_end(Trainer& trainer) {
+  const Ending ending = trainer.run();
+  if (ending == Ending::finished) {
+    finish(trainer);
+    return kGood;
+  }
+  fmt::print("\n{} after step {}; go on with\n  {}\n", ending == Ending::stopped ? "stopped" : "interrupted", trainer.state().step,
+             resume_command(trainer));
+  return ending == Ending::stopped ? kGood : kInterrupted;
+}
+
 }  // namespace
 
 int train_command(Config& config) {
@@ -139,21 +150,11 @@ int train_command(Config& config) {
     Trainer trainer = resume(config, found);
     const std::int64_t step = trainer.state().step, steps = trainer.config().integer("steps");
     if (step >= steps) fmt::print("already at step {} of {}; give --steps=M to go on\n", step, steps);
-    if (trainer.run() == Ending::finished) {
-      finish(trainer);
-      return kGood;
-    }
-    fmt::print("\ninterrupted after step {}; go on with\n  {}\n", trainer.state().step, resume_command(trainer));
-    return kInterrupted;
+    return run_to_the_end(trainer);
   }
   RunData data = load_data(config);
   Trainer trainer(config, std::move(data));
-  if (trainer.run() == Ending::interrupted) {
-    fmt::print("\ninterrupted after step {}; go on with\n  {}\n", trainer.state().step, resume_command(trainer));
-    return kInterrupted;
-  }
-  finish(trainer);
-  return kGood;
+  return run_to_the_end(trainer);
 }
 
 }  // namespace hedgehog

@@ -145,7 +145,7 @@ void Trainer::fail_non_finite(std::int64_t step, const std::string& symptom, con
 
 bool Trainer::pauses_after(std::int64_t steps) const {
   const std::int64_t evaluate_every = config_.integer("evaluate_every"), save_every = config_.integer("save_every");
-  return steps >= schedule_.steps || (evaluate_every > 0 && steps % evaluate_every == 0) || (save_every > 0 && steps % save_every == 0);
+  return steps >= schedule_.steps || steps == config_.integer("stop_at") || (evaluate_every > 0 && steps % evaluate_every == 0) || (save_every > 0 && steps % save_every == 0);
 }
 
 StepRecord Trainer::train_one(std::int64_t step, bool ahead) {
@@ -222,7 +222,8 @@ Ending Trainer::run() {
   while (run_.step < steps) {
     StepRecord record = train_one(run_.step, !guard.interrupted());
     smoothed.add(record.loss);
-    const bool last = run_.step == steps, stop = guard.interrupted() && step_->unfinished() == 0;
+    const bool last = run_.step == steps, interrupted = guard.interrupted() && step_->unfinished() == 0;
+    const bool stop = interrupted || run_.step == config_.integer("stop_at");
     if (last || (evaluate_every > 0 && run_.step % evaluate_every == 0)) evaluate(record, progress);
     if (last || record.validation_loss || run_.step % config_.integer("log_every") == 0) log.append(record);
     const double elapsed = seconds_since(start), per_step = elapsed / double(run_.step - first);
@@ -231,7 +232,7 @@ Ending Trainer::run() {
     if (last || stop || (save_every > 0 && run_.step % save_every == 0)) save("last");
     if (stop && !last) {
       progress.finish();
-      return Ending::interrupted;
+      return interrupted ? Ending::interrupted : Ending::stopped;
     }
   }
   progress.finish();

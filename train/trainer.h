@@ -16,7 +16,7 @@
 namespace hedgehog {
 
 /// How training ended.
-enum class Ending { finished, interrupted };
+enum class Ending { finished, stopped, interrupted };  // stopped: --stop_at
 
 /// The groups that gradient norms are shown by: embedding, each block, final norm (with the classifier if it is not tied).
 std::vector<std::string> layer_names(const GptOptions& options);
