@@ -38,13 +38,4 @@ __device__ __forceinline__ A slope(Activation kind, A h) {
   }
 }
 
-/// n elements that lie side by side, moved in one access where kCount elements are 16 bytes.
-template <class T, int kCount>
-struct alignas(sizeof(T) * kCount) Pack {
-  T values[kCount];
-};
-/// Elements of a 16-byte access.
-template <class T>
-constexpr int kPack = 16 / int(sizeof(T));
-
 }  // namespace hedgehog::cuda

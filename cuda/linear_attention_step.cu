@@ -1,4 +1,5 @@
 #include "cuda/feature_map.cuh"
+#include "cuda/packet.cuh"
 #include "ops/linear_attention_sizes.h"
 
 namespace hedgehog::cuda {
@@ -9,7 +10,7 @@ using namespace linear_attention_detail;
 constexpr const char* kName = "linear_attention_step";
 constexpr int kThreads = 512, kWarps = kThreads / int(kWarp);
 constexpr int kPairs = 2 * int(kWarp);  // columns of a state that may lie in registers, two a lane
-constexpr int kVector = 8;              // weights that a thread reads at once
+constexpr int kEach = 8;                // weights that a thread reads at once
 
 template <class T>
 struct StepArguments {
@@ -19,7 +20,7 @@ struct StepArguments {
   Heads<T> o;
   A* state;
   const T *weight[2], *bias[2];  // of queries and keys, or null
-  bool vectors;                  // weights may be read kVector at once
+  bool vectors;                  // weights may be read kEach at once
 };
 
 /// Shared memory of one block, in elements.
@@ -41,50 +42,34 @@ struct StepMemory {
   }
 };
 
-__device__ __forceinline__ void load_vector(const float* at, float (&to)[kVector]) {
-  const float4 a = reinterpret_cast<const float4*>(at)[0], b = reinterpret_cast<const float4*>(at)[1];
-  to[0] = a.x, to[1] = a.y, to[2] = a.z, to[3] = a.w, to[4] = b.x, to[5] = b.y, to[6] = b.z, to[7] = b.w;
-}
-__device__ __forceinline__ void load_vector(const bf16* at, float (&to)[kVector]) {
-  const uint4 all = *reinterpret_cast<const uint4*>(at);
-  const unsigned pairs[4] = {all.x, all.y, all.z, all.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    // a bf16 is the upper half of an f32; the first of a pair lies in the lower bits
-    to[2 * i] = __uint_as_float(pairs[i] << 16);
-    to[2 * i + 1] = __uint_as_float(pairs[i] & 0xffff0000u);
-  }
-}
-/// f64 weights are read one by one.
-__device__ __forceinline__ void load_vector(const double*, double (&)[kVector]) {}
-
 /// u = x W + b of one query and its key, to shared memory. In vectors each thread takes 8 columns of some rows of both matrices,
 /// so that all of W is on its way at once; sums over lanes and warps follow in a fixed order.
 template <class T, class A = Accumulator<T>>
 __device__ __forceinline__ void map_token(const StepArguments<T>& a, const T* const (&x)[2], std::int64_t h, const StepMemory<A>& m) {
   const int width = int(a.s.width), D = int(a.s.D), thread = int(threadIdx.x), side = thread / width, column = thread % width;
   if (a.vectors) {
-    const int groups = width / kVector, group = thread % groups, lane = thread % int(kWarp), warp = thread / int(kWarp);
-    A sum[2][kVector] = {};
+    const int groups = width / kEach, group = thread % groups, lane = thread % int(kWarp), warp = thread / int(kWarp);
+    A sum[2][kEach] = {};
     for (int d = thread / groups; d < D; d += kThreads / groups)
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        A w[kVector];
-        load_vector(a.weight[i] + (h * D + d) * width + group * kVector, w);
+        A w[kEach];
+        // f64 weights are read one by one
+        if constexpr (sizeof(A) == 4) load_packet<kEach>(a.weight[i] + (h * D + d) * width + group * kEach, w);
         const A factor = load(x[i] + d);
 #pragma unroll
-        for (int e = 0; e < kVector; ++e) sum[i][e] += factor * w[e];
+        for (int e = 0; e < kEach; ++e) sum[i][e] += factor * w[e];
       }
     for (int offset = groups; offset < int(kWarp); offset *= 2)
 #pragma unroll
       for (int i = 0; i < 2; ++i)
 #pragma unroll
-        for (int e = 0; e < kVector; ++e) sum[i][e] += __shfl_xor_sync(0xffffffffu, sum[i][e], offset);
+        for (int e = 0; e < kEach; ++e) sum[i][e] += __shfl_xor_sync(0xffffffffu, sum[i][e], offset);
     if (lane < groups)
 #pragma unroll
       for (int i = 0; i < 2; ++i)
 #pragma unroll
-        for (int e = 0; e < kVector; ++e) m.parts[(warp * 2 + i) * width + group * kVector + e] = sum[i][e];
+        for (int e = 0; e < kEach; ++e) m.parts[(warp * 2 + i) * width + group * kEach + e] = sum[i][e];
     __syncthreads();
   }
   if (side < 2) {
@@ -227,8 +212,6 @@ __global__ __launch_bounds__(kThreads) void linear_attention_step_kernel(const _
   }
 }
 
-bool aligned(const void* at) { return reinterpret_cast<std::uintptr_t>(at) % 16 == 0; }
-
 template <class T>
 void launch(const Call& c) {
   using A = Accumulator<T>;
@@ -243,11 +226,11 @@ void launch(const Call& c) {
                      {c.inputs[kStepBiasQ].as<const T>(), c.inputs[kStepBiasK].as<const T>()},
                      false};
   // groups of columns must divide a warp
-  const std::int64_t groups = s.width % kVector == 0 ? s.width / kVector : 0;
-  a.vectors = sizeof(A) == 4 && a.weight[0] && groups > 0 && (groups & (groups - 1)) == 0 && groups <= kWarp && aligned(a.weight[0]) &&
-              aligned(a.weight[1]);
+  const std::int64_t groups = s.width % kEach == 0 ? s.width / kEach : 0;
+  a.vectors = sizeof(A) == 4 && a.weight[0] && groups > 0 && (groups & (groups - 1)) == 0 && groups <= kWarp &&
+              aligned({a.weight[0], a.weight[1]});
   const std::size_t bytes = std::size_t(StepMemory<A>(nullptr, s.width, s.F, a.vectors).size) * sizeof(A);
-  const bool held = s.Dv % 2 == 0 && s.Dv <= kPairs && aligned(a.state);
+  const bool held = s.Dv % 2 == 0 && s.Dv <= kPairs && aligned({a.state});
   const unsigned blocks = unsigned(s.B * s.Hq);
   if constexpr (sizeof(A) == 4) {
     if (held && s.F <= 8 * kWarps) linear_attention_step_kernel<T, 8><<<blocks, kThreads, bytes, stream()>>>(a);

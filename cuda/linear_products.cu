@@ -2,26 +2,26 @@
 
 #include "cuda/blas.h"
 #include "cuda/linear.cuh"
+#include "cuda/packet.cuh"
 #include "cuda/vector_product.h"
 
 namespace hedgehog::cuda {
 namespace {
 
-/// y = activation(h) + addend over packs of elements; h may be y's own memory.
+/// y = activation(h) + addend over packets; h may be y's own memory.
 template <class T, int kCount>
-__global__ void activate_kernel(Activation kind, const T* h, const T* addend, T* y, std::int64_t packs) {
+__global__ void activate_kernel(Activation kind, const T* h, const T* addend, T* y, std::int64_t packets) {
   using A = Accumulator<T>;
-  using P = Pack<T, kCount>;
-  for (std::int64_t i = blockIdx.x * std::int64_t(blockDim.x) + threadIdx.x; i < packs; i += gridDim.x * std::int64_t(blockDim.x)) {
-    const P from = reinterpret_cast<const P*>(h)[i];
-    P add, to;
-    if (addend) add = reinterpret_cast<const P*>(addend)[i];
+  for (std::int64_t i = blockIdx.x * std::int64_t(blockDim.x) + threadIdx.x; i < packets; i += gridDim.x * std::int64_t(blockDim.x)) {
+    const Packet<T, kCount> from = load_packet<kCount>(h + i * kCount);
+    Packet<T, kCount> add, to;
+    if (addend) add = load_packet<kCount>(addend + i * kCount);
 #pragma unroll
     for (int e = 0; e < kCount; ++e) {
-      const A value = activate(kind, load(&from.values[e]));
-      to.values[e] = convert<T>(addend ? A(value + load(&add.values[e])) : value);
+      const A value = activate(kind, load(&from[e]));
+      to[e] = convert<T>(addend ? A(value + load(&add[e])) : value);
     }
-    reinterpret_cast<P*>(y)[i] = to;
+    store_packet(y + i * kCount, to);
   }
 }
 
@@ -44,28 +44,27 @@ __global__ void finish_kernel(Activation kind, const float* sums, const bf16* bi
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
 
-/// dh = dy activation'(h), and sums of dh over the rows of each block. A warp holds 32 packs of columns and walks every
+/// dh = dy activation'(h), and sums of dh over the rows of each block. A warp holds 32 packets of columns and walks every
 /// eighth row; the warps' sums meet in shared memory, those of the blocks in the kernel after it. Either result may be null.
 template <class T, int kCount>
 __global__ void dh_kernel(Activation kind, const T* dy, const T* h, T* dh, Accumulator<T>* partials, std::int64_t rows, std::int64_t columns) {
   using A = Accumulator<T>;
-  using P = Pack<T, kCount>;
   __shared__ A shared[kWarps][32 * kCount + 1];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const std::int64_t packs = columns / kCount, pack = blockIdx.x * std::int64_t(32) + lane;
+  const std::int64_t packets = columns / kCount, packet = blockIdx.x * std::int64_t(32) + lane;
   const std::int64_t first = rows * blockIdx.y / gridDim.y, last = rows * (blockIdx.y + 1) / gridDim.y;
   A sums[kCount] = {};
-  for (std::int64_t r = first + warp; r < last && pack < packs; r += kWarps) {
-    const std::int64_t at = r * packs + pack;
-    P g = reinterpret_cast<const P*>(dy)[at], x;
-    if (h) x = reinterpret_cast<const P*>(h)[at];
+  for (std::int64_t r = first + warp; r < last && packet < packets; r += kWarps) {
+    const std::int64_t at = (r * packets + packet) * kCount;
+    Packet<T, kCount> g = load_packet<kCount>(dy + at), x;
+    if (h) x = load_packet<kCount>(h + at);
 #pragma unroll
     for (int e = 0; e < kCount; ++e) {
-      const A value = h ? A(load(&g.values[e]) * slope(kind, load(&x.values[e]))) : load(&g.values[e]);
+      const A value = h ? A(load(&g[e]) * slope(kind, load(&x[e]))) : load(&g[e]);
       sums[e] += value;  // before it is rounded for the products
-      g.values[e] = convert<T>(value);
+      g[e] = convert<T>(value);
     }
-    if (h) reinterpret_cast<P*>(dh)[at] = g;
+    if (h) store_packet(dh + at, g);
   }
   if (!partials) return;
 #pragma unroll
@@ -92,22 +91,13 @@ __global__ void add_partials_kernel(const A* partials, std::int64_t blocks, std:
 
 /// to (+)= from.
 template <class T, class G, int kCount>
-__global__ void add_into_kernel(const T* from, G* to, std::int64_t packs, bool add) {
+__global__ void add_into_kernel(const T* from, G* to, std::int64_t packets, bool add) {
   using A = Accumulator<T>;
-  for (std::int64_t i = blockIdx.x * std::int64_t(blockDim.x) + threadIdx.x; i < packs; i += gridDim.x * std::int64_t(blockDim.x)) {
-    const Pack<T, kCount> x = reinterpret_cast<const Pack<T, kCount>*>(from)[i];
-    Pack<G, kCount> y;
-    if (add) y = reinterpret_cast<const Pack<G, kCount>*>(to)[i];
-#pragma unroll
-    for (int e = 0; e < kCount; ++e) store(&y.values[e], A(load(&x.values[e])), add);
-    reinterpret_cast<Pack<G, kCount>*>(to)[i] = y;
+  for (std::int64_t i = blockIdx.x * std::int64_t(blockDim.x) + threadIdx.x; i < packets; i += gridDim.x * std::int64_t(blockDim.x)) {
+    A x[kCount];
+    load_packet<kCount>(from + i * kCount, x);
+    put_packet<kCount>(to + i * kCount, x, add);
   }
-}
-
-bool aligned(std::initializer_list<const void*> pointers) {
-  for (const void* p : pointers)
-    if (reinterpret_cast<std::uintptr_t>(p) % 16) return false;
-  return true;
 }
 
 /// Calls body(first row, rows, offset of the first element, elements from row to row) for runs of rows with one distance.
@@ -130,7 +120,7 @@ void activate_rows(Activation kind, Dtype dtype, const void* h, const void* adde
       activate_kernel<T, n><<<blocks_for(size / n, kThreads), kThreads, 0, stream()>>>(kind, static_cast<const T*>(h), static_cast<const T*>(addend),
                                                                                  static_cast<T*>(y), size / n);
     };
-    if (size % kPack<T> == 0 && aligned({h, addend, y})) launch(std::integral_constant<int, kPack<T>>{});
+    if (size % kVector<T> == 0 && aligned({h, addend, y})) launch(std::integral_constant<int, kVector<T>>{});
     else launch(std::integral_constant<int, 1>{});
   });
   check_launch("linear");
@@ -285,7 +275,7 @@ void slope_and_sums(Activation kind, Dtype dtype, const void* dy, const void* h,
       dh_kernel<T, each><<<grid, kThreads, 0, stream()>>>(kind, static_cast<const T*>(dy), static_cast<const T*>(h), static_cast<T*>(dh),
                                                           static_cast<Accumulator<T>*>(partials), m, n);
     };
-    if (n % kPack<T> == 0 && aligned({dy, h, dh})) launch(std::integral_constant<int, kPack<T>>{});
+    if (n % kVector<T> == 0 && aligned({dy, h, dh})) launch(std::integral_constant<int, kVector<T>>{});
     else launch(std::integral_constant<int, 1>{});
     check_launch("linear");
   });

@@ -55,6 +55,13 @@ __device__ __forceinline__ void store_packet(T* at, const Packet<T, N>& packet) 
   }
 }
 
+/// The elements of a packet, converted.
+template <int N, class T, class A>
+__device__ __forceinline__ void load_packet(const T* at, A (&values)[N]) {
+  const Packet<T, N> packet = load_packet<N>(at);
+#pragma unroll
+  for (int i = 0; i < N; ++i) values[i] = convert<A>(packet[i]);
+}
 /// Writes or adds N values, rounding each once.
 template <int N, class T, class A>
 __device__ __forceinline__ void put_packet(T* at, const A (&values)[N], bool adds) {
@@ -75,6 +82,11 @@ inline bool aligned(std::initializer_list<const void*> addresses) {
 inline bool aligned_rows(const Ref& x) {
   const std::int64_t n = 16 / size_of(x.dtype);
   return aligned({x.data}) && (x.columns == x.stride || (x.columns % n == 0 && x.stride % n == 0));
+}
+/// Whether every vector starts where 16-byte accesses are allowed.
+template <class T>
+bool aligned(const Heads<T>& x) {
+  return aligned({x.data}) && x.batch % kVector<T> == 0 && x.token % kVector<T> == 0 && x.head % kVector<T> == 0;
 }
 
 /// Where the gradient of an input of type T goes: elements of T, or f32 for a bf16 parameter; written or added to.

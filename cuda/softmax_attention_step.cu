@@ -1,4 +1,4 @@
-#include "cuda/common.cuh"
+#include "cuda/packet.cuh"
 
 /// Decoding with softmax attention. One token alone waits for memory, so its keys are dealt out over many blocks (a number that
 /// depends on shapes alone: the position is known on the device only), and a second kernel joins their parts.
@@ -256,12 +256,10 @@ std::int64_t workspace_bytes(const Attributes&, std::span<const Meta> in) {
   return q[0] * q[1] * q[2] * splits_of(q, in[kCache].shape) * (q[3] + 2) * size_of(accumulator_of(in[kQ].dtype));
 }
 
-bool aligned(const void* x) { return reinterpret_cast<std::uintptr_t>(x) % 16 == 0; }
-
 template <class T>
 void attend(const Step<T>& s, unsigned blocks) {
   if constexpr (!std::is_same_v<T, double>) {
-    const bool vectors = aligned(s.q) && aligned(s.k) && aligned(s.v) && aligned(s.cache);
+    const bool vectors = aligned({s.q, s.k, s.v, s.cache});
     const std::int64_t lanes = vectors && s.D % Vector<T>::kCount == 0 ? s.D / Vector<T>::kCount : 0;
     if (lanes == 4) return softmax_attention_step_forward_vector_kernel<T, 4><<<blocks, kThreads, 0, stream()>>>(s);
     if (lanes == 8) return softmax_attention_step_forward_vector_kernel<T, 8><<<blocks, kThreads, 0, stream()>>>(s);

@@ -1,6 +1,7 @@
 #include "cuda/vector_product.h"
 
 #include "cuda/linear.cuh"
+#include "cuda/packet.cuh"
 
 /// Every weight is read once and used for one multiplication a row, so only the memory counts: each thread has several
 /// 16-byte loads on their way before it uses the first.
@@ -8,7 +9,7 @@ namespace hedgehog::cuda {
 namespace {
 
 constexpr const char* kName = "vector_product";
-constexpr int kVector = 8;  // elements in 16 bytes
+constexpr int kEach = kVector<bf16>;
 constexpr int kWarpLanes = int(kWarp);
 
 /// 16 bytes that are not needed again.
@@ -42,14 +43,14 @@ constexpr int kThreads = 512, kWarps = kThreads / kWarpLanes;
 /// row. The sums of all rows meet in a fixed order: within a warp by shuffles, then warp after warp.
 template <int M, int kLanes>
 __global__ void __launch_bounds__(kThreads) vector_product_kernel(const VectorProduct p) {
-  constexpr int kColumns = kLanes * kVector, kGroups = kThreads / kLanes, kFlight = 6;
+  constexpr int kColumns = kLanes * kEach, kGroups = kThreads / kLanes, kFlight = 6;
   __shared__ float parts[kWarps][M][kColumns];
   const int lane = int(threadIdx.x) % kLanes, group = int(threadIdx.x) / kLanes;
-  const std::int64_t begin = std::int64_t(blockIdx.x) * kColumns, column = begin + lane * kVector;
+  const std::int64_t begin = std::int64_t(blockIdx.x) * kColumns, column = begin + lane * kEach;
   const bool inside = column < p.n;
   const bf16* const x = static_cast<const bf16*>(p.x);
   const bf16* const weight = static_cast<const bf16*>(p.weight) + column;
-  float sums[M][kVector] = {};
+  float sums[M][kEach] = {};
   for (std::int64_t first = group; first < p.k; first += kGroups * kFlight) {
     uint4 packets[kFlight];
     float factors[kFlight][M];
@@ -76,10 +77,10 @@ __global__ void __launch_bounds__(kThreads) vector_product_kernel(const VectorPr
 #pragma unroll
   for (int r = 0; r < M; ++r)
 #pragma unroll
-    for (int j = 0; j < kVector; ++j) {
+    for (int j = 0; j < kEach; ++j) {
 #pragma unroll
       for (int offset = kLanes; offset < kWarpLanes; offset *= 2) sums[r][j] += __shfl_xor_sync(0xffffffffu, sums[r][j], offset);
-      if (int(threadIdx.x) % kWarpLanes < kLanes) parts[warp][r][lane * kVector + j] = sums[r][j];
+      if (int(threadIdx.x) % kWarpLanes < kLanes) parts[warp][r][lane * kEach + j] = sums[r][j];
     }
   __syncthreads();
   for (int i = int(threadIdx.x); i < M * kColumns; i += kThreads) {
@@ -97,7 +98,7 @@ constexpr int kTransposedThreads = 256, kTransposedWarps = kTransposedThreads / 
 /// weight (n, k): a warp takes kRows rows of the weight, which are results.
 template <int M, int kRows>
 __global__ void __launch_bounds__(kTransposedThreads) vector_product_transposed_kernel(const VectorProduct p) {
-  constexpr int kFlight = 3, kStep = kWarpLanes * kVector;
+  constexpr int kFlight = 3, kStep = kWarpLanes * kEach;
   static_assert(kRows * M <= kWarpLanes);
   const int lane = int(threadIdx.x) % kWarpLanes;
   const std::int64_t begin = (std::int64_t(blockIdx.x) * kTransposedWarps + threadIdx.x / kWarpLanes) * kRows;
@@ -105,7 +106,7 @@ __global__ void __launch_bounds__(kTransposedThreads) vector_product_transposed_
   const bf16* const x = static_cast<const bf16*>(p.x);
   const bf16* const weight = static_cast<const bf16*>(p.weight);
   float sums[kRows][M] = {};
-  for (std::int64_t first = lane * kVector; first < p.k; first += kStep * kFlight) {
+  for (std::int64_t first = lane * kEach; first < p.k; first += kStep * kFlight) {
     uint4 packets[kFlight][kRows];
 #pragma unroll
     for (int i = 0; i < kFlight; ++i)
@@ -120,7 +121,7 @@ __global__ void __launch_bounds__(kTransposedThreads) vector_product_transposed_
 #pragma unroll
       for (int v = 0; v < M; ++v) {
         if (v >= p.m) break;
-        float own[kVector];
+        float own[kEach];
         for_each_element(*reinterpret_cast<const uint4*>(x + v * p.ldx + first + i * kStep), [&](int j, float f) { own[j] = f; });
 #pragma unroll
         for (int r = 0; r < kRows; ++r) for_each_element(packets[i][r], [&](int j, float w) { sums[r][v] += own[j] * w; });
@@ -136,13 +137,9 @@ __global__ void __launch_bounds__(kTransposedThreads) vector_product_transposed_
     }
 }
 
-bool aligned(std::initializer_list<const void*> addresses) {
-  return std::all_of(addresses.begin(), addresses.end(), [](const void* at) { return reinterpret_cast<std::uintptr_t>(at) % 16 == 0; });
-}
-
 template <int M, int kLanes>
 void launch(const VectorProduct& p) {
-  constexpr std::int64_t columns = kLanes * kVector;
+  constexpr std::int64_t columns = kLanes * kEach;
   vector_product_kernel<M, kLanes><<<unsigned((p.n + columns - 1) / columns), kThreads, 0, stream()>>>(p);
 }
 
@@ -156,16 +153,16 @@ void launch(const VectorProduct& p) {
   }
   // wide pieces of a row are read best, but every multiprocessor is to have some
   constexpr std::int64_t kFewestBlocks = 64;
-  if (p.n >= kFewestBlocks * 8 * kVector) launch<M, 8>(p);
-  else if (p.n >= kFewestBlocks * 4 * kVector) launch<M, 4>(p);
+  if (p.n >= kFewestBlocks * 8 * kEach) launch<M, 8>(p);
+  else if (p.n >= kFewestBlocks * 4 * kEach) launch<M, 4>(p);
   else launch<M, 2>(p);
 }
 
 }  // namespace
 
 bool multiply_vectors(const VectorProduct& p) {
-  const bool fits = p.m <= kMostVectors && (p.transposed ? p.k % kVector == 0 && p.ldx % kVector == 0 && aligned({p.x, p.weight})
-                                                         : p.n % kVector == 0 && aligned({p.weight}));
+  const bool fits = p.m <= kMostVectors && (p.transposed ? p.k % kEach == 0 && p.ldx % kEach == 0 && aligned({p.x, p.weight})
+                                                         : p.n % kEach == 0 && aligned({p.weight}));
   if (!fits) return false;
   p.m == 1 ? launch<1>(p) : launch<kMostVectors>(p);
   check_launch(kName);

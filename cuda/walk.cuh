@@ -1,7 +1,5 @@
 #pragma once
-#include <cstring>
-
-#include "cuda/common.cuh"
+#include "cuda/packet.cuh"
 #include "ops/broadcast.h"
 
 /// Elementwise loops over several tensors on the device: the walks of ops/broadcast.h, 16 bytes a thread where the memory
@@ -9,45 +7,6 @@
 namespace hedgehog::cuda {
 
 constexpr unsigned kThreads = 256;  // of an elementwise block
-
-/// Elements of type T in 16 bytes.
-template <class T>
-constexpr int kVector = int(16 / sizeof(T));
-
-template <int kBytes>
-using Piece = std::conditional_t<kBytes % 16 == 0, uint4, uint2>;
-
-/// n neighbours at a 16-byte boundary (8 bytes where they are no more).
-template <int n, class T, class A>
-__device__ __forceinline__ void load_vector(const T* at, A (&out)[n]) {
-  using P = Piece<int(n * sizeof(T))>;
-  static_assert(n * sizeof(T) % sizeof(P) == 0);
-  T raw[n];
-#pragma unroll
-  for (int p = 0; p < int(n * sizeof(T) / sizeof(P)); ++p) {
-    const P piece = reinterpret_cast<const P*>(at)[p];
-    memcpy(reinterpret_cast<char*>(raw) + p * sizeof(P), &piece, sizeof(P));
-  }
-#pragma unroll
-  for (int j = 0; j < n; ++j) out[j] = convert<A>(raw[j]);
-}
-/// Writes or adds, rounding once.
-template <int n, class T, class A>
-__device__ __forceinline__ void store_vector(T* at, const A (&values)[n], bool adds) {
-  using P = Piece<int(n * sizeof(T))>;
-  static_assert(n * sizeof(T) % sizeof(P) == 0);
-  A sums[n];
-  if (adds) load_vector<n>(at, sums);
-  T raw[n];
-#pragma unroll
-  for (int j = 0; j < n; ++j) raw[j] = convert<T>(adds ? A(sums[j] + values[j]) : values[j]);
-#pragma unroll
-  for (int p = 0; p < int(n * sizeof(T) / sizeof(P)); ++p) {
-    P piece;
-    memcpy(&piece, reinterpret_cast<const char*>(raw) + p * sizeof(P), sizeof(P));
-    reinterpret_cast<P*>(at)[p] = piece;
-  }
-}
 
 /// Where one thread is in a walk: at n neighbours, or at one element (then all n lanes hold it, so that the arithmetic
 /// stands once and gives the same bits either way).
@@ -59,7 +18,7 @@ struct Lanes {
   /// The lanes of operand k.
   template <class T, class A>
   __device__ __forceinline__ void load(int k, const T* data, A (&out)[n]) const {
-    if (whole && step[k] == 1) return load_vector<n>(data + at[k], out);
+    if (whole && step[k] == 1) return load_packet<n>(data + at[k], out);
     const A x = convert<A>(data[at[k]]);
 #pragma unroll
     for (int j = 0; j < n; ++j) out[j] = x;
@@ -67,7 +26,7 @@ struct Lanes {
   /// Writes or adds to operand 0.
   template <class T, class A>
   __device__ __forceinline__ void store(T* data, const A (&values)[n], bool adds = false) const {
-    if (whole) store_vector<n>(data + at[0], values, adds);
+    if (whole) put_packet<n>(data + at[0], values, adds);
     else cuda::store(data + at[0], values[0], adds);
   }
 };
@@ -83,7 +42,7 @@ struct VectorWalk {
     bool fits = w.rank > 0 && step[0] == 1 && (w.rank == 1 || w.inner() % n == 0);
     for (int k = 0; k < N; ++k) {
       if (!data[k] || step[k] == 0) continue;
-      fits = fits && step[k] == 1 && reinterpret_cast<std::uintptr_t>(data[k]) % 16 == 0;
+      fits = fits && step[k] == 1 && aligned({data[k]});
       for (int i = 0; i + 1 < w.rank; ++i) fits = fits && w.stride[i][k] % n == 0;
     }
     vectors = fits ? size / n : 0;
