@@ -27,7 +27,7 @@ __global__ void binary_forward_kernel(const __grid_constant__ VectorWalk<3> walk
 /// The gradient of argument kSide in the shape of y, before it is summed to the argument's shape. Walks over
 /// {to, y and dy, a, b}.
 template <class F, int kSide, class T>
-__global__ void binary_backward_kernel(const __grid_constant__ VectorWalk<4> walk, Gradient<T> to, const T* dy, const T* y, const T* a,
+__global__ void binary_backward_kernel(const __grid_constant__ VectorWalk<4> walk, Target<T> to, const T* dy, const T* y, const T* a,
                                        const T* b) {
   using A = Accumulator<T>;
   constexpr int n = kVector<T>;
@@ -40,7 +40,7 @@ __global__ void binary_backward_kernel(const __grid_constant__ VectorWalk<4> wal
     if constexpr (kReadsB) lanes.load(3, b, vb);
 #pragma unroll
     for (int j = 0; j < n; ++j) g[j] = kSide == 0 ? F::da(g[j], vy[j], va[j], vb[j]) : F::db(g[j], vy[j], va[j], vb[j]);
-    to.store(lanes, g);
+    lanes.store(to, g);
   });
 }
 
@@ -54,7 +54,7 @@ void binary_forward(const char* op, const Call& c) {
 
 /// Gradient of argument kSide, laid out like `layout`, whose shape has as many elements as y.
 template <class F, int kSide, class T>
-void binary_terms(const char* op, const Call& c, const Ref& layout, const Gradient<T>& to) {
+void binary_terms(const char* op, const Call& c, const Ref& layout, const Target<T>& to) {
   const Ref &y = c.outputs[0], &a = c.inputs[0], &b = c.inputs[1];
   // what the formula does not read is null, and its layout does not matter
   const VectorWalk<4> walk(walk_over(y.shape, layout, y, a, b), kVector<T>, {to.data, both(c.dy[0].data, y.data), a.data, b.data});
@@ -77,7 +77,7 @@ void binary_gradient(const char* op, const Call& c) {
   const Mode mode = c.modes[kSide];
   if (!dx) return;
   if (!c.dy[0]) return add_nothing(op, dx, mode);
-  if (dx.size() == y.size()) return binary_terms<F, kSide, T>(op, c, dx, Gradient<T>(dx, mode));
+  if (dx.size() == y.size()) return binary_terms<F, kSide, T>(op, c, dx, Target<T>(c, kSide));
   const SumWalk walk = sum_walk(y.shape, dx.shape);
   if constexpr (reads_nothing<F>) {
     // the terms are dy itself
@@ -87,8 +87,9 @@ void binary_gradient(const char* op, const Call& c) {
     // a repeated argument: the terms are made first, unrounded, then summed
     Ref terms = flat(y);
     terms.data = c.workspace;
-    binary_terms<F, kSide, T>(op, c, terms, Gradient<T>(c.workspace, std::is_same_v<T, bf16>, false));
-    sum_to(op, accumulator_of(y.dtype), terms.data, walk, dx, 1.0, mode,
+    terms.dtype = accumulator_of(y.dtype);
+    binary_terms<F, kSide, T>(op, c, terms, Target<T>(terms, false));
+    sum_to(op, terms.dtype, terms.data, walk, dx, 1.0, mode,
            static_cast<std::byte*>(c.workspace) + terms_bytes(y.size(), y.dtype));
   }
 }

@@ -16,7 +16,7 @@ __global__ void causal_mask_forward_kernel(const T* x, T* y, std::int64_t size, 
 
 /// dscores (+)= dy for j <= i, else 0.
 template <class T>
-__global__ void causal_mask_backward_kernel(const T* dy, Gradient<T> dx, std::int64_t size, std::int64_t columns) {
+__global__ void causal_mask_backward_kernel(const T* dy, Target<T> dx, std::int64_t size, std::int64_t columns) {
   using A = Accumulator<T>;
   const std::int64_t grid = std::int64_t(gridDim.x) * blockDim.x;
   for (std::int64_t e = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x; e < size; e += grid)
@@ -42,7 +42,7 @@ __global__ void mask_fill_forward_kernel(const __grid_constant__ VectorWalk<3> w
 
 /// dx (+)= dy where mask != 0, else 0. Walks over {dx, dy, mask}.
 template <class T>
-__global__ void mask_fill_backward_kernel(const __grid_constant__ VectorWalk<3> walk, Gradient<T> dx, const T* dy,
+__global__ void mask_fill_backward_kernel(const __grid_constant__ VectorWalk<3> walk, Target<T> dx, const T* dy,
                                           const std::int32_t* mask) {
   using A = Accumulator<T>;
   constexpr int n = kVector<T>;
@@ -53,7 +53,7 @@ __global__ void mask_fill_backward_kernel(const __grid_constant__ VectorWalk<3> 
     lanes.load(2, mask, keeps);
 #pragma unroll
     for (int j = 0; j < n; ++j) g[j] = keeps[j] != 0 ? g[j] : A(0);
-    dx.store(lanes, g);
+    lanes.store(dx, g);
   });
 }
 
@@ -75,7 +75,7 @@ void causal_mask_backward(const Call& c) {
   dispatch_floating(dy.dtype, [&](auto zero) {
     using T = decltype(zero);
     causal_mask_backward_kernel<T><<<blocks_for(dx.size(), kThreads), kThreads, 0, stream()>>>(
-        dy.as<T>(), Gradient<T>(dx, c.modes[0]), dx.size(), dx.shape.last());
+        dy.as<T>(), Target<T>(c, 0), dx.size(), dx.shape.last());
   });
   check_launch("causal_mask");
 }
@@ -99,7 +99,7 @@ void mask_fill_backward(const Call& c) {
     using T = decltype(zero);
     const VectorWalk<3> walk(walk_over(dx.shape, dx, dy, mask), kVector<T>, {dx.data, dy.data, mask.data});
     mask_fill_backward_kernel<T>
-        <<<walk.blocks(), kThreads, 0, stream()>>>(walk, Gradient<T>(dx, c.modes[0]), dy.as<T>(), mask.as<std::int32_t>());
+        <<<walk.blocks(), kThreads, 0, stream()>>>(walk, Target<T>(c, 0), dy.as<T>(), mask.as<std::int32_t>());
   });
   check_launch("mask_fill");
 }

@@ -23,7 +23,7 @@ __global__ void unary_forward_kernel(const __grid_constant__ VectorWalk<2> walk,
 
 /// dx (+)= dy * slope(x, y). Walks over {dx, y and dy, x}.
 template <class F, class T>
-__global__ void unary_backward_kernel(const __grid_constant__ VectorWalk<3> walk, F f, Gradient<T> dx, const T* dy, const T* y,
+__global__ void unary_backward_kernel(const __grid_constant__ VectorWalk<3> walk, F f, Target<T> dx, const T* dy, const T* y,
                                       const T* x) {
   using A = Accumulator<T>;
   constexpr int n = kVector<T>;
@@ -35,7 +35,7 @@ __global__ void unary_backward_kernel(const __grid_constant__ VectorWalk<3> walk
     if constexpr (kReadsX) lanes.load(2, x, vx);
 #pragma unroll
     for (int j = 0; j < n; ++j) g[j] *= f.slope(vx[j], vy[j]);
-    dx.store(lanes, g);
+    lanes.store(dx, g);
   });
 }
 
@@ -51,7 +51,7 @@ template <class F, class T>
 void unary_backward(const char* op, const Call& c) {
   const Ref &dx = c.dx[0], &y = c.outputs[0], &x = c.inputs[0];
   const VectorWalk<3> walk(walk_over(y.shape, dx, y, x), kVector<T>, {dx.data, both(c.dy[0].data, y.data), x.data});
-  unary_backward_kernel<F, T><<<walk.blocks(), kThreads, 0, stream()>>>(walk, make_formula<F>(c.attributes), Gradient<T>(dx, c.modes[0]),
+  unary_backward_kernel<F, T><<<walk.blocks(), kThreads, 0, stream()>>>(walk, make_formula<F>(c.attributes), Target<T>(c, 0),
                                                                         c.dy[0].as<T>(), y.as<T>(), x.as<T>());
   check_launch(op);
 }

@@ -20,7 +20,7 @@ __global__ void gather_rows_forward_kernel(const T* table, const std::int32_t* i
 /// dtable[v] (+)= sum over n with index[n] = v of dy[n], in order of n. A block for each row and kThreads of its columns:
 /// it looks through the index list, kThreads places at a time, and only it writes its elements, so nothing is atomic.
 template <class T>
-__global__ void gather_rows_backward_kernel(const std::int32_t* index, const T* dy, Gradient<T> dtable, std::int64_t places,
+__global__ void gather_rows_backward_kernel(const std::int32_t* index, const T* dy, Target<T> dtable, std::int64_t places,
                                             std::int64_t rows, std::int64_t columns) {
   using A = Accumulator<T>;
   __shared__ bool hits[kThreads];
@@ -55,7 +55,7 @@ __global__ void gather_last_forward_kernel(const T* x, const std::int32_t* index
 
 /// dx[n, index[n]] (+)= dy[n], 0 elsewhere. One element of dx a thread.
 template <class T>
-__global__ void gather_last_backward_kernel(const std::int32_t* index, const T* dy, Gradient<T> dx, std::int64_t size, std::int64_t columns) {
+__global__ void gather_last_backward_kernel(const std::int32_t* index, const T* dy, Target<T> dx, std::int64_t size, std::int64_t columns) {
   using A = Accumulator<T>;
   const std::int64_t grid = std::int64_t(gridDim.x) * blockDim.x;
   for (std::int64_t e = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x; e < size; e += grid) {
@@ -84,7 +84,7 @@ void gather_rows_backward(const Call& c) {
   dispatch_floating(dy.dtype, [&](auto zero) {
     using T = decltype(zero);
     gather_rows_backward_kernel<T><<<blocks_for(tasks, 1), kThreads, 0, stream()>>>(
-        index.as<std::int32_t>(), dy.as<T>(), Gradient<T>(dtable, c.modes[0]), index.size(), rows, columns);
+        index.as<std::int32_t>(), dy.as<T>(), Target<T>(c, 0), index.size(), rows, columns);
   });
   check_launch("gather_rows");
 }
@@ -106,7 +106,7 @@ void gather_last_backward(const Call& c) {
   dispatch_floating(dy.dtype, [&](auto zero) {
     using T = decltype(zero);
     gather_last_backward_kernel<T><<<blocks_for(dx.size(), kThreads), kThreads, 0, stream()>>>(
-        index.as<std::int32_t>(), dy.as<T>(), Gradient<T>(dx, c.modes[0]), dx.size(), dx.shape.last());
+        index.as<std::int32_t>(), dy.as<T>(), Target<T>(c, 0), dx.size(), dx.shape.last());
   });
   check_launch("gather_last");
 }

@@ -72,7 +72,7 @@ __device__ __noinline__ void Backward<T>::through_map(std::int64_t t0, int n, in
     for_elements(n * D_, [&](int i) { to[i] = add ? to[i] + x_.du[i] : x_.du[i]; });
     __syncthreads();
   }
-  if (!side && a_.dq) for_elements(n * D_, [&](int i) { a_.dq.put(head_.b, t0 + i / D_, head_.h, i % D_, to[i]); });
+  if (!side && a_.dq) for_elements(n * D_, [&](int i) { a_.dq.put(a_.dq.at(head_.b, t0 + i / D_, head_.h) + i % D_, to[i]); });
   const std::int64_t index = head_.b * s_.Hq + head_.h;
   if (a_.wants_weight[side]) {
     load_rows(side ? a_.k : a_.q, head_.b, t0, side ? head_.hkv : head_.h, n, D_, x_.x, D_);

@@ -1,34 +1,17 @@
 #pragma once
 #include "cuda/linear_attention_generic.cuh"
+#include "cuda/packet.cuh"
 
 /// The steps of the generic backward pass. With phi_q divided by its denominator and the column delta_i = -G_i . o_i beside G,
 /// the gradients are those of attention without a normaliser: R (F, E) is [R | y], the sum of phi_q [G, delta] over later rows.
 namespace hedgehog::cuda::linear_attention_generic {
-
-/// A gradient of q, k or v: elements of the input's type, or f32.
-template <class T>
-struct GradientHeads {
-  Heads<T> same;
-  Heads<float> wide;
-  bool adds = false;
-
-  GradientHeads(const Call& c, int i) : adds(cuda::adds(c, i)) {
-    if (std::is_same_v<T, bf16> && c.dx[i].dtype == Dtype::f32) wide = Heads<float>(kName, c.dx[i]);
-    else same = Heads<T>(kName, c.dx[i]);
-  }
-  __device__ void put(std::int64_t b, std::int64_t t, std::int64_t h, int e, Accumulator<T> value) const {
-    if (wide) store(wide.at(b, t, h) + e, value, adds);
-    else store(same.at(b, t, h) + e, value, adds);
-  }
-  __host__ __device__ explicit operator bool() const { return same || wide; }
-};
 
 template <class T>
 struct BackwardArguments : Arguments<T> {
   using A = Accumulator<T>;
   Heads<const T> o, G;
   const A *saved, *dfinal;
-  GradientHeads<T> dq, dk, dv;
+  HeadsTarget<T> dq, dk, dv;
   A* dinitial;
   bool dinitial_adds;
   // sums of each batch element and head: (B, Hq, D, D'), (B, Hq, D'); of queries and keys
@@ -37,7 +20,7 @@ struct BackwardArguments : Arguments<T> {
 
   BackwardArguments(const Call& c, const Sizes& sizes, A* partials)
       : Arguments<T>(c, sizes), o(Heads<const T>(kName, c.outputs[0])), G(Heads<const T>(kName, c.dy[0])), saved(c.saved[0].as<const A>()),
-        dfinal(sizes.final_state ? c.dy[1].as<const A>() : nullptr), dq(c, kQ), dk(c, kK), dv(c, kV),
+        dfinal(sizes.final_state ? c.dy[1].as<const A>() : nullptr), dq(kName, c, kQ), dk(kName, c, kK), dv(kName, c, kV),
         dinitial(c.dx[kInitialState].as<A>()), dinitial_adds(adds(c, kInitialState)) {
     const std::int64_t heads = sizes.B * sizes.Hq, matrix = sizes.D * sizes.width;
     for (int side = 0; side < 2; ++side) {
@@ -125,14 +108,14 @@ class Backward {
   __device__ __noinline__ void store_keys(std::int64_t t0, int n) const {
     if ((head_.h + 1) % s_.group() != 0) return;
     const A *from_k = dkeys(t0), *from_v = dvalues(t0);
-    if (a_.dk) for_elements(n * D_, [&](int i) { a_.dk.put(head_.b, t0 + i / D_, head_.hkv, i % D_, from_k[i]); });
-    if (a_.dv) for_elements(n * Dv_, [&](int i) { a_.dv.put(head_.b, t0 + i / Dv_, head_.hkv, i % Dv_, from_v[i]); });
+    if (a_.dk) for_elements(n * D_, [&](int i) { a_.dk.put(a_.dk.at(head_.b, t0 + i / D_, head_.hkv) + i % D_, from_k[i]); });
+    if (a_.dv) for_elements(n * Dv_, [&](int i) { a_.dv.put(a_.dv.at(head_.b, t0 + i / Dv_, head_.hkv) + i % Dv_, from_v[i]); });
     __syncthreads();
   }
 
   /// Tokens that see nothing and that nothing sees.
   __device__ void zero_gradients(std::int64_t t0, int n) const {
-    if (a_.dq) for_elements(n * D_, [&](int i) { a_.dq.put(head_.b, t0 + i / D_, head_.h, i % D_, A(0)); });
+    if (a_.dq) for_elements(n * D_, [&](int i) { a_.dq.put(a_.dq.at(head_.b, t0 + i / D_, head_.h) + i % D_, A(0)); });
     if (!earlier()) {
       A *to_k = dkeys(t0), *to_v = dvalues(t0);
       for_elements(n * D_, [&](int i) { to_k[i] = 0; });

@@ -7,7 +7,7 @@ namespace {
 
 struct ForwardArguments {
   Sequence s;
-  Target o;
+  HeadsTarget<bf16> o;
   float* saved;  // (B, T, H) or null
   SumSlots states;
 };
@@ -100,7 +100,7 @@ __device__ __noinline__ void forward_log_space_rows(const ForwardArguments& p, c
       float value = 0;
       den = 0;
       for (int w = 0; w < kWarps; ++w) value += m.part[w][threadIdx.x], den += m.part[w][kD];
-      p.o.store(p.o.head * h + p.o.batch * b + p.o.token * (t0 + i) + threadIdx.x, value / den);
+      p.o.put(p.o.at(b, t0 + i, h) + threadIdx.x, value / den);
       if (threadIdx.x == 0 && p.saved) p.saved[(b * p.s.T + t0 + i) * p.s.H + h] = (largest + log2f(den)) * kLn2;
     }
     __syncthreads();
@@ -240,7 +240,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8) linear_attention_for
 #pragma unroll
       for (int n = 0; n < kD / 8; ++n) o[n][2 * x] *= inverse, o[n][2 * x + 1] *= inverse;
     }
-    store_rows<kD>(p.o, b * p.o.batch + t0 * p.o.token + h * p.o.head, o, count, l);
+    store_rows<kD>(p.o, p.o.at(b, t0, h), o, count, l);
 
     // all are done with the state, and with phi of other warps
     if (__syncthreads_or(small)) {
@@ -281,7 +281,7 @@ std::int64_t forward_workspace(const Attributes&, std::span<const Meta> inputs) 
 void forward(const Call& c) {
   const Shape& q = c.inputs[kQ].shape;
   Workspace w{static_cast<std::byte*>(c.workspace)};
-  const ForwardArguments p{sequence_of(c), target_of(c.outputs[0], false), c.saved[0].as<float>(), w.take_slots(q, true)};
+  const ForwardArguments p{sequence_of(c), HeadsTarget<bf16>("linear_attention", c.outputs[0], false), c.saved[0].as<float>(), w.take_slots(q, true)};
   if (p.s.segments > 1) make_states(p.s, p.states, q[0], int(q[3]));
   const std::int64_t blocks = q[0] * q[2] * p.s.segments;
   if (q[3] == 64) launch(linear_attention_forward_kernel<64>, blocks, 128, sizeof(ForwardMemory<64>), p);

@@ -18,10 +18,9 @@ void take(Workspace& w, BackwardArguments& p, const Shape& q) {
 }
 
 struct WeightArguments {
-  const float* parts;  // (B, H, segments, matrix)
-  void* dweight;       // (H, matrix)
+  const float* parts;    // (B, H, segments, matrix)
+  Target<bf16> dweight;  // (H, matrix)
   std::int64_t batch, heads, segments, matrix;
-  bool f32, adds;
 };
 
 /// Sums the parts of all batch elements and segments in order, one thread an element.
@@ -32,7 +31,7 @@ __global__ void linear_attention_backward_weight_kernel(const WeightArguments p)
   float sum = 0;
   for (std::int64_t b = 0; b < p.batch; ++b)
     for (std::int64_t g = 0; g < p.segments; ++g) sum += p.parts[((b * p.heads + h) * p.segments + g) * p.matrix + element];
-  Target{p.dweight, 0, 0, 0, p.f32, p.adds}.store(i, sum);
+  p.dweight.put(i, sum);
 }
 
 /// Gradients of an output that nothing reads.
@@ -62,7 +61,7 @@ void backward(const Call& c) {
   if (!c.dy[0]) return write_zeros(c);
   const Shape& q = c.inputs[kQ].shape;
   const std::int64_t B = q[0], H = q[2], D = q[3];
-  auto target = [&](int i) { return target_of(c.dx[std::size_t(i)], adds(c, i)); };
+  auto target = [&](int i) { return HeadsTarget<bf16>("linear_attention", c, i); };
   BackwardArguments p{};
   p.s = sequence_of(c);
   p.o = Heads<bf16>("linear_attention", c.outputs[0]);
@@ -77,9 +76,9 @@ void backward(const Call& c) {
   backward_queries(p, B, int(D));
   if (c.dx[kK] || c.dx[kV] || c.dx[kWeightK]) backward_keys(p, B, int(D));
   for (int side = 0; side < 2; ++side) {
-    const Ref& x = c.dx[std::size_t(kWeightQ + side)];
-    if (!x) continue;
-    const WeightArguments sum{p.dweight[side], x.data, B, H, p.s.segments, D * D, x.dtype == Dtype::f32, adds(c, kWeightQ + side)};
+    const Target<bf16> dweight(c, kWeightQ + side);
+    if (!dweight) continue;
+    const WeightArguments sum{p.dweight[side], dweight, B, H, p.s.segments, D * D};
     launch(linear_attention_backward_weight_kernel, (H * D * D + 255) / 256, 256, 0, sum);
   }
 }

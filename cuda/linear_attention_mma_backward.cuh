@@ -15,7 +15,7 @@ struct BackwardArguments {
   Sequence s;
   Heads<bf16> o, dy;
   const float* saved;  // (B, T, H) natural logarithm of the denominator
-  Target dq, dk, dv;
+  HeadsTarget<bf16> dq, dk, dv;
   SumSlots states;    // before each segment
   SumSlots reversed;  // R and y after each segment
   // made by the pass in the order of time

@@ -267,7 +267,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4)
         pack_operand(w[i], dscores, 0);
         multiply_step(dv, a, [&](unsigned(&b)[4], int n) { l.b_transposed(b, m.dy, n, 16 * i); });
       }
-      store_rows<kD>(p.dv, b * p.dv.batch + t0 * p.dv.token + h * p.dv.head, dv, count, l);
+      store_rows<kD>(p.dv, p.dv.at(b, t0, h), dv, count, l);
 
       // gradient of the features, half of u at a time, and through phi to u
       float du[kD / 8][4];
@@ -319,7 +319,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4)
       {
         float dk[kD / 8][4];
         through_weight<kD>(dk, du, m.weight_k, m.du, l);
-        store_rows<kD>(p.dk, b * p.dk.batch + t0 * p.dk.token + h * p.dk.head, dk, count, l);
+        store_rows<kD>(p.dk, p.dk.at(b, t0, h), dk, count, l);
       }
     }
     if (chunk > 0) keep_fetched(chunk - 1);

@@ -73,7 +73,7 @@ __device__ __noinline__ void queries_log_space_rows(const BackwardArguments& p, 
     if (threadIdx.x < kD && p.dq.data) {
       float sum = 0;
       for (int e = 0; e < kD; ++e) sum += m.a[e] * __bfloat162float(m.weight_q[place<kD>(int(threadIdx.x), e)]);
-      p.dq.store(b * p.dq.batch + (t0 + i) * p.dq.token + h * p.dq.head + threadIdx.x, sum);
+      p.dq.put(p.dq.at(b, t0 + i, h) + threadIdx.x, sum);
     }
     __syncthreads();
   }
@@ -229,7 +229,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4)
     {
       float dq[kD / 8][4];
       through_weight<kD>(dq, u, m.weight_q, m.du, l);
-      store_rows<kD>(p.dq, b * p.dq.batch + t0 * p.dq.token + h * p.dq.head, dq, count, l);
+      store_rows<kD>(p.dq, p.dq.at(b, t0, h), dq, count, l);
     }
 
     // du is here; all are done with the state, and with phi of other warps

@@ -9,11 +9,6 @@ namespace hedgehog::cuda::linear_attention_mma {
 /// Arguments of linear_attention, in order.
 enum Input : int { kQ, kK, kV, kWeightQ, kWeightK, kBiasQ, kBiasK, kDocumentStart, kMask, kInitialState };
 
-inline bool aligned(const void* data, std::int64_t batch = 0, std::int64_t token = 0, std::int64_t head = 0) {
-  return reinterpret_cast<std::uintptr_t>(data) % 16 == 0 && batch % 8 == 0 && token % 8 == 0 && head % 8 == 0;
-}
-inline bool aligned(const Heads<bf16>& x) { return aligned(x.data, x.batch, x.token, x.head); }
-
 /// How the chunks of a sequence are shared out to blocks.
 struct Segments {
   int chunks, count, length;  // length: chunks a segment
@@ -57,15 +52,8 @@ inline Sequence sequence_of(const Call& c) {
   const Segments g = segments_of(q);
   Sequence s{heads(kQ), heads(kK), heads(kV), weight(kWeightQ), weight(kWeightK), c.inputs[kDocumentStart].as<const std::int32_t>(),
              q[1], int(q[2]), false, g.chunks, g.count, g.length};
-  s.vector = aligned(s.q) && aligned(s.k) && aligned(s.v) && aligned(s.weight_q) && aligned(s.weight_k);
+  s.vector = aligned(s.q) && aligned(s.k) && aligned(s.v) && aligned({s.weight_q, s.weight_k});
   return s;
-}
-
-inline Target target_of(const Ref& x, bool adds) {
-  if (!x) return {};
-  const Heads<bf16> rows("linear_attention", x);
-  const bool f32 = x.dtype == Dtype::f32;
-  return {x.data, rows.batch, rows.token, rows.head, f32, adds, !f32 && !adds && aligned(rows)};
 }
 
 }  // namespace hedgehog::cuda::linear_attention_mma

@@ -1,5 +1,6 @@
 #pragma once
 #include "cuda/linear_attention_mma_ptx.cuh"
+#include "cuda/packet.cuh"
 
 /// Tiles and fragments of the tensor-core path of linear attention.
 ///
@@ -115,22 +116,10 @@ __device__ __forceinline__ void load_rows(bf16* tile, const bf16* from, std::int
   }
 }
 
-/// Rows that a kernel produces: an output or a gradient.
-struct Target {
-  void* data = nullptr;
-  std::int64_t batch = 0, token = 0, head = 0;  // elements from one to the next
-  bool f32 = false, adds = false, vector = false;  // vector: bf16 that is written, 16 bytes at a time
-
-  __device__ __forceinline__ void store(std::int64_t at, float x) const {
-    if (f32) hedgehog::cuda::store(static_cast<float*>(data) + at, x, adds);
-    else hedgehog::cuda::store(static_cast<bf16*>(data) + at, x, adds);
-  }
-};
-
 /// Stores a warp's 16 rows of a product's result, those under `count`. The 4 lanes of a row swap their pairs of 4 column
 /// tiles, so that each has 16 bytes of one tile.
 template <int kD>
-__device__ __forceinline__ void store_rows(const Target& to, std::int64_t at, const float (&c)[kD / 8][4], std::int64_t count,
+__device__ __forceinline__ void store_rows(const HeadsTarget<bf16>& to, std::int64_t at, const float (&c)[kD / 8][4], std::int64_t count,
                                            const Lanes<kD>& l) {
   if (!to.data) return;
   if (!to.vector) {
@@ -139,7 +128,7 @@ __device__ __forceinline__ void store_rows(const Target& to, std::int64_t at, co
 #pragma unroll
       for (int p = 0; p < 4; ++p) {
         const int row = l.row + p / 2 * 8;
-        if (row < count) to.store(at + row * to.token + 8 * n + l.column + p % 2, c[n][p]);
+        if (row < count) to.put(at + row * to.token + 8 * n + l.column + p % 2, c[n][p]);
       }
     return;
   }

@@ -116,6 +116,22 @@ struct Target {
   __host__ __device__ explicit operator bool() const { return data != nullptr; }
 };
 
+/// The same in vectors (b, t, h) of a (B, T, H, D) tensor, as Heads has them.
+template <class T>
+struct HeadsTarget : Target<T> {
+  std::int64_t batch = 0, token = 0, head = 0;  // elements from one to the next
+  bool vector = false;  // elements of T that are written, 16 bytes at a time
+
+  HeadsTarget() = default;
+  HeadsTarget(const char* op, const Call& c, int i) : HeadsTarget(op, c.dx[std::size_t(i)], cuda::adds(c, i)) {}
+  HeadsTarget(const char* op, const Ref& x, bool adds) : Target<T>(x, adds) {
+    const Heads<T> rows(op, x);
+    batch = rows.batch, token = rows.token, head = rows.head;
+    vector = x && !this->wide && !adds && aligned(rows);
+  }
+  __device__ __forceinline__ std::int64_t at(std::int64_t b, std::int64_t t, std::int64_t h) const { return b * batch + t * token + h * head; }
+};
+
 /// Index division, in 32 bits where both fit: 64-bit division is slow on the device.
 __device__ __forceinline__ std::int64_t quotient(std::int64_t a, std::int64_t b) {
   if (((a | b) >> 32) == 0) return std::int64_t(std::uint32_t(a) / std::uint32_t(b));

@@ -93,14 +93,14 @@ void sum_pass(const char* op, const T* x, const SumWalk& walk, std::int64_t part
 
 /// dx (+)= dy * factor, repeated along the reduced axes. Walks over {dx, dy}.
 template <class T>
-__global__ void sum_backward_kernel(const __grid_constant__ VectorWalk<2> walk, Gradient<T> dx, const T* dy, Accumulator<T> factor) {
+__global__ void sum_backward_kernel(const __grid_constant__ VectorWalk<2> walk, Target<T> dx, const T* dy, Accumulator<T> factor) {
   constexpr int n = kVector<T>;
   for_each_lanes<n>(walk, [&](const Lanes<2, n>& lanes) {
     Accumulator<T> g[n];
     lanes.load(1, dy, g);
 #pragma unroll
     for (int j = 0; j < n; ++j) g[j] *= factor;
-    dx.store(lanes, g);
+    lanes.store(dx, g);
   });
 }
 
@@ -135,7 +135,7 @@ void sum_backward(const char* op, const Call& c) {
   dispatch_floating(dy.dtype, [&](auto zero) {
     using T = decltype(zero);
     const VectorWalk<2> walk(walk_over(dx.shape, dx, dy), kVector<T>, {dx.data, dy.data});
-    sum_backward_kernel<T><<<walk.blocks(), kThreads, 0, stream()>>>(walk, Gradient<T>(dx, c.modes[0]), dy.as<T>(),
+    sum_backward_kernel<T><<<walk.blocks(), kThreads, 0, stream()>>>(walk, Target<T>(c, 0), dy.as<T>(),
                                                                      Accumulator<T>(sum_factor<kMean>(c)));
   });
   check_launch(op);

@@ -84,7 +84,7 @@ __global__ void max_columns_kernel(const T* x, T* y, std::int32_t* where, AxisVi
 
 /// dx (+)= dy where the largest element was, else 0. One element of x a thread.
 template <class T>
-__global__ void max_backward_kernel(Gradient<T> dx, const T* dy, const std::int32_t* where, AxisView v) {
+__global__ void max_backward_kernel(Target<T> dx, const T* dy, const std::int32_t* where, AxisView v) {
   using A = Accumulator<T>;
   const std::int64_t grid = std::int64_t(gridDim.x) * blockDim.x, size = v.size();
   for (std::int64_t e = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x; e < size; e += grid) {
@@ -133,7 +133,7 @@ __global__ void logsumexp_columns_kernel(const T* x, T* y, AxisView v) {
 
 /// dx (+)= dy e^(x - y). One element of x a thread.
 template <class T>
-__global__ void logsumexp_backward_kernel(Gradient<T> dx, const T* dy, const T* x, const T* y, AxisView v) {
+__global__ void logsumexp_backward_kernel(Target<T> dx, const T* dy, const T* x, const T* y, AxisView v) {
   using A = Accumulator<T>;
   const std::int64_t grid = std::int64_t(gridDim.x) * blockDim.x, size = v.size();
   for (std::int64_t e = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x; e < size; e += grid) {
@@ -164,7 +164,7 @@ void max_backward(const Call& c) {
   const AxisView v(c);
   dispatch_floating(dy.dtype, [&](auto zero) {
     using T = decltype(zero);
-    max_backward_kernel<T><<<blocks_for(v.size(), kThreads), kThreads, 0, stream()>>>(Gradient<T>(dx, c.modes[0]), dy.as<T>(),
+    max_backward_kernel<T><<<blocks_for(v.size(), kThreads), kThreads, 0, stream()>>>(Target<T>(c, 0), dy.as<T>(),
                                                                                       c.saved[0].as<std::int32_t>(), v);
   });
   check_launch("max");
@@ -190,7 +190,7 @@ void logsumexp_backward(const Call& c) {
   dispatch_floating(dy.dtype, [&](auto zero) {
     using T = decltype(zero);
     logsumexp_backward_kernel<T><<<blocks_for(v.size(), kThreads), kThreads, 0, stream()>>>(
-        Gradient<T>(dx, c.modes[0]), dy.as<T>(), c.inputs[0].as<T>(), c.outputs[0].as<T>(), v);
+        Target<T>(c, 0), dy.as<T>(), c.inputs[0].as<T>(), c.outputs[0].as<T>(), v);
   });
   check_launch("logsumexp");
 }

@@ -28,7 +28,7 @@ __global__ void softmax_forward_kernel(const T* x, T* y, std::int64_t rows, std:
 
 /// dx (+)= y (dy - sum dy y), or dy - e^y sum dy. A block a row; dx may be dy.
 template <class T, bool kLog>
-__global__ void softmax_backward_kernel(const T* y, const T* dy, Gradient<T> dx, std::int64_t rows, std::int64_t n) {
+__global__ void softmax_backward_kernel(const T* y, const T* dy, Target<T> dx, std::int64_t rows, std::int64_t n) {
   using A = Accumulator<T>;
   for (std::int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
     const std::int64_t first = row * n;
@@ -63,7 +63,7 @@ void softmax_backward(const char* op, const Call& c) {
   dispatch_floating(y.dtype, [&](auto zero) {
     using T = decltype(zero);
     softmax_backward_kernel<T, kLog>
-        <<<blocks_for(rows, 1), row_threads(n), 0, stream()>>>(y.as<T>(), dy.as<T>(), Gradient<T>(dx, c.modes[0]), rows, n);
+        <<<blocks_for(rows, 1), row_threads(n), 0, stream()>>>(y.as<T>(), dy.as<T>(), Target<T>(c, 0), rows, n);
   });
   check_launch(op);
 }

@@ -217,7 +217,7 @@ __global__ void __launch_bounds__(kThreads) softmax_attention_backward_query_ker
   for (int r = 0; r < 2; ++r)
     for (int c = 0; c < 4; ++c) {
       const std::int64_t i = i0 + row() + kSide * r, e = e0 + column() + kSide * c;
-      if (i < n && e < a.s.D) a.dq.put(b, i, h, e, dq[r][c]);
+      if (i < n && e < a.s.D) a.dq.put(a.dq.at(b, i, h) + e, dq[r][c]);
     }
 }
 
@@ -255,24 +255,24 @@ __global__ void __launch_bounds__(kThreads) softmax_attention_backward_key_kerne
     for (int c = 0; c < 4; ++c) {
       const std::int64_t j = j0 + row() + kSide * r, e = e0 + column() + kSide * c;
       if (j >= n) continue;
-      if (makes_dk && e < a.s.D) a.dk.put(b, j, hkv, e, dk[r][c]);
-      if (makes_dv && e < a.s.Dv) a.dv.put(b, j, hkv, e, dv[r][c]);
+      if (makes_dk && e < a.s.D) a.dk.put(a.dk.at(b, j, hkv) + e, dk[r][c]);
+      if (makes_dv && e < a.s.Dv) a.dv.put(a.dv.at(b, j, hkv) + e, dv[r][c]);
     }
 }
 
 /// Zeros for a gradient that nothing reaches.
 template <class T>
-__global__ void softmax_attention_zero_kernel(const Gradient<T> dx, std::int64_t n, std::int64_t tokens, std::int64_t heads,
+__global__ void softmax_attention_zero_kernel(const HeadsTarget<T> dx, std::int64_t n, std::int64_t tokens, std::int64_t heads,
                                               std::int64_t depth) {
   const std::int64_t step = std::int64_t(gridDim.x) * blockDim.x;
   for (std::int64_t i = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += step) {
     const std::int64_t vector = i / depth;
-    dx.put(vector / heads / tokens, vector / heads % tokens, vector % heads, i % depth, Accumulator<T>(0));
+    dx.put(dx.at(vector / heads / tokens, vector / heads % tokens, vector % heads) + i % depth, Accumulator<T>(0));
   }
 }
 
 template <class T>
-void zero(const Gradient<T>& dx, const Shape& shape) {
+void zero(const HeadsTarget<T>& dx, const Shape& shape) {
   if (!dx || dx.adds) return;
   const unsigned blocks = blocks_for(shape.size(), kThreads);
   softmax_attention_zero_kernel<T><<<blocks, kThreads, 0, stream()>>>(dx, shape.size(), shape[1], shape[2], shape[3]);

@@ -1,5 +1,5 @@
 #pragma once
-#include "cuda/common.cuh"
+#include "cuda/packet.cuh"
 #include "ops/softmax_attention_sizes.h"
 
 /// What the kernels of softmax attention share.
@@ -11,26 +11,6 @@ namespace input = softmax_attention_detail;  // kQ, kK, ...
 
 constexpr const char* kName = "softmax_attention";
 
-/// Where a gradient goes: elements like the input's, or f32 for a bf16 parameter.
-template <class T>
-struct Gradient {
-  Heads<T> narrow;
-  Heads<float> wide;
-  bool adds = false;
-
-  Gradient() = default;
-  Gradient(const Ref& dx, Mode mode) : adds(mode == Mode::accumulate) {
-    if (std::is_same_v<T, bf16> && dx.dtype == Dtype::f32) wide = Heads<float>(kName, dx);
-    else narrow = Heads<T>(kName, dx);
-  }
-  template <class A>
-  __device__ __forceinline__ void put(std::int64_t b, std::int64_t t, std::int64_t h, std::int64_t e, A value) const {
-    if (wide) store(wide.at(b, t, h) + e, float(value), adds);
-    else store(narrow.at(b, t, h) + e, value, adds);
-  }
-  __host__ __device__ explicit operator bool() const { return narrow.data || wide.data; }
-};
-
 /// One call, as its kernels see it. Backward fills dy, delta and the gradients too.
 template <class T>
 struct Arguments {
@@ -40,7 +20,7 @@ struct Arguments {
   Accumulator<T>* log_sum_exp = nullptr;  // (B, T, Hq)
   const std::int32_t* document_start = nullptr;  // (B, T)
   const std::int32_t* mask = nullptr;            // (B, T)
-  Gradient<T> dq, dk, dv;
+  HeadsTarget<T> dq, dk, dv;
   void* workspace = nullptr;
 
   explicit Arguments(const Call& c)
@@ -55,9 +35,9 @@ struct Arguments {
         workspace(c.workspace) {
     if (c.dx.empty()) return;
     dy = Heads<const T>(kName, c.dy[0]);
-    dq = Gradient<T>(c.dx[input::kQ], c.modes[input::kQ]);
-    dk = Gradient<T>(c.dx[input::kK], c.modes[input::kK]);
-    dv = Gradient<T>(c.dx[input::kV], c.modes[input::kV]);
+    dq = HeadsTarget<T>(kName, c, input::kQ);
+    dk = HeadsTarget<T>(kName, c, input::kK);
+    dv = HeadsTarget<T>(kName, c, input::kV);
   }
 };
 

@@ -178,17 +178,17 @@ __device__ __forceinline__ void write_rows(const float (&x)[kRowTiles][D / 8][4]
 /// The same for a gradient, times `scale`: straight to memory where it adds, is f32 or lies unevenly. t0 is the token of the
 /// warp's first row, `tokens` how many there are.
 template <int D, int kRowTiles>
-__device__ __forceinline__ void write_gradient(float (&x)[kRowTiles][D / 8][4], float scale, unsigned char* tile, const Gradient<bf16>& dx,
-                                               bool whole_rows, std::int64_t b, int t0, std::int64_t h, int tokens) {
+__device__ __forceinline__ void write_gradient(float (&x)[kRowTiles][D / 8][4], float scale, unsigned char* tile,
+                                               const HeadsTarget<bf16>& dx, std::int64_t b, int t0, std::int64_t h, int tokens) {
 #pragma unroll
   for (int m = 0; m < kRowTiles; ++m)
 #pragma unroll
     for (int n = 0; n < D / 8; ++n)
 #pragma unroll
       for (int e = 0; e < 4; ++e) x[m][n][e] *= scale;
-  if (whole_rows) {
+  if (dx.vector) {
     // the address of a row beyond the end is never formed
-    if (t0 < tokens) write_rows<D, kRowTiles>(x, tile, dx.narrow.at(b, t0, h), dx.narrow.token, tokens - t0);
+    if (t0 < tokens) write_rows<D, kRowTiles>(x, tile, static_cast<bf16*>(dx.data) + dx.at(b, t0, h), dx.token, tokens - t0);
     return;
   }
   const int lane = threadIdx.x % kWarp;
@@ -201,14 +201,8 @@ __device__ __forceinline__ void write_gradient(float (&x)[kRowTiles][D / 8][4], 
 #pragma unroll
       for (int n = 0; n < D / 8; ++n)
 #pragma unroll
-        for (int e = 0; e < 2; ++e) dx.put(b, token, h, 8 * n + 2 * (lane % 4) + e, x[m][n][2 * half + e]);
+        for (int e = 0; e < 2; ++e) dx.put(dx.at(b, token, h) + 8 * n + 2 * (lane % 4) + e, x[m][n][2 * half + e]);
     }
-}
-
-/// Vectors on 16-byte boundaries.
-template <class T>
-bool aligned(const Heads<T>& x) {
-  return reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0 && x.batch % 8 == 0 && x.token % 8 == 0 && x.head % 8 == 0;
 }
 
 /// Calls f(std::integral_constant<int, D>) for the widths that suits_mma lets through.

@@ -27,8 +27,7 @@ struct KeyBlocking {
 struct Inputs {
   Heads<const bf16> q, k, v, dy;
   float *log_sum_exp, *delta;  // (B, Hq, padded): log2, +inf beyond the last token; do . o, 0 beyond
-  Gradient<bf16> dq, dk, dv;
-  bool whole_dq, whole_dk, whole_dv;   // written as whole rows of bf16
+  HeadsTarget<bf16> dq, dk, dv;
   const std::int32_t* document_start;  // (B, T)
   int tokens, padded, heads, group, tiles;
   bool causal;
@@ -152,7 +151,7 @@ __global__ void __launch_bounds__(QueryBlocking<D>::kThreads, 2) softmax_attenti
       add_weighted_rows<D, kRowTiles, kStep / 16>(dq, ds, reader_by_row<D>(keys), step);
     }
   }
-  write_gradient<D, kRowTiles>(dq, in.scale, memory + warp_row * Tile<D>::kRowBytes, in.dq, in.whole_dq, b, first, h, T);
+  write_gradient<D, kRowTiles>(dq, in.scale, memory + warp_row * Tile<D>::kRowBytes, in.dq, b, first, h, T);
 }
 
 /// dk = ds^T Q and dv = P^T do. A block owns a tile of keys of one key head and walks the queries that see it, 64 at a time,
@@ -270,11 +269,10 @@ __global__ void __launch_bounds__(KeyBlocking<D>::kThreads, D <= 64 ? 2 : 1) sof
     }
   }
   unsigned char* const own = memory + warp_row * Tile<D>::kRowBytes;
-  if (in.dk) write_gradient<D, kRowTiles>(dk, in.scale, own, in.dk, in.whole_dk, b, first, hkv, T);
-  if (in.dv) write_gradient<D, kRowTiles>(dv, 1, own + S::kOwnBytes, in.dv, in.whole_dv, b, first, hkv, T);
+  if (in.dk) write_gradient<D, kRowTiles>(dk, in.scale, own, in.dk, b, first, hkv, T);
+  if (in.dv) write_gradient<D, kRowTiles>(dv, 1, own + S::kOwnBytes, in.dv, b, first, hkv, T);
 }
 
-bool whole_rows(const Gradient<bf16>& dx) { return dx.narrow && !dx.adds && aligned(dx.narrow); }
 std::int64_t padded(std::int64_t tokens) { return (tokens + kPadding - 1) / kPadding * kPadding; }
 
 template <int D>
@@ -307,8 +305,7 @@ void backward_mma(const Arguments<bf16>& a) {
   softmax_attention_statistics_kernel<<<grid_of(heads * rows / 32), 256, 0, stream()>>>(
       a.dy, a.o, a.log_sum_exp, log_sum_exp, delta, int(a.s.T), int(rows), int(a.s.Hq), int(a.s.D / 8));
   check_launch(kName);
-  const Inputs in{a.q, a.k, a.v, a.dy, log_sum_exp, delta, a.dq, a.dk, a.dv, whole_rows(a.dq), whole_rows(a.dk), whole_rows(a.dv),
-                  a.document_start, int(a.s.T), int(rows), int(a.s.Hq), int(a.s.Hq / a.s.Hkv), 0, a.s.causal, float(a.s.scale)};
+  const Inputs in{a.q, a.k, a.v, a.dy, log_sum_exp, delta, a.dq, a.dk, a.dv, a.document_start, int(a.s.T), int(rows), int(a.s.Hq), int(a.s.Hq / a.s.Hkv), 0, a.s.causal, float(a.s.scale)};
   dispatch_width(a.s.D, [&](auto width) { launch<decltype(width)::value>(a, in); });
 }
 

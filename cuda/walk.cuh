@@ -29,6 +29,13 @@ struct Lanes {
     if (whole) put_packet<n>(data + at[0], values, adds);
     else cuda::store(data + at[0], values[0], adds);
   }
+  template <class T>
+  __device__ __forceinline__ void store(const Target<T>& to, const Accumulator<T> (&values)[n]) const {
+    if constexpr (std::is_same_v<T, bf16>) {
+      if (to.wide) return store(static_cast<float*>(to.data), values, to.adds);
+    }
+    store(static_cast<T*>(to.data), values, to.adds);
+  }
 };
 
 /// A walk cut into groups of n neighbours. Operand 0 is the result. Operands that are null are not touched.
@@ -68,31 +75,5 @@ __device__ __forceinline__ void for_each_lanes(const VectorWalk<N>& w, const Bod
     body(Lanes<N, n>{w.walk.at(first), step, whole});
   }
 }
-
-/// A gradient of elements of type T: of that type, or f32 where T is bf16 and the argument is a parameter.
-template <class T>
-struct Gradient {
-  void* data = nullptr;
-  bool wide = false, adds = false;
-
-  Gradient(void* to, bool is_wide, bool adds_to) : data(to), wide(is_wide), adds(adds_to) {}
-  Gradient(const Ref& dx, Mode mode)
-      : Gradient(dx.data, std::is_same_v<T, bf16> && dx.dtype == Dtype::f32, mode == Mode::accumulate) {}
-
-  template <int N, int n, class A>
-  __device__ __forceinline__ void store(const Lanes<N, n>& lanes, const A (&values)[n]) const {
-    if constexpr (std::is_same_v<T, bf16>) {
-      if (wide) return lanes.store(static_cast<float*>(data), values, adds);
-    }
-    lanes.store(static_cast<T*>(data), values, adds);
-  }
-  template <class A>
-  __device__ __forceinline__ void put(std::int64_t i, A value) const {
-    if constexpr (std::is_same_v<T, bf16>) {
-      if (wide) return cuda::store(static_cast<float*>(data) + i, value, adds);
-    }
-    cuda::store(static_cast<T*>(data) + i, value, adds);
-  }
-};
 
 }  // namespace hedgehog::cuda
