@@ -28,6 +28,9 @@ __host__ __device__ __forceinline__ To convert(From x) {
   else if constexpr (std::is_same_v<To, bf16>) return __float2bfloat16(float(x));
   else return To(x);
 }
+/// The halves of two bf16 in 32 bits: a bf16 is the upper half of an f32.
+__device__ __forceinline__ float low_of(unsigned pair) { return __uint_as_float(pair << 16); }
+__device__ __forceinline__ float high_of(unsigned pair) { return __uint_as_float(pair & 0xffff0000u); }
 /// The element as its accumulator.
 template <class T>
 __device__ __forceinline__ Accumulator<T> load(const T* at) {

@@ -60,7 +60,7 @@ __device__ __noinline__ void forward_log_space_rows(const ForwardArguments& p, c
       float score = 0;
       for (int e = l.lane; e < kD; e += 32) {
         const float u = m.a[e] + logs[j * kD + e];
-        score += power_of_two(u - largest) + power_of_two(-u - largest);
+        score += exp2_fast(u - largest) + exp2_fast(-u - largest);
       }
       score = warp_sum(score);
       den += score;
@@ -76,7 +76,7 @@ __device__ __noinline__ void forward_log_space_rows(const ForwardArguments& p, c
 #pragma unroll
         for (int x = 0; x < 2; ++x) {
           const float u = m.a[l.row + 8 * x];
-          weight[s][x] = power_of_two((s ? -u : u) + state.shift[s][x] - largest);
+          weight[s][x] = exp2_fast((s ? -u : u) + state.shift[s][x] - largest);
         }
       auto over_rows = [](float x) {
         for (int offset = 4; offset < 32; offset *= 2) x += __shfl_xor_sync(0xffffffffu, x, offset);
@@ -133,11 +133,11 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8) linear_attention_for
     const int count = left < kD ? int(left) : kD;
     const bool goes_on = chunk + 1 < walk.end;
     const signed char* const rows = m.rows[chunk & 1];
-    wait_copies();
+    wait_all_copies();
     __syncthreads();  // q, k and rows are here; the chunk before is done with v
     load_rows<kD>(m.v, s.v.at(b, t0, h), s.v.token, left, s.vector, l);
     state.enter(m.weight_k, m.k, count, rows, m.phi, m.S, m.features, l);
-    wait_copies();
+    wait_all_copies();
     __syncthreads();  // v, phi and the state are here; all are done with k
     signed char next_row = -1;
     if (goes_on) {
@@ -172,10 +172,10 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8) linear_attention_for
           const float2 shift = pair_at(m.features.shift, sign * kD + 8 * n + l.column);
 #pragma unroll
           for (int e = 0; e < 4; ++e)
-            phi[n][e] = power_of_two((sign ? -u[n][e] : u[n][e]) + (e % 2 ? shift.y : shift.x) - largest[e / 2]);
+            phi[n][e] = exp2_fast((sign ? -u[n][e] : u[n][e]) + (e % 2 ? shift.y : shift.x) - largest[e / 2]);
         }
 #pragma unroll
-        for (int k = 0; k < kSteps; ++k) pack_operand(q[sign * kSteps + k], phi, k);
+        for (int k = 0; k < kSteps; ++k) pack_operand(q[sign * kSteps + k], phi[2 * k], phi[2 * k + 1]);
       }
     }
 
@@ -219,7 +219,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8) linear_attention_for
           }
       }
       unsigned a[4];
-      pack_operand(a, scores, 0);
+      pack_operand(a, scores[0], scores[1]);
 #pragma unroll
       for (int e = 0; e < 4; ++e) den[e % 2] += low_of(a[e]) + high_of(a[e]);
       multiply_step(o, a, [&](unsigned(&b)[4], int n) { l.b_transposed(b, m.v, n, 16 * j); });

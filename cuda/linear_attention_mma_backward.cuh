@@ -57,7 +57,7 @@ __device__ __forceinline__ void through_weight(float (&dx)[kD / 8][4], const flo
 #pragma unroll
   for (int k = 0; k < kD / 16; ++k) {
     unsigned a[4];
-    pack_operand(a, du, k);
+    pack_operand(a, du[2 * k], du[2 * k + 1]);
 #pragma unroll
     for (int e = 0; e < 4; ++e)
       *reinterpret_cast<unsigned*>(du_tile + place<kD>(l.row + e % 2 * 8, 16 * k + e / 2 * 8 + l.column)) = a[e];

@@ -43,7 +43,7 @@ __device__ __noinline__ void keys_log_space_rows(const BackwardArguments& p, uns
         for (int e = 0; e < 2; ++e) {
           const int column = 8 * n + l.column + e;
           const float both = m.a[column] + u[n][2 * x + e];
-          score += power_of_two(both - den) + power_of_two(-both - den);
+          score += exp2_fast(both - den) + exp2_fast(-both - den);
           dscore += __bfloat162float(m.dy[place<kD>(i, column)]) * __bfloat162float(m.v[place<kD>(row, column)]);
         }
       score = row_sum(score);
@@ -55,7 +55,7 @@ __device__ __noinline__ void keys_log_space_rows(const BackwardArguments& p, uns
         for (int e = 0; e < 2; ++e) {
           const int column = 8 * n + l.column + e;
           const float both = m.a[column] + u[n][2 * x + e];
-          du[n][2 * x + e] += dscore * (power_of_two(both - den) - power_of_two(-both - den));
+          du[n][2 * x + e] += dscore * (exp2_fast(both - den) - exp2_fast(-both - den));
           dv[n][2 * x + e] += score * __bfloat162float(m.dy[place<kD>(i, column)]);
         }
     }
@@ -84,7 +84,7 @@ __device__ __noinline__ void reverse_log_space_rows(const BackwardArguments& p, 
     for (int s = 0; s < 2; ++s)
 #pragma unroll
       for (int x = 0; x < 2; ++x) {
-        const float u = m.a[l.row + 8 * x], phi = power_of_two((s ? -u : u) + before[s * kD + l.row + 8 * x] - den);
+        const float u = m.a[l.row + 8 * x], phi = exp2_fast((s ? -u : u) + before[s * kD + l.row + 8 * x] - den);
         R.z[s][x] += phi * deltas[i];
 #pragma unroll
         for (int n = 0; n < kD / 8; ++n)
@@ -148,7 +148,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4)
     const int count = left < kD ? int(left) : kD;
     const signed char* const rows = m.rows[chunk & 1];
     const float *const deltas = m.delta[chunk & 1], *const dens = m.den[chunk & 1], *const shift = m.shift[chunk & 1];
-    wait_copies();
+    wait_all_copies();
     __syncthreads();  // q and the numbers of the rows are here; the chunk after is done with all tiles
     if constexpr (!kOnlySums) {
       load_rows<kD>(m.k, s.k.at(b, t0, h), s.k.token, left, s.vector, l);
@@ -176,8 +176,8 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4)
             const int token = 8 * n + l.column;
             const float2 den = pair_at(dens, token), delta = pair_at(deltas, token);
             const float scale = sign ? -kLog2e : kLog2e;
-            const unsigned both = pack(power_of_two((u[n][2 * x] * scale + of_row) - den.x),
-                                       power_of_two((u[n][2 * x + 1] * scale + of_row) - den.y));
+            const unsigned both = pack(exp2_fast((u[n][2 * x] * scale + of_row) - den.x),
+                                       exp2_fast((u[n][2 * x + 1] * scale + of_row) - den.y));
             *reinterpret_cast<unsigned*>(m.phi + place<kD>(row, token)) = both;
             const bool keep0 = !cut || rows[token] < 0, keep1 = !cut || rows[token + 1] < 0;
             sum += (keep0 ? low_of(both) * delta.x : 0.0f) + (keep1 ? high_of(both) * delta.y : 0.0f);
@@ -190,7 +190,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4)
       const float ones[2][2] = {{1, 1}, {1, 1}};
       R.publish(ones, m.R, m.y, l);
     }
-    wait_copies();
+    wait_all_copies();
     __syncthreads();  // k, v, dy, phi and R are here; all are done with q
     if (chunk > walk.begin) load_rows<kD>(m.q, s.q.at(b, t0 - kD, h), s.q.token, kD, s.vector, l);
     if (chunk > 0) fetch(chunk - 1);
@@ -223,10 +223,10 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4)
             const float2 of_columns = pair_at(shift, sign * kD + 8 * n + l.column);
 #pragma unroll
             for (int e = 0; e < 4; ++e)
-              phi[n][e] = valid[e / 2] ? power_of_two((sign ? -u[n][e] : u[n][e]) - (e % 2 ? of_columns.y : of_columns.x)) : 0.0f;
+              phi[n][e] = valid[e / 2] ? exp2_fast((sign ? -u[n][e] : u[n][e]) - (e % 2 ? of_columns.y : of_columns.x)) : 0.0f;
           }
 #pragma unroll
-          for (int k = 0; k < kSteps; ++k) pack_operand(k_phi[sign * kSteps + k], phi, k);
+          for (int k = 0; k < kSteps; ++k) pack_operand(k_phi[sign * kSteps + k], phi[2 * k], phi[2 * k + 1]);
         }
       }
       const bool reaches[2] = {l.row >= first, l.row + 8 >= first};
@@ -263,8 +263,8 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4)
           }
         }
         unsigned a[4];
-        pack_operand(a, scores, 0);
-        pack_operand(w[i], dscores, 0);
+        pack_operand(a, scores[0], scores[1]);
+        pack_operand(w[i], dscores[0], dscores[1]);
         multiply_step(dv, a, [&](unsigned(&b)[4], int n) { l.b_transposed(b, m.dy, n, 16 * i); });
       }
       store_rows<kD>(p.dv, p.dv.at(b, t0, h), dv, count, l);
@@ -341,7 +341,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4)
       for (int x = 0; x < 2; ++x) {
         const int row = sign * kD + l.row + 8 * x;
         R.z[sign][x] += m.added[row];
-        factor[sign][x] = begins ? 0.0f : power_of_two(before[row] - shift[row]);
+        factor[sign][x] = begins ? 0.0f : exp2_fast(before[row] - shift[row]);
       }
     R.scale(factor);
     if (redo) {

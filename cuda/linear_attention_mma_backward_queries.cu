@@ -42,7 +42,7 @@ __device__ __noinline__ void queries_log_space_rows(const BackwardArguments& p, 
       dscore = warp_sum(dscore) + delta;
       for (int x = 0; x < kD / 32; ++x) {
         const float u = m.a[l.lane + 32 * x] + logs[j * kD + l.lane + 32 * x];
-        du[x] += dscore * (power_of_two(u - den) - power_of_two(-u - den));
+        du[x] += dscore * (exp2_fast(u - den) - exp2_fast(-u - den));
       }
     }
     for (int x = 0; x < kD / 32; ++x) m.part[l.warp][l.lane + 32 * x] = du[x];
@@ -58,7 +58,7 @@ __device__ __noinline__ void queries_log_space_rows(const BackwardArguments& p, 
           for (int e = 0; e < 2; ++e) dot += state.sums.S[s][n][2 * x + e] * __bfloat162float(dy[8 * n + l.column + e]);
         dot = row_sum(dot) + delta * state.sums.z[s][x];
         const float u = m.a[l.row + 8 * x];
-        sum += power_of_two((s ? -u : u) + state.shift[s][x] - den) * (s ? -dot : dot);
+        sum += exp2_fast((s ? -u : u) + state.shift[s][x] - den) * (s ? -dot : dot);
       }
       if (l.column == 0) m.du_state[l.row + 8 * x] = rows[i] < 0 ? sum : 0.0f;
     }
@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4)
     const int count = left < kD ? int(left) : kD;
     const bool goes_on = chunk + 1 < walk.end;
     const signed char* const rows = m.rows[chunk & 1];
-    wait_copies();
+    wait_all_copies();
     __syncthreads();  // k and rows are here; the chunk before is done with all tiles
     load_rows<kD>(m.v, s.v.at(b, t0, h), s.v.token, left, s.vector, l);
     load_rows<kD>(m.dy, p.dy.at(b, t0, h), p.dy.token, left, s.vector, l);
@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4)
       den[x] = row < count ? p.saved[(b * s.T + t0 + row) * s.H + h] * kLog2e : INFINITY;
     }
     state.enter(m.weight_k, m.k, count, rows, m.phi, m.S, m.features, l);
-    wait_copies();
+    wait_all_copies();
     __syncthreads();  // v, dy, o, q, phi and the state are here; all are done with k
     p.shifts[(index * s.chunks + chunk) * 2 * kD + thread] = m.features.shift[thread];
     signed char next_row = -1;
@@ -184,7 +184,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4)
           scores[n][e] += delta[e / 2];
           if (column > l.row + e / 2 * 8 || column < first[e / 2]) scores[n][e] = 0;
         }
-      pack_operand(w[j], scores, 0);
+      pack_operand(w[j], scores[0], scores[1]);
     }
     // gradient of the features, half of u at a time, and through phi to u
 #pragma unroll
@@ -220,7 +220,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4)
 #pragma unroll
           for (int sign = 0; sign < 2; ++sign) {
             const float log_phi = (sign ? -value : value) + (e % 2 ? shift[sign].y : shift[sign].x);
-            parts[sign] = (dphi[sign][n][e] + of_z * (e % 2 ? z[sign].y : z[sign].x)) * power_of_two(log_phi - den[x]);
+            parts[sign] = (dphi[sign][n][e] + of_z * (e % 2 ? z[sign].y : z[sign].x)) * exp2_fast(log_phi - den[x]);
           }
           value = parts[0] - parts[1];
         }

@@ -206,14 +206,14 @@ struct KeyState {
         const int row = s * kD + l.row + 8 * x;
         if (begins) shift[s][x] = -INFINITY;
         const float after = fmaxf(shift[s][x], row_max(top[s][x]));
-        factor[s][x] = power_of_two(shift[s][x] - after);
+        factor[s][x] = exp2_fast(shift[s][x] - after);
         float sum = 0;
 #pragma unroll
         for (int n = 0; n < kD / 8; ++n) {
           const int token = 8 * n + l.column;
           const float u0 = s ? -u[n][2 * x] : u[n][2 * x], u1 = s ? -u[n][2 * x + 1] : u[n][2 * x + 1];
-          const unsigned both = pack(token < count ? power_of_two(u0 - after) : 0.0f,
-                                     token + 1 < count ? power_of_two(u1 - after) : 0.0f);
+          const unsigned both = pack(token < count ? exp2_fast(u0 - after) : 0.0f,
+                                     token + 1 < count ? exp2_fast(u1 - after) : 0.0f);
           *reinterpret_cast<unsigned*>(phi + place<kD>(row, token)) = both;
           sum += (token >= first ? low_of(both) : 0.0f) + (token + 1 >= first ? high_of(both) : 0.0f);
         }
@@ -231,7 +231,7 @@ struct KeyState {
 #pragma unroll
       for (int x = 0; x < 2; ++x) {
         const float after = features.shift[s * kD + l.row + 8 * x];
-        factor[s][x] = first >= 0 ? 0.0f : power_of_two(shift[s][x] - after);
+        factor[s][x] = first >= 0 ? 0.0f : exp2_fast(shift[s][x] - after);
         shift[s][x] = after;
       }
     sums.scale(factor);

@@ -38,11 +38,11 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8) linear_attention_sta
   for (int chunk = walk.begin; chunk < walk.end; ++chunk) {
     const std::int64_t t0 = std::int64_t(chunk) * kD;
     const signed char* const rows = m.rows[chunk & 1];
-    wait_copies();
+    wait_all_copies();
     __syncthreads();  // k and rows are here; the chunk before is done with v
     load_rows<kD>(m.v, s.v.at(b, t0, h), s.v.token, kD, s.vector, l);
     state.enter(m.weight_k, m.k, kD, rows, m.phi, m.S, m.features, l);
-    wait_copies();
+    wait_all_copies();
     __syncthreads();  // v is here; all are done with k
     if (chunk + 1 < walk.end) {
       load_rows<kD>(m.k, s.k.at(b, t0 + kD, h), s.k.token, kD, s.vector, l);
@@ -99,7 +99,7 @@ __global__ void linear_attention_states_scan_kernel(const __grid_constant__ Stat
     const float local = p.states.local[row], before = passes(p.s, e.index / p.s.H, segment - 1, p.D) ? shift : -INFINITY;
     float& value = e.of(p.states, slot, p.D);
     shift = fmaxf(before, local);
-    sum = sum * power_of_two(before - shift) + value * power_of_two(local - shift);
+    sum = sum * exp2_fast(before - shift) + value * exp2_fast(local - shift);
     value = sum;
     if (e.column == p.D) p.states.shift[row] = shift;
   }
@@ -124,7 +124,7 @@ __global__ void linear_attention_reversed_scan_kernel(const __grid_constant__ Re
     const int begin = segment * s.segment_chunks;
     const int end = begin + s.segment_chunks < s.chunks ? begin + s.segment_chunks : s.chunks;
     const float factor = passes(s, e.index / s.H, segment, a.D)
-                             ? power_of_two(shifts[std::int64_t(begin - 1) * 2 * a.D] - shifts[std::int64_t(end - 1) * 2 * a.D])
+                             ? exp2_fast(shifts[std::int64_t(begin - 1) * 2 * a.D] - shifts[std::int64_t(end - 1) * 2 * a.D])
                              : 0.0f;
     sum = value + sum * factor;
     value = sum;

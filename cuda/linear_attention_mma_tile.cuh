@@ -1,6 +1,6 @@
 #pragma once
-#include "cuda/linear_attention_mma_ptx.cuh"
 #include "cuda/packet.cuh"
+#include "cuda/tensor_cores.cuh"
 
 /// Tiles and fragments of the tensor-core path of linear attention.
 ///
@@ -8,16 +8,29 @@
 /// Exponents are in base 2 throughout: log phi = [u, -u] with u = log2(e) x W.
 namespace hedgehog::cuda::linear_attention_mma {
 
-constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+constexpr float kLn2 = 0.6931471805599453f;
 /// Rows whose denominator is below 2^-60 are redone in log space.
 constexpr float kSmallestLog = -60, kSmallest = 1.0f / float(1ull << 60);
 
-/// Element (row, column) of a tile: pieces of 8 elements are swapped so that the 8 rows of a matrix lie in different banks.
+/// The block's dynamic shared memory.
+__device__ __forceinline__ unsigned char* shared_bytes() {
+  extern __shared__ __align__(1024) unsigned char bytes[];
+  return bytes;
+}
+
+template <class Arguments>
+void launch(void (*kernel)(Arguments), std::int64_t blocks, int threads, std::size_t shared, const Arguments& arguments) {
+  if (shared > 0) allow_shared_memory(reinterpret_cast<const void*>(kernel), shared);
+  kernel<<<unsigned(blocks), unsigned(threads), shared, stream()>>>(arguments);
+  check_launch("linear_attention");
+}
+
+/// piece_key in elements.
 template <int kD>
 __device__ __forceinline__ int swizzle(int row) {
-  static_assert(kD == 32 || kD == 64);
-  return (kD == 64 ? row & 7 : row >> 1 & 3) << 3;
+  return piece_key<kD>(row) << 3;
 }
+/// Element (row, column) of a tile.
 template <int kD>
 __device__ __forceinline__ int place(int row, int column) {
   return row * kD + ((column & ~7) ^ swizzle<kD>(row)) + (column & 7);
@@ -37,17 +50,17 @@ struct Lanes {
   }
   /// a (16, 16) from a tile (m, k), or from a tile (k, m).
   __device__ __forceinline__ void a(unsigned (&r)[4], const bf16* tile, int m, int k) const {
-    load_matrices(r, tile + m * kD + (straight_ ^ k));
+    load_matrices(r, shared_address(tile + m * kD + (straight_ ^ k)));
   }
   __device__ __forceinline__ void a_transposed(unsigned (&r)[4], const bf16* tile, int m, int k) const {
-    load_matrices_transposed(r, tile + k * kD + (crossed_ ^ m));
+    load_matrices_transposed(r, shared_address(tile + k * kD + (crossed_ ^ m)));
   }
   /// b (16, 16), two operands of 8 columns: from a tile (n, k), or from a tile (k, n).
   __device__ __forceinline__ void b(unsigned (&r)[4], const bf16* tile, int n, int k) const {
-    load_matrices(r, tile + n * kD + (crossed_ ^ k));
+    load_matrices(r, shared_address(tile + n * kD + (crossed_ ^ k)));
   }
   __device__ __forceinline__ void b_transposed(unsigned (&r)[4], const bf16* tile, int n, int k) const {
-    load_matrices_transposed(r, tile + k * kD + (straight_ ^ n));
+    load_matrices_transposed(r, shared_address(tile + k * kD + (straight_ ^ n)));
   }
 
  private:
@@ -75,25 +88,6 @@ __device__ __forceinline__ void multiply(float (&c)[kTiles][4], const A& load_a,
     multiply_step(c, a, [&](unsigned(&b)[4], int n) { load_b(b, n, k); });
   }
 }
-/// The operand of columns 16 k to 16 k + 16 of a product's result.
-template <int kTiles>
-__device__ __forceinline__ void pack_operand(unsigned (&a)[4], const float (&c)[kTiles][4], int k) {
-  a[0] = pack(c[2 * k][0], c[2 * k][1]);
-  a[1] = pack(c[2 * k][2], c[2 * k][3]);
-  a[2] = pack(c[2 * k + 1][0], c[2 * k + 1][1]);
-  a[3] = pack(c[2 * k + 1][2], c[2 * k + 1][3]);
-}
-
-/// Over the 4 lanes that share the rows of a fragment.
-__device__ __forceinline__ float row_sum(float x) {
-  x += __shfl_xor_sync(0xffffffffu, x, 1);
-  return x + __shfl_xor_sync(0xffffffffu, x, 2);
-}
-__device__ __forceinline__ float row_max(float x) {
-  x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
-  return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
-}
-
 __device__ __forceinline__ float2 pair_at(const float* row, int column) { return *reinterpret_cast<const float2*>(row + column); }
 
 /// The first `count` of kD rows, `step` elements apart, into a tile, and zeros after them. Each warp brings its own 16 rows:
@@ -109,7 +103,7 @@ __device__ __forceinline__ void load_rows(bf16* tile, const bf16* from, std::int
     const bf16* source = from + (valid ? row : 0) * step + column;
     bf16* to = tile + place<kD>(row, column);
     if (vector) {
-      copy_async(to, source, valid);
+      copy_async(shared_address(to), source, valid);
     } else {
       for (int e = 0; e < 8; ++e) to[e] = valid ? source[e] : __float2bfloat16(0.0f);
     }

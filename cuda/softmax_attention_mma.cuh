@@ -1,71 +1,20 @@
 #pragma once
 #include "cuda/softmax_attention.cuh"
+#include "cuda/tensor_cores.cuh"
 
-/// Tensor-core pieces of softmax attention: tiles of bf16 vectors in shared memory, their fragments for mma.sync.m16n8k16,
-/// asynchronous copies. Everything here runs on sm_80 and later.
-///
-/// A fragment's owner: g = lane / 4, t = lane % 4. Of a 16 x 8 result a lane holds (g, 2t), (g, 2t + 1), (g + 8, 2t),
-/// (g + 8, 2t + 1); two neighbouring results, rounded, are the left operand (16 x 16) of the next product.
+/// Tensor-core pieces of softmax attention: tiles of bf16 vectors in shared memory, and products of them.
 namespace hedgehog::cuda::softmax_attention {
 
 constexpr int kKeyTile = 64;     // keys (or queries) that arrive at a time
 constexpr int kPadding = 128;    // backward's row statistics are padded to a multiple of this
-constexpr float kLog2e = 1.4426950408889634f;
 
-__device__ __forceinline__ unsigned shared_address(const void* p) { return unsigned(__cvta_generic_to_shared(p)); }
-
-/// 16 bytes to shared memory; zeros, with nothing read, where not inside.
-__device__ __forceinline__ void copy_async(unsigned to, const void* from, bool inside) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from), "r"(inside ? 16 : 0) : "memory");
-}
-__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
-__device__ __forceinline__ void wait_copies() { asm volatile("cp.async.wait_group 0;\n" ::: "memory"); }
-
-__device__ __forceinline__ void load_matrices(unsigned (&r)[4], unsigned at) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(at)
-               : "memory");
-}
-__device__ __forceinline__ void load_matrices_transposed(unsigned (&r)[4], unsigned at) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(at)
-               : "memory");
-}
-/// d += a (16 x 16) b (16 x 8)
-__device__ __forceinline__ void multiply_add(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-/// 2^x; -inf gives 0, NaN gives NaN.
-__device__ __forceinline__ float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
-  return y;
-}
-__device__ __forceinline__ unsigned pack(float low, float high) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  return *reinterpret_cast<const unsigned*>(&pair);
-}
-/// Left operand of 16 columns from the results of two neighbouring 16 x 8 products.
-__device__ __forceinline__ void pack_operand(unsigned (&a)[4], const float (&left)[4], const float (&right)[4]) {
-  a[0] = pack(left[0], left[1]);
-  a[1] = pack(left[2], left[3]);
-  a[2] = pack(right[0], right[1]);
-  a[3] = pack(right[2], right[3]);
-}
-
-/// Rows of D bf16 in shared memory in pieces of 16 bytes. The pieces of a row are permuted by its number, so that the same
-/// piece of eight rows lies in eight different banks.
+/// Rows of D bf16 in shared memory in pieces of 16 bytes. The pieces of a row are permuted: piece_key.
 template <int D>
 struct Tile {
   static constexpr int kPieces = D / 8, kRowBytes = 2 * D;
 
-  static __device__ __forceinline__ unsigned key(int row) { return unsigned(D % 64 == 0 ? row & 7 : (row >> 1) & 3); }
   static __device__ __forceinline__ unsigned offset(int row, int piece) {
-    return unsigned(row * kRowBytes) + ((unsigned(piece) ^ key(row)) << 4);
+    return unsigned(row * kRowBytes) + (unsigned(piece ^ piece_key<D>(row)) << 4);
   }
   /// Asks for kRows vectors `step` elements apart; those from `count` (at least 1) on become zeros.
   template <int kRows, int kThreads>
@@ -87,7 +36,7 @@ struct Reader {
   unsigned base, mix;
 
   __device__ __forceinline__ Reader(unsigned tile, int row, int piece)
-      : base(tile + unsigned(row * Tile<D>::kRowBytes)), mix((unsigned(piece) ^ Tile<D>::key(row)) << 4) {}
+      : base(tile + unsigned(row * Tile<D>::kRowBytes)), mix(unsigned(piece ^ piece_key<D>(row)) << 4) {}
   __device__ __forceinline__ unsigned at(int row, int piece) const {
     return base + unsigned(row * Tile<D>::kRowBytes) + (unsigned(piece << 4) ^ mix);
   }

@@ -50,9 +50,8 @@ __global__ void __launch_bounds__(256)
       const unsigned xs[4] = {x.x, x.y, x.z, x.w}, ys[4] = {y.x, y.y, y.z, y.w};
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        // a bf16 is the upper half of an f32
-        sum += __uint_as_float(xs[i] << 16) * __uint_as_float(ys[i] << 16);
-        sum += __uint_as_float(xs[i] & 0xffff0000u) * __uint_as_float(ys[i] & 0xffff0000u);
+        sum += low_of(xs[i]) * low_of(ys[i]);
+        sum += high_of(xs[i]) * high_of(ys[i]);
       }
     }
 #pragma unroll

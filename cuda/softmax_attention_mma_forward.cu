@@ -96,8 +96,7 @@ __global__ void __launch_bounds__(Blocking<D>::kThreads, 2) softmax_attention_fo
         float top = largest[m][half];
 #pragma unroll
         for (int n = 0; n < 8; ++n) top = fmaxf(top, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));  // NaN comes back below
-        top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
-        top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
+        top = row_max(top);
         // nothing seen so far: any finite base gives 2^-inf = 0
         const float seen = top == -INFINITY ? 0.0f : top, base = seen * scale;
         const float alpha = exp2_fast((largest[m][half] - seen) * scale);
@@ -125,9 +124,7 @@ __global__ void __launch_bounds__(Blocking<D>::kThreads, 2) softmax_attention_fo
   for (int m = 0; m < kRowTiles; ++m)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float total = sum[m][half];
-      total += __shfl_xor_sync(0xffffffffu, total, 1);
-      total += __shfl_xor_sync(0xffffffffu, total, 2);
+      const float total = row_sum(sum[m][half]);
       const float inverse = total == 0 ? 0.0f : 1 / total;
 #pragma unroll
       for (int n = 0; n < D / 8; ++n) o[m][n][2 * half] *= inverse, o[m][n][2 * half + 1] *= inverse;

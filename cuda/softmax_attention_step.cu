@@ -134,9 +134,8 @@ struct Vector {
     for (int i = 0; i < 4; ++i)
       if constexpr (std::is_same_v<T, float>) x[i] = __uint_as_float(words[i]);
       else {
-        // a bf16 is the upper half of an f32
-        x[2 * i] = __uint_as_float(words[i] << 16);
-        x[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+        x[2 * i] = low_of(words[i]);
+        x[2 * i + 1] = high_of(words[i]);
       }
   }
 };

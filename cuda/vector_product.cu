@@ -21,9 +21,8 @@ __device__ __forceinline__ void for_each_element(const uint4& packet, const Body
   const unsigned words[4] = {packet.x, packet.y, packet.z, packet.w};
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    // a bf16 is the upper half of an f32
-    body(2 * i, __uint_as_float(words[i] << 16));
-    body(2 * i + 1, __uint_as_float(words[i] & 0xffff0000u));
+    body(2 * i, low_of(words[i]));
+    body(2 * i + 1, high_of(words[i]));
   }
 }
 
