@@ -113,16 +113,17 @@ inline unsigned blocks_for(std::int64_t n, std::int64_t each, std::int64_t most 
 
 constexpr unsigned kWarp = 32;
 
-template <class T>
+/// Over kLanes neighbouring lanes, a power of two of them; all of them get it.
+template <int kLanes = int(kWarp), class T>
 __device__ __forceinline__ T warp_sum(T x) {
 #pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(0xffffffffu, x, offset);
+  for (int offset = kLanes / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(0xffffffffu, x, offset);
   return x;
 }
-template <class T>
+template <int kLanes = int(kWarp), class T>
 __device__ __forceinline__ T warp_max(T x) {
 #pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2) {
+  for (int offset = kLanes / 2; offset > 0; offset /= 2) {
     const T other = __shfl_xor_sync(0xffffffffu, x, offset);
     x = other > x ? other : x;
   }

@@ -24,23 +24,6 @@ struct Shared {
 __device__ __forceinline__ int column() { return int(threadIdx.x) % kSide; }
 __device__ __forceinline__ int row() { return int(threadIdx.x) / kSide; }
 
-/// Over the 16 threads of a row.
-template <class A>
-__device__ __forceinline__ A row_sum(A x) {
-#pragma unroll
-  for (int offset = kSide / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(0xffffffffu, x, offset);
-  return x;
-}
-template <class A>
-__device__ __forceinline__ A row_max(A x) {
-#pragma unroll
-  for (int offset = kSide / 2; offset > 0; offset /= 2) {
-    const A other = __shfl_xor_sync(0xffffffffu, x, offset);
-    x = other > x ? other : x;
-  }
-  return x;
-}
-
 /// Vectors of one batch element and head from some token on; those from `count` on count as zeros.
 template <class T>
 struct Vectors {
@@ -134,7 +117,7 @@ __global__ void __launch_bounds__(kThreads) softmax_attention_forward_kernel(con
         p[r][c] = visible(a, b, i0 + row() + kSide * r, j0 + column() + kSide * c) ? p[r][c] * scale : -kInfinity<A>;
         top = p[r][c] > top ? p[r][c] : top;  // NaN is left out here and comes back through exp
       }
-      top = row_max(top);
+      top = warp_max<kSide>(top);
       // nothing seen so far: any finite base gives exp(-inf) = 0
       const A base = top == -kInfinity<A> ? A(0) : top, alpha = exp(largest[r] - base);
       A part = 0;
@@ -144,7 +127,7 @@ __global__ void __launch_bounds__(kThreads) softmax_attention_forward_kernel(con
         part += weight;
         shared.weights[row() + kSide * r][column() + kSide * c] = weight;
       }
-      sum[r] = sum[r] * alpha + row_sum(part);
+      sum[r] = sum[r] * alpha + warp_sum<kSide>(part);
       largest[r] = top;
 #pragma unroll
       for (int c = 0; c < 4; ++c) o[r][c] *= alpha;

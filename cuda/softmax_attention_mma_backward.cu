@@ -54,8 +54,7 @@ __global__ void __launch_bounds__(256)
         sum += high_of(xs[i]) * high_of(ys[i]);
       }
     }
-#pragma unroll
-  for (int offset = 4; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+  sum = warp_sum<8>(sum);
   if (lane != 0) return;
   delta[head * padded + t] = sum;
   log_sum_exp[head * padded + t] = t < tokens ? saved[(b * tokens + t) * heads + h] * kLog2e : INFINITY;

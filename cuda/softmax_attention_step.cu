@@ -171,8 +171,7 @@ __global__ void __launch_bounds__(kThreads) softmax_attention_step_forward_vecto
       float product = 0;
 #pragma unroll
       for (int e = 0; e < kCount; ++e) product += q.x[e] * k.x[e];
-#pragma unroll
-      for (int offset = kLanes / 2; offset > 0; offset /= 2) product += __shfl_xor_sync(0xffffffffu, product, offset);
+      product = warp_sum<kLanes>(product);
       scores[i] = j0 + i * kGroups + group < p.to ? product * s.scale : -INFINITY;
       top = larger(top, scores[i]);
     }
