@@ -281,7 +281,8 @@ std::int64_t forward_workspace(const Attributes&, std::span<const Meta> inputs) 
 void forward(const Call& c) {
   const Shape& q = c.inputs[kQ].shape;
   Workspace w{static_cast<std::byte*>(c.workspace)};
-  const ForwardArguments p{sequence_of(c), HeadsTarget<bf16>("linear_attention", c.outputs[0], false), c.saved[0].as<float>(), w.take_slots(q, true)};
+  const ForwardArguments p{sequence_of(c), HeadsTarget<bf16>("linear_attention", c.outputs[0], false), c.saved[0].as<float>(),
+                           w.take_slots(q, true)};
   if (p.s.segments > 1) make_states(p.s, p.states, q[0], int(q[3]));
   const std::int64_t blocks = q[0] * q[2] * p.s.segments;
   if (q[3] == 64) launch(linear_attention_forward_kernel<64>, blocks, 128, sizeof(ForwardMemory<64>), p);

@@ -129,7 +129,9 @@ struct HeadsTarget : Target<T> {
     batch = rows.batch, token = rows.token, head = rows.head;
     vector = x && !this->wide && !adds && aligned(rows);
   }
-  __device__ __forceinline__ std::int64_t at(std::int64_t b, std::int64_t t, std::int64_t h) const { return b * batch + t * token + h * head; }
+  __device__ __forceinline__ std::int64_t at(std::int64_t b, std::int64_t t, std::int64_t h) const {
+    return b * batch + t * token + h * head;
+  }
 };
 
 /// Index division, in 32 bits where both fit: 64-bit division is slow on the device.

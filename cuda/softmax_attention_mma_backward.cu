@@ -303,7 +303,8 @@ void backward_mma(const Arguments<bf16>& a) {
   softmax_attention_statistics_kernel<<<grid_of(heads * rows / 32), 256, 0, stream()>>>(
       a.dy, a.o, a.log_sum_exp, log_sum_exp, delta, int(a.s.T), int(rows), int(a.s.Hq), int(a.s.D / 8));
   check_launch(kName);
-  const Inputs in{a.q, a.k, a.v, a.dy, log_sum_exp, delta, a.dq, a.dk, a.dv, a.document_start, int(a.s.T), int(rows), int(a.s.Hq), int(a.s.Hq / a.s.Hkv), 0, a.s.causal, float(a.s.scale)};
+  const Inputs in{a.q, a.k, a.v, a.dy, log_sum_exp, delta, a.dq, a.dk, a.dv, a.document_start,
+                  int(a.s.T), int(rows), int(a.s.Hq), int(a.s.Hq / a.s.Hkv), 0, a.s.causal, float(a.s.scale)};
   dispatch_width(a.s.D, [&](auto width) { launch<decltype(width)::value>(a, in); });
 }
 
