@@ -77,11 +77,18 @@ class Backward {
     const std::vector<Meta> metas = detail::metas_of(forward.inputs);
     entry.workspace = current_device().workspace(*forward.op, forward.attributes, metas, forward.op->infer(forward.attributes, metas), true);
     for (const Tensor& y : forward.outputs) entry.dy.push_back(upstream(y, forward));
+    auto wanted = [&](std::size_t i) {
+      const Tensor& x = forward.inputs[i];
+      return x.wants_gradient() && forward.op->arguments[i].differentiable && is_floating(x.dtype());
+    };
+    // a kernel stores its gradients in any order: where two share memory, both must add
+    for (std::size_t i = 0; i < forward.inputs.size(); ++i)
+      for (std::size_t j = 0; j < i; ++j)
+        if (wanted(i) && wanted(j) && overlap(forward.inputs[i], forward.inputs[j])) zero(forward.inputs[i].root(), forward);
     for (std::size_t i = 0; i < forward.inputs.size(); ++i) {
       Mode mode = Mode::write;
       Tensor dx;
-      const Tensor& x = forward.inputs[i];
-      if (x.wants_gradient() && forward.op->arguments[i].differentiable && is_floating(x.dtype())) dx = contribution(x, forward, mode);
+      if (wanted(i)) dx = contribution(forward.inputs[i], forward, mode);
       entry.dx.push_back(dx);
       entry.modes.push_back(mode);
     }
@@ -111,6 +118,21 @@ class Backward {
         throw Error(fmt::format("[backward] {} ({}:{}) was already differentiated once; compute the loss again, "
                                 "or hold a keep_tape guard for several backward passes",
                                 forward.op->name, forward.where.file_name(), forward.where.line()));
+  }
+
+  static bool overlap(const Tensor& a, const Tensor& b) {
+    if (a.root() != b.root()) return false;
+    if (a.stride() != b.stride() || !a->base || !b->base) return true;
+    return a->offset < b->offset + b.columns() && b->offset < a->offset + a.columns();
+  }
+
+  /// Writes zeros where no contribution to the gradient of an activation has been written yet.
+  void zero(const Tensor& root, const Entry& near) {
+    if (root.role() == Role::parameter) return;
+    Gradient& g = gradients_[root.get()];
+    if (!g.tensor) g.tensor = declare(root.shape(), root.dtype());
+    if (g.width == 0) g.width = root.size();
+    complete(g, near);
   }
 
   /// Where a contribution to the gradient of x goes, and whether it writes or adds.

@@ -1,4 +1,5 @@
 #include "cuda/linear_attention_generic_backward.cuh"
+#include "cuda/partial_sums.cuh"
 
 namespace hedgehog::cuda::linear_attention_generic {
 namespace {
@@ -18,25 +19,13 @@ __global__ __launch_bounds__(kThreads) void linear_attention_backward_kernel(con
     }
 }
 
-/// out (+)= the sums of all batch elements, in order; one thread an element.
-template <class A, class G>
-__global__ void linear_attention_maps_backward_kernel(const A* sums, std::int64_t batch, std::int64_t size, G* out, bool adds) {
-  for (std::int64_t i = blockIdx.x * std::int64_t(blockDim.x) + threadIdx.x; i < size; i += std::int64_t(gridDim.x) * blockDim.x) {
-    A sum = 0;
-    for (std::int64_t b = 0; b < batch; ++b) sum += sums[b * size + i];
-    store(out + i, sum, adds);
-  }
-}
-
 template <class T>
 void add_batches(const Call& c, int i, const Accumulator<T>* sums, std::int64_t batch) {
   const Ref& out = c.dx[i];
   if (!out) return;
   dispatch_gradient<T>(out, [&](auto zero) {
     using G = decltype(zero);
-    linear_attention_maps_backward_kernel<<<blocks_for(out.size(), kThreads), kThreads, 0, stream()>>>(
-        sums, batch, out.size(), out.as<G>(), adds(c, i));
-    check_launch(kName);
+    add_partials(kName, sums, batch, out.size(), out.as<G>(), adds(c, i));
   });
 }
 

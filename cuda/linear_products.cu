@@ -2,7 +2,7 @@
 
 #include "cuda/blas.h"
 #include "cuda/linear.cuh"
-#include "cuda/packet.cuh"
+#include "cuda/partial_sums.cuh"
 #include "cuda/vector_product.h"
 
 namespace hedgehog::cuda {
@@ -77,16 +77,6 @@ __global__ void dh_kernel(Activation kind, const T* dy, const T* h, T* dh, Accum
     for (int w = 0; w < kWarps; ++w) sum += shared[w][i];
     partials[blockIdx.y * columns + column] = sum;
   }
-}
-
-/// out (+)= sum over blocks, in order.
-template <class A, class G>
-__global__ void add_partials_kernel(const A* partials, std::int64_t blocks, std::int64_t columns, G* out, bool add) {
-  const std::int64_t column = blockIdx.x * std::int64_t(blockDim.x) + threadIdx.x;
-  if (column >= columns) return;
-  A sum = 0;
-  for (std::int64_t b = 0; b < blocks; ++b) sum += partials[b * columns + column];
-  store(out + column, sum, add);
 }
 
 /// to (+)= from.
@@ -289,9 +279,7 @@ void add_sums(Dtype dtype, const void* partials, std::int64_t blocks, const Ref&
     using T = decltype(zero);
     dispatch_gradient<T>(dbias, [&](auto g) {
       using G = decltype(g);
-      add_partials_kernel<<<blocks_for(n, kThreads, 1 << 30), kThreads, 0, stream()>>>(static_cast<const Accumulator<T>*>(partials), blocks, n,
-                                                                                       dbias.as<G>(), add);
-      check_launch("linear");
+      add_partials("linear", static_cast<const Accumulator<T>*>(partials), blocks, n, dbias.as<G>(), add);
     });
   });
 }

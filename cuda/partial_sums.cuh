@@ -45,7 +45,28 @@ template <class T>
 void sum_partials(const char* op, const void* partials, std::int64_t ranges, std::int64_t columns, Target<T> first, Target<T> second = {},
                   unsigned parts = 1) {
   const dim3 grid(unsigned((columns + kWarp - 1) / kWarp), parts);
-  sum_partials_kernel<T><<<grid, kSumWarps * kWarp, 0, stream()>>>(static_cast<const Accumulator<T>*>(partials), ranges, columns, first, second);
+  auto launch = [&](Target<T> one, Target<T> other) {
+    sum_partials_kernel<T><<<grid, kSumWarps * kWarp, 0, stream()>>>(static_cast<const Accumulator<T>*>(partials), ranges, columns, one, other);
+    check_launch(op);
+  };
+  if (!first || first.data != second.data) return launch(first, second);
+  launch(first, {});  // one tensor is both arguments: one after the other
+  launch({}, second);
+}
+
+/// out (+)= sum_b partials[b], partials (parts, columns), in order; one thread a column, for few parts.
+template <class A, class G>
+__global__ void add_partials_kernel(const A* partials, std::int64_t parts, std::int64_t columns, G* out, bool adds) {
+  for (std::int64_t c = blockIdx.x * std::int64_t(blockDim.x) + threadIdx.x; c < columns; c += std::int64_t(gridDim.x) * blockDim.x) {
+    A sum = 0;
+    for (std::int64_t b = 0; b < parts; ++b) sum += partials[b * columns + c];
+    store(out + c, sum, adds);
+  }
+}
+
+template <class A, class G>
+void add_partials(const char* op, const A* partials, std::int64_t parts, std::int64_t columns, G* out, bool adds) {
+  add_partials_kernel<<<blocks_for(columns, 256), 256, 0, stream()>>>(partials, parts, columns, out, adds);
   check_launch(op);
 }
 
