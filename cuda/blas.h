@@ -49,7 +49,5 @@ void multiply(const Product& product);
 /// As multiply, but returns false, and enqueues nothing, where the library has no algorithm for the epilogue. Which it is,
 /// is settled by the first call with these sizes.
 bool try_multiply(const Product& product);
-/// to (+)= sums, rounded to bf16; to is contiguous.
-void round_into(const float* sums, const Ref& to, bool add);
 
 }  // namespace hedgehog::cuda

@@ -2,14 +2,14 @@
 #include <cfloat>
 
 #include "cuda/packet.cuh"
+#include "cuda/row_blocks.cuh"
 
 /// What the two cross entropies share on the device.
 namespace hedgehog::cuda {
 
 /// Threads for a block that walks one row, N columns a thread.
 inline unsigned class_threads(std::int64_t columns, int n) {
-  const std::int64_t packets = (columns + n - 1) / n;
-  return packets >= 512 ? 512 : unsigned((packets + kWarp - 1) / kWarp * kWarp);
+  return row_threads((columns + n - 1) / n, 512);
 }
 
 /// e^x; with kFast by the special function unit, a few ulp off: for scores that were rounded to bf16.

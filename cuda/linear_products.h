@@ -49,6 +49,8 @@ std::int64_t row_blocks(std::int64_t rows);
 /// dbias (+)= sum over blocks of partials (blocks, n), in order. dtype: that of the layer.
 void add_sums(Dtype dtype, const void* partials, std::int64_t blocks, const Ref& dbias, bool add);
 
+/// to (+)= sums, rounded to bf16; to is contiguous.
+void round_into(const float* sums, const Ref& to, bool add);
 /// Bytes of a packed (m, n), so that what follows is aligned.
 std::int64_t aligned_bytes(std::int64_t m, std::int64_t n, Dtype dtype);
 /// daddend (+)= dy, unless they share memory.

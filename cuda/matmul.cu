@@ -1,5 +1,6 @@
 #include "cuda/blas.h"
 #include "cuda/common.cuh"
+#include "cuda/linear_products.h"
 #include "cuda/vector_product.h"
 
 namespace hedgehog::cuda {

@@ -145,7 +145,7 @@ void norm_forward(const Call& c, const NormPlaces& places) {
     if constexpr (!std::is_same_v<T, double>) {
       if (launch_warps(k)) return;
     }
-    norm_forward_kernel<T><<<blocks_for(k.rows, 1), norm_threads(k.columns), 0, stream()>>>(k);
+    norm_forward_kernel<T><<<blocks_for(k.rows, 1), row_threads(k.columns, 256), 0, stream()>>>(k);
   });
   check_launch(places.op);
 }

@@ -2,6 +2,7 @@
 #include <type_traits>
 
 #include "cuda/packet.cuh"
+#include "cuda/row_blocks.cuh"
 
 /// What the forward and backward kernels of the four norms share.
 namespace hedgehog::cuda {
@@ -30,11 +31,6 @@ bool with_packets_per_lane(std::int64_t packets, F&& f) {
   else if (each <= 8) f(std::integral_constant<int, 8>{});
   else return false;
   return true;
-}
-
-/// Threads for a block that walks one row.
-inline unsigned norm_threads(std::int64_t columns) {
-  return columns >= 256 ? 256 : unsigned((columns + kWarp - 1) / kWarp * kWarp);
 }
 
 }  // namespace hedgehog::cuda

@@ -165,7 +165,7 @@ void norm_backward(const Call& c, const NormPlaces& places) {
     const unsigned blocks = unsigned(row_ranges(k.rows));
     bool launched = false;
     if constexpr (!std::is_same_v<T, double>) launched = launch_warps(k, blocks);
-    if (!launched) norm_backward_kernel<T><<<blocks, norm_threads(k.columns), 0, stream()>>>(k);
+    if (!launched) norm_backward_kernel<T><<<blocks, row_threads(k.columns, 256), 0, stream()>>>(k);
     check_launch(places.op);
     if (k.partials) sum_partials<T>(places.op, k.partials, blocks, k.columns, dweight, dbias, 2);
   });

@@ -1,4 +1,4 @@
-#include "cuda/block_max.cuh"
+#include "cuda/row_blocks.cuh"
 #include "cuda/moves.cuh"
 #include "cuda/reduce.cuh"
 #include "ops/math.h"
@@ -151,7 +151,7 @@ void max_forward(const Call& c) {
     using T = decltype(zero);
     const T* x = c.inputs[0].as<T>();
     T* y = c.outputs[0].as<T>();
-    if (v.inner == 1) max_rows_kernel<T><<<blocks_for(v.outer, 1), row_threads(v.n), 0, stream()>>>(x, y, where, v.outer, v.n);
+    if (v.inner == 1) max_rows_kernel<T><<<blocks_for(v.outer, 1), short_row_threads(v.n), 0, stream()>>>(x, y, where, v.outer, v.n);
     else max_columns_kernel<T><<<blocks_for(v.results(), kThreads), kThreads, 0, stream()>>>(x, y, where, v);
   });
   check_launch("max");
@@ -176,7 +176,7 @@ void logsumexp_forward(const Call& c) {
     using T = decltype(zero);
     const T* x = c.inputs[0].as<T>();
     T* y = c.outputs[0].as<T>();
-    if (v.inner == 1) logsumexp_rows_kernel<T><<<blocks_for(v.outer, 1), row_threads(v.n), 0, stream()>>>(x, y, v.outer, v.n);
+    if (v.inner == 1) logsumexp_rows_kernel<T><<<blocks_for(v.outer, 1), short_row_threads(v.n), 0, stream()>>>(x, y, v.outer, v.n);
     else logsumexp_columns_kernel<T><<<blocks_for(v.results(), kThreads), kThreads, 0, stream()>>>(x, y, v);
   });
   check_launch("logsumexp");

@@ -1,4 +1,4 @@
-#include "cuda/block_max.cuh"
+#include "cuda/row_blocks.cuh"
 #include "cuda/moves.cuh"
 #include "ops/math.h"
 
@@ -49,7 +49,7 @@ void softmax_forward(const char* op, const Call& c) {
   const std::int64_t rows = x.shape.rows(), n = x.shape.last();
   dispatch_floating(x.dtype, [&](auto zero) {
     using T = decltype(zero);
-    softmax_forward_kernel<T, kLog><<<blocks_for(rows, 1), row_threads(n), 0, stream()>>>(x.as<T>(), y.as<T>(), rows, n);
+    softmax_forward_kernel<T, kLog><<<blocks_for(rows, 1), short_row_threads(n), 0, stream()>>>(x.as<T>(), y.as<T>(), rows, n);
   });
   check_launch(op);
 }
@@ -63,7 +63,7 @@ void softmax_backward(const char* op, const Call& c) {
   dispatch_floating(y.dtype, [&](auto zero) {
     using T = decltype(zero);
     softmax_backward_kernel<T, kLog>
-        <<<blocks_for(rows, 1), row_threads(n), 0, stream()>>>(y.as<T>(), dy.as<T>(), Target<T>(c, 0), rows, n);
+        <<<blocks_for(rows, 1), short_row_threads(n), 0, stream()>>>(y.as<T>(), dy.as<T>(), Target<T>(c, 0), rows, n);
   });
   check_launch(op);
 }
