@@ -279,7 +279,7 @@ void backward(const Call& c) {
   const Arguments<T> a(c);
   if (!a.dy) return zero(a.dq, c.inputs[input::kQ].shape), zero(a.dk, c.inputs[input::kK].shape), zero(a.dv, c.inputs[input::kV].shape);
   if constexpr (std::is_same_v<T, bf16>)
-    if (suits_mma(a)) return backward_mma(a);
+    if (suits_mma(a) && backward_mma_fits(a.s)) return backward_mma(a);
   const std::int64_t tiles = pieces(a.s.T, kTile);
   softmax_attention_delta_kernel<T><<<blocks_for(a.s.B * a.s.T * a.s.Hq, kThreads / kWarp), kThreads, 0, stream()>>>(a);
   check_launch(kName);

@@ -52,6 +52,8 @@ inline unsigned grid_of(std::int64_t blocks) {
 bool suits_mma(const Arguments<bf16>& a);
 void forward_mma(const Arguments<bf16>& a);
 void backward_mma(const Arguments<bf16>& a);
+/// Whether a block of this GPU has the shared memory that backward needs: 129 KiB for heads of 128.
+bool backward_mma_fits(const Sizes& s);
 std::int64_t backward_mma_bytes(const Sizes& s);
 
 }  // namespace hedgehog::cuda::softmax_attention

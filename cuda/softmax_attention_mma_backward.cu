@@ -297,6 +297,12 @@ void launch(const Arguments<bf16>& a, Inputs in) {
 
 std::int64_t backward_mma_bytes(const Sizes& s) { return 2 * s.B * s.Hq * padded(s.T) * std::int64_t(sizeof(float)); }
 
+bool backward_mma_fits(const Sizes& s) {
+  int bytes = 0;
+  dispatch_width(s.D, [&](auto width) { bytes = std::max(QueryBlocking<decltype(width)::value>::kBytes, KeyBlocking<decltype(width)::value>::kBytes); });
+  return std::size_t(bytes) <= largest_shared_memory();
+}
+
 void backward_mma(const Arguments<bf16>& a) {
   const std::int64_t rows = padded(a.s.T), heads = a.s.B * a.s.Hq;
   float *log_sum_exp = static_cast<float*>(a.workspace), *delta = log_sum_exp + heads * rows;
