@@ -92,6 +92,8 @@ Device& cpu_device();
 Device& cuda_device();
 /// Why cuda_device() would throw; empty if it would not.
 std::string cuda_unavailable();
+/// Whether this program has the CUDA backend in it.
+bool built_with_cuda();
 
 /// Where new tensors are placed and ops run, in this thread; the CPU until said otherwise.
 Device& current_device();

@@ -10,6 +10,7 @@
 #include "cuda/blas.h"
 #include "cuda/feed.h"
 #include "cuda/kernels.h"
+#include "cuda/refusal.h"
 #include "cuda/stream.h"
 
 namespace hedgehog::cuda {
@@ -217,8 +218,8 @@ class CudaDevice final : public Device {
     const cudaError_t status = cudaMallocAsync(&data, std::max<std::size_t>(bytes, 1), stream());
     if (status == cudaErrorMemoryAllocation) {
       cudaGetLastError();  // not to be reported again by the next launch
-      throw Error(fmt::format("[memory] {} of GPU memory could not be allocated, {} of {} are free; give a smaller batch, context or model, "
-                              "or stop the other programs on the GPU",
+      throw Error(fmt::format("[memory] {} of GPU memory could not be allocated, {} of {} are free; give a smaller batch, context or model or "
+                              "fewer tokens, or stop the other programs on the GPU",
                               bytes_text(bytes), bytes_text(std::size_t(free_memory())), bytes_text(properties.totalGlobalMem)));
     }
     check(status, "allocation");
@@ -274,32 +275,35 @@ class CudaDevice final : public Device {
   std::unique_ptr<Stopwatch> stopwatch() override { return std::make_unique<CudaStopwatch>(); }
 };
 
-std::string version_text(int version) { return fmt::format("{}.{}", version / 1000, version % 1000 / 10); }
-
-/// Why no device can be had; empty if one can.
-std::string open_device() {
-  int driver = 0, runtime = 0, count = 0;
-  cudaDriverGetVersion(&driver);
-  cudaRuntimeGetVersion(&runtime);
-  if (driver == 0) return "there is no NVIDIA driver on this machine; install it, or leave out --device=cuda to compute on the CPU";
-  const cudaError_t found = cudaGetDeviceCount(&count);
-  if (found == cudaErrorInsufficientDriver || driver / 1000 < runtime / 1000)
-    return fmt::format("the NVIDIA driver supports CUDA {}, but this program was built with CUDA {}; update the driver, or build with an older "
-                       "toolkit",
-                       version_text(driver), version_text(runtime));
-  if (found == cudaErrorNoDevice || (found == cudaSuccess && count == 0))
-    return "the driver sees no GPU; check nvidia-smi and CUDA_VISIBLE_DEVICES, or leave out --device=cuda to compute on the CPU";
-  if (found != cudaSuccess) return fmt::format("the driver gives an error: {}", cudaGetErrorString(found));
-  if (cudaGetDeviceProperties(&properties, 0) != cudaSuccess) return "the GPU does not answer; check nvidia-smi";
-  if (properties.major < 8)
-    return fmt::format("{} has compute capability {}.{}, but 8.0 (Ampere) or newer is needed", properties.name, properties.major, properties.minor);
-  const cudaError_t started = cudaFree(nullptr);
-  if (started == cudaErrorDevicesUnavailable)
-    return fmt::format("{} is in exclusive use by another process; wait for it, or compute on the CPU", properties.name);
-  if (started == cudaErrorMemoryAllocation)
-    return fmt::format("{} has no memory left for this process; stop the other programs on it", properties.name);
-  if (started != cudaSuccess) return fmt::format("{} cannot be used: {}", properties.name, cudaGetErrorString(started));
-  return {};
+/// Looks for a GPU, makes the process known to it, and sets up its stream and memory.
+Opening open_device() {
+  using Start = Opening::Start;
+  Opening o;
+  cudaDriverGetVersion(&o.driver);
+  cudaRuntimeGetVersion(&o.runtime);
+  const cudaError_t counted = cudaGetDeviceCount(&o.gpus);
+  o.driver_too_old = counted == cudaErrorInsufficientDriver;
+  if (counted != cudaSuccess) o.gpus = 0;
+  if (counted != cudaSuccess && counted != cudaErrorNoDevice && !o.driver_too_old) o.driver_error = cudaGetErrorString(counted);
+  if (o.gpus == 0 || cudaGetDeviceProperties(&properties, 0) != cudaSuccess) return o;
+  o.name = properties.name, o.major = properties.major, o.minor = properties.minor;
+  auto started = [&](cudaError_t status) {
+    if (status == cudaSuccess) return true;
+    cudaGetLastError();
+    o.start = status == cudaErrorDevicesUnavailable       ? Start::busy
+              : status == cudaErrorMemoryAllocation       ? Start::no_memory
+              : status == cudaErrorNoKernelImageForDevice || status == cudaErrorInvalidDeviceFunction ? Start::no_code
+                                                                                                      : Start::failed;
+    o.start_error = cudaGetErrorString(status);
+    return false;
+  };
+  // freed memory stays with the process: the next allocation is then cheap
+  cudaMemPool_t pool;
+  std::uint64_t all = UINT64_MAX;
+  if (started(cudaFree(nullptr)) && started(find_code()) && started(cudaStreamCreateWithFlags(&compute_stream, cudaStreamNonBlocking)) &&
+      started(cudaDeviceGetDefaultMemPool(&pool, 0)))
+    started(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &all));
+  return o;
 }
 
 }  // namespace
@@ -308,6 +312,7 @@ cudaStream_t stream() { return compute_stream; }
 
 void check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
+  cudaGetLastError();  // not to be reported again by the next launch
   throw Error(fmt::format("[cuda] {} failed with {}: {}", what, cudaGetErrorName(status), cudaGetErrorString(status)));
 }
 
@@ -334,17 +339,17 @@ void allow_shared_memory(const void* kernel, std::size_t bytes) {
 
 }  // namespace hedgehog::cuda
 
+namespace hedgehog {
+
+bool built_with_cuda() { return true; }
+
+}  // namespace hedgehog
+
 namespace hedgehog::detail {
 
 Device* make_cuda_device(std::string& why_not) {
-  why_not = cuda::open_device();
+  why_not = cuda::refusal(cuda::open_device());
   if (!why_not.empty()) return nullptr;
-  cuda::check(cudaStreamCreateWithFlags(&cuda::compute_stream, cudaStreamNonBlocking), "creation of the compute stream");
-  // freed memory stays with the process: the next allocation is then cheap
-  cudaMemPool_t pool;
-  std::uint64_t all = UINT64_MAX;
-  cuda::check(cudaDeviceGetDefaultMemPool(&pool, 0), "set-up of the memory pool");
-  cuda::check(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &all), "set-up of the memory pool");
   static cuda::CudaDevice device;
   return &device;
 }

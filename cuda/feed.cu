@@ -30,4 +30,9 @@ void advance_slot(std::uint32_t* counter) {
   check_launch("feed");
 }
 
+cudaError_t find_code() {
+  cudaFuncAttributes attributes;
+  return cudaFuncGetAttributes(&attributes, advance_slot_kernel);
+}
+
 }  // namespace hedgehog::cuda

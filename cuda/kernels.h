@@ -20,7 +20,7 @@ struct DeviceOp {
 /// By name of the op.
 using KernelTable = std::map<std::string, DeviceOp>;
 
-// one for each kernel file, called by register_kernels
+// one for each kernel file, called by kernels()
 void register_elementwise(KernelTable& table);
 void register_reduce(KernelTable& table);
 void register_shape(KernelTable& table);

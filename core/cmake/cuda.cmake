@@ -1,7 +1,7 @@
 # The CUDA backend: cuda/*.cu, one file per ops/ family, compiled into the library; cuda/ is not touched without a toolkit.
 #
 # HEDGEHOG_CUDA  AUTO: on where a CUDA compiler is found; ON: required; OFF
-# CMAKE_CUDA_ARCHITECTURES  default "80;90a": Ampere's code runs on everything newer, Hopper's has its own tensor-core path
+# CMAKE_CUDA_ARCHITECTURES  default "80;90a": Ampere's code runs on everything newer; Hopper gets machine code of its own
 
 set(HEDGEHOG_CUDA_STATE "off: HEDGEHOG_CUDA=OFF")
 set(HEDGEHOG_CUDA_FOUND FALSE)
@@ -30,11 +30,11 @@ if(NOT HEDGEHOG_CUDA STREQUAL "OFF")
       set(CMAKE_CUDA_ARCHITECTURES "80;90a")
     endif()
   endif()
-  # a plain 90 has no wgmma
+  # a plain 90 lacks Hopper's own instructions
   list(TRANSFORM CMAKE_CUDA_ARCHITECTURES REPLACE "^90(-real)?$" "90a\\1")
   set(CMAKE_CUDA_ARCHITECTURES "${CMAKE_CUDA_ARCHITECTURES}" CACHE STRING "GPU architectures to compile for" FORCE)
   if(NOT CMAKE_CUDA_ARCHITECTURES MATCHES "90a")
-    message(STATUS "CMAKE_CUDA_ARCHITECTURES=${CMAKE_CUDA_ARCHITECTURES} without 90a: Hopper GPUs run the slower path for sm_80")
+    message(STATUS "CMAKE_CUDA_ARCHITECTURES=${CMAKE_CUDA_ARCHITECTURES} without 90a: no machine code for Hopper GPUs")
   endif()
   include(CheckLanguage)
   check_language(CUDA)

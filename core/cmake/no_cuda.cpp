@@ -3,6 +3,10 @@
 /// Stands in for the CUDA backend in a build without it.
 namespace hedgehog {
 class Device;
+
+bool built_with_cuda();
+bool built_with_cuda() { return false; }
+
 namespace detail {
 
 Device* make_cuda_device(std::string& why_not);
