@@ -12,6 +12,10 @@ namespace hedgehog {
 
 using namespace test;
 
+TEST_CASE("cli: bench predicts memory too") {
+  check_refused(run_program("bench --preset=gpt2 --batch=1000000"), 2, {"--batch=1000000 needs", "largest batch that fits"});
+}
+
 TEST_CASE("cli: help, commands and unknown names") {
   const ProgramResult help = run_program("--help");
   CHECK(help.code == 0);

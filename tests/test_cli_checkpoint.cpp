@@ -168,6 +168,21 @@ TEST_CASE("cli: --stop_at stops there with a checkpoint, and resume gives the ru
   CHECK(bytes_of(d / "run/last/model.safetensors") == bytes_of(d / "whole/last/model.safetensors"));
 }
 
+TEST_CASE("cli: a run made on a GPU is refused without one, unless --device=cpu is given") {
+  const TemporaryDirectory d;
+  d.file("text.txt", some_text());
+  const std::string at = d.path().string();
+  REQUIRE(run_program(std::string("train --data=text.txt --out=run ") + kSmall, at).code == 0);
+  std::string state = bytes_of(d / "run/last/state.json");
+  const std::string of_cpu = "\"device\": \"cpu\"";
+  REQUIRE(state.find(of_cpu) != std::string::npos);
+  // of the machine and of the options
+  for (std::size_t at_text; (at_text = state.find(of_cpu)) != std::string::npos;) state.replace(at_text, of_cpu.size(), "\"device\": \"cuda\"");
+  d.file("run/last/state.json", state);
+  check_refused(run_program("train --resume=run --steps=9 --quiet", at), 2, {"the run was made on a GPU, but ", "--device=cpu goes on without one"});
+  CHECK(run_program("train --resume=run --steps=9 --quiet --device=cpu", at).code == 0);
+}
+
 TEST_CASE("cli: a full disk while saving leaves the old checkpoint good") {
   const TemporaryDirectory d;
   d.file("text.txt", some_text());

@@ -8,6 +8,7 @@
 #include "tests/temporary_directory.h"
 #include "train/checkpoint.h"
 #include "train/generation.h"
+#include "train/setup.h"
 #include "train/trainer.h"
 
 namespace hedgehog {
@@ -333,6 +334,16 @@ TEST_CASE("a wide parameter of a bf16 model is its own master: an update below b
   parameters.assign(wide, {1.001, 1, 1, 1, 1});
   parameters.refresh_copies();
   CHECK(wide.to_vector()[0] == double(1.001f));
+}
+
+TEST_CASE("a text whose keys and values do not fit the memory is refused with the length that would") {
+  GptOptions o = small("softmax");
+  check_decoding_memory(o, 1000);
+  const std::string message = message_of<UsageError>([&] { check_decoding_memory(o, std::int64_t(1) << 50); });
+  CHECK(contains(message, "a text of 1125899906842624 tokens needs "));
+  CHECK(contains(message, "would fit"));
+  o.attention = "hedgehog";
+  check_decoding_memory(o, std::int64_t(1) << 50);  // one state, however long the text
 }
 
 TEST_CASE("predicted FLOPs and memory are those of the recorded step") {

@@ -89,11 +89,16 @@ std::string family_of(const std::string& op) {
 }  // namespace
 
 ordered_json bench_step(const StepCase& c, const Ceilings& ceilings) {
+  const StepShape shape{c.rows, c.model.context, 1, false};
+  check_memory(c.model, shape, {});
+  Device& device = current_device();
+  const std::int64_t free_before = device.host() ? 0 : device.free_memory();
   Gpt model(c.model);
-  TrainingStep step(model, {c.rows, c.model.context, 1, false}, {}, 1);
+  TrainingStep step(model, shape, {}, 1);
   const std::vector<Batch> batches{random_batch(c.model, c.rows)};
   const Cost cost = step.cost();
   const Timed t = time_steps(step, batches);
+  const std::int64_t used = device.host() ? 0 : free_before - device.free_memory();
   // the share inside matrix products and the table by op come from a second, instrumented stretch
   Executor& executor = step.gradient_executor();
   executor.profile(true);
@@ -139,6 +144,7 @@ ordered_json bench_step(const StepCase& c, const Ceilings& ceilings) {
           {"ops_ms", 1e3 * total / runs},
           {"share_outside_products", current_device().host() ? 1 - products / total : 1 - by_family["matrix products"] / total},
           {"peak_memory", cost.peak},
+          {"used_memory", used},
           {"families_ms", families},
           {"ops", ops}};
 }
@@ -146,10 +152,11 @@ ordered_json bench_step(const StepCase& c, const Ceilings& ceilings) {
 void print_step(const ordered_json& s) {
   fmt::print("\ntraining step: {}, {} attention, {}, {} parameters, batch {}\n", s["model"].get<std::string>(), s["attention"].get<std::string>(),
              s["dtype"].get<std::string>(), count_text(s["parameters"].get<double>()), s["batch"].get<std::string>());
-  fmt::print("  {:.2f} ms ({:.2f} to {:.2f}), {:.0f} tokens/s, {:.1f} GFLOP/s = {:.1f} % of peak, {:.1f} % outside matrix products, {}\n",
+  fmt::print("  {:.2f} ms ({:.2f} to {:.2f}), {:.0f} tokens/s, {:.1f} GFLOP/s = {:.1f} % of peak, {:.1f} % outside matrix products, {}{}\n",
              s["ms"].get<double>(), s["fastest_ms"].get<double>(), s["slowest_ms"].get<double>(), s["tokens_per_second"].get<double>(),
              s["gflops"].get<double>(), 100 * s["share_of_peak"].get<double>(), 100 * s["share_outside_products"].get<double>(),
-             bytes_text(s["peak_memory"].get<double>()));
+             bytes_text(s["peak_memory"].get<double>()),
+             s["used_memory"] == 0 ? "" : fmt::format(" predicted, {} taken", bytes_text(s["used_memory"].get<double>())));
   fmt::print("  ops one by one {:.2f} ms:", s["ops_ms"].get<double>());
   for (const auto& [family, ms] : s["families_ms"].items()) fmt::print(" {} {:.2f}{}", family, ms.get<double>(), family == s["families_ms"].rbegin().key() ? "\n" : ",");
   fmt::print("  {:<36} {:>8} {:>7} {:>9} {:>8} {:>11}\n", "op", "ms", "share", "GFLOP/s", "GB/s", "of ceiling");

@@ -33,6 +33,7 @@ class Writer {
     std::int64_t capacity = std::int64_t(prompt.size()) + tokens;
     if (o.positions == "learned") capacity = std::min(capacity, o.context);
     if (!generator_ || capacity_ < capacity) {
+      check_decoding_memory(o, capacity);
       generator_ = std::make_unique<Generator>(*checkpoint_.model, capacity);
       capacity_ = capacity;
     }

@@ -23,10 +23,11 @@ std::string scaled(double value, double base, std::initializer_list<const char*>
   return fmt::format(fmt::runtime(pattern), value, *unit);
 }
 
-/// A preset for text of this size on a CPU, and the reason.
+/// A preset for text of this size on the current device, and the reason.
 std::pair<const char*, const char*> preset_for(std::size_t bytes) {
   constexpr std::size_t kSmall = 200'000;
   if (bytes < kSmall) return {"tiny", "less than 200 KB of text"};
+  if (!current_device().host()) return {"char", "more than 200 KB of text, and a GPU"};
   return {"char-cpu", "more than 200 KB of text, and a CPU"};
 }
 
@@ -51,19 +52,28 @@ TokenizerPointer new_tokenizer(const Config& config, std::string_view text) {
 /// Rows of the token table on a GPU are a multiple of this: tiles of the tensor cores.
 constexpr std::int64_t kTensorCoreColumns = 128;
 
-/// Bytes free on the current device; 0: not known.
-std::int64_t free_memory() { return current_device().host() ? available_memory() : current_device().free_memory(); }
+/// Bytes that a plan may take on the current device; 0: not known. On a GPU the library's workspace, loaded kernels, captured
+/// graphs and staged batches need some besides: 0.7 GiB with GPT-2.
+double free_memory() {
+  constexpr double kReserve = 768.0 * (1 << 20);
+  if (current_device().host()) return double(available_memory());
+  return std::max(1.0, double(current_device().free_memory()) - kReserve);
+}
 
-/// Refuses a batch that needs more than the free memory, naming the largest that does not.
-void check_batch(const GptOptions& model, std::int64_t rows, const char* smaller, const char* advice,
+/// Refuses a batch that needs more than the free memory, naming the largest that does not. `fixed`: the batch cannot change.
+void check_batch(const GptOptions& model, std::int64_t rows, bool fixed, const char* smaller, const char* advice,
                  const std::function<Bytes(std::int64_t rows)>& predict) {
   auto needs = [&](std::int64_t n) {
     // no machine holds even one activation of this many elements, and more would overflow the plan's bytes
     const double elements = double(n) * double(model.context) * double(model.width);
     return elements > 1e12 ? elements * double(size_of(model.dtype)) : double(predict(n));
   };
-  const double free = double(free_memory()), need = needs(rows);
+  const double free = free_memory(), need = needs(rows);
   if (free == 0 || need <= free) return;
+  if (fixed)
+    throw UsageError(fmt::format("the run's batch of {} needs at least {} more memory, but only {} is free, and it cannot change; stop other "
+                                 "programs, or resume on a machine with more memory",
+                                 rows, bytes_text(need), bytes_text(free)));
   std::int64_t low = 0, high = rows;
   while (high - low > 1) {
     const std::int64_t middle = (low + high) / 2;
@@ -173,7 +183,7 @@ Schedule schedule_of(const Config& config) {
 }
 
 Cost check_memory(const GptOptions& model, const StepShape& shape, const OptimizerOptions& optimizer, Bytes held) {
-  check_batch(model, shape.rows, "smaller context, width or number of layers", " (--gradient_accumulation keeps the step's size)",
+  check_batch(model, shape.rows, held > 0, "smaller context, width or number of layers", " (--gradient_accumulation keeps the step's size)",
               [&](std::int64_t rows) {
                 StepShape s = shape;
                 s.rows = rows;
@@ -183,8 +193,16 @@ Cost check_memory(const GptOptions& model, const StepShape& shape, const Optimiz
 }
 
 void check_evaluation_memory(const GptOptions& model, std::int64_t rows, bool documents) {
-  check_batch(model, rows, "model of a smaller context", "",
+  check_batch(model, rows, false, "model of a smaller context", "",
               [&](std::int64_t n) { return Evaluator::predict(model, n, model.context, documents); });
+}
+
+void check_decoding_memory(const GptOptions& model, std::int64_t tokens) {
+  if (model.attention != "softmax") return;
+  const double free = free_memory(), each = 2.0 * double(model.layers) * double(model.width) * double(size_of(model.dtype));
+  if (free == 0 || each * double(tokens) <= free) return;
+  throw UsageError(fmt::format("a text of {} tokens needs {} of memory for keys and values, but only {} is free; --tokens={} would fit", tokens,
+                               bytes_text(each * double(tokens)), bytes_text(free), std::int64_t(free / each)));
 }
 
 Device& configure_machine(const Config& config) {
@@ -194,7 +212,10 @@ Device& configure_machine(const Config& config) {
   if (device == "cpu") return cpu_device();
   const std::string reason = cuda_unavailable();
   if (reason.empty()) return cuda_device();
+  if (device == "cuda" && !config.was_set("device"))
+    throw UsageError(fmt::format("the run was made on a GPU, but {}; --device=cpu goes on without one, though not bit for bit", reason));
   if (device == "cuda") throw UsageError("--device=cuda: " + reason);
+  if (built_with_cuda()) fmt::print(stderr, "note: computing on the CPU: {}\n", reason);
   return cpu_device();
 }
 

@@ -41,8 +41,12 @@ Cost check_memory(const GptOptions& model, const StepShape& shape, const Optimiz
 /// The same for an evaluation of a loaded model.
 void check_evaluation_memory(const GptOptions& model, std::int64_t rows, bool documents);
 
+/// Refuses a text whose keys and values (softmax attention keeps them all) do not fit the free memory.
+void check_decoding_memory(const GptOptions& model, std::int64_t tokens);
+
 /// --threads, or all cores that the process may use; --device, or the GPU if there is one. Throws UsageError with the
-/// reason where --device=cuda cannot be had. The device is to be made current: const OnDevice guard(configure_machine(config));
+/// reason where --device=cuda cannot be had. In a program
+/// with CUDA that finds no GPU a note says why. The device is to be made current: const OnDevice guard(configure_machine(config));
 Device& configure_machine(const Config& config);
 /// --dtype on the current device: "bf16" there, "f32" on the CPU where it says auto; switches TF32 on or off.
 Dtype configure_dtype(const Config& config);

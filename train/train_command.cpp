@@ -100,12 +100,11 @@ void finish(Trainer& trainer) {
   } else if (auto* text = dynamic_cast<const TextSourceBatches*>(trainer.data().source.get())) {
     // nanoGPT's published figures are means over 20 random batches
     const Config& config = trainer.config();
-    Evaluator evaluator(trainer.model(), config.integer("batch"), config.integer("context"), text->documents());
     double sum = 0;
     std::int64_t valid = 0;
     for (std::int64_t i = 0; i < 20; ++i) {
       const Batch batch = text->dataset().random_validation_batch(1, i, config.integer("batch"), config.integer("context"));
-      sum += evaluator.total_loss(batch);
+      sum += trainer.evaluator().total_loss(batch);
       valid += batch.valid;
     }
     fmt::print("                {:.4f} on 20 random batches, the usual estimate\n", sum / double(valid));

@@ -49,7 +49,12 @@ void Trainer::prepare() {
   const StepShape shape{config_.integer("batch"), o.context, config_.integer("gradient_accumulation"), data_.source->documents()};
   const OptimizerOptions optimizer = optimizer_options(config_);
   schedule_ = schedule_of(config_);
-  const Bytes held = model_ ? 4 * model_->parameters().count() * size_of(o.dtype) : 0;
+  Bytes held = 0;
+  if (model_) {
+    const FlatParameters& flat = model_->parameters().flatten();
+    for (const Tensor& t : {flat.weights, flat.copies, flat.gradients, flat.first_moment, flat.second_moment})
+      if (t) held += t.size() * size_of(t.dtype());
+  }
   const Cost cost = check_memory(o, shape, optimizer, held);
   if (!model_) model_ = std::make_unique<Gpt>(o);
   step_ = std::make_unique<TrainingStep>(*model_, shape, optimizer, std::uint64_t(config_.integer("seed")), arena_);

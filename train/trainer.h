@@ -44,6 +44,8 @@ class Trainer {
   const std::filesystem::path& directory() const { return directory_; }
   /// Validation loss over the whole validation set.
   double validation_loss() { return evaluator_->mean_loss(*data_.source, config_.integer("evaluate_batches")); }
+  /// Losses of batches of the run's own shape.
+  Evaluator& evaluator() { return *evaluator_; }
   /// Writes report.html and loss.svg from the log, with these headline figures and samples.
   void write_report_page(NamedValues summary, std::vector<ReportSample> samples) const;
 

@@ -151,13 +151,18 @@ StepResult TrainingStep::run(std::span<const Batch> batches, double learning_rat
 
 std::string TrainingStep::explain_failure(std::span<const Batch> batches) {
   while (!unfinished_.empty()) finish();
-  for (const Batch& batch : batches) {
-    gradient_buffer_.fill(0);  // the failed step left its own there
-    copy_ids(batch.tokens, tokens_);
-    copy_ids(batch.targets, targets_);
-    if (documents_) copy_ids(batch.document_start, documents_);
-    const std::string found = first_non_finite(gradients_->program());
-    if (!found.empty()) return found;
+  try {
+    for (std::size_t k = 0; k < batches.size(); ++k) {
+      gradient_buffer_.fill(0);  // the failed step left its own there
+      copy_ids(batches[k].tokens, tokens_);
+      copy_ids(batches[k].targets, targets_);
+      if (documents_) copy_ids(batches[k].document_start, documents_);
+      set_slot(step_state_, kFirstSequence, double(std::int64_t(k) * shape_.rows));  // the dropout masks of that step
+      const std::string found = first_non_finite(gradients_->program());
+      if (!found.empty()) return found;
+    }
+  } catch (const Error& e) {  // keeping every tensor takes more memory than the step
+    return fmt::format("not found, the search failed ({})", e.what());
   }
   return "every op's result was finite when the batches of the step were repeated";
 }
