@@ -7,6 +7,7 @@
 #include "ops/linear_attention.h"
 #include "ops/softmax_attention.h"
 #include "ops/shape.h"
+#include "tests/batch_cases.h"
 #include "tests/device_cases.h"
 #include "tests/op_cases.h"
 #include "train/training_step.h"
@@ -75,19 +76,6 @@ void run_attention(bool linear, Dtype dtype, std::int64_t T, std::int64_t D) {
     return {linear_attention(heads(parts[0]), heads(parts[1]), heads(parts[2]), o).o};
   });
   CHECK(all_finite({packed.grad()}));
-}
-
-Batch small_batch(std::int64_t rows, std::int64_t time, std::int64_t vocabulary) {
-  Batch b;
-  b.rows = rows;
-  b.time = time;
-  for (std::int64_t i = 0; i < rows * time; ++i) {
-    b.tokens.push_back(std::int32_t(3 * i % vocabulary));
-    b.targets.push_back(std::int32_t(3 * (i + 1) % vocabulary));
-  }
-  b.document_start.assign(b.tokens.size(), 0);
-  b.valid = rows * time;
-  return b;
 }
 
 }  // namespace
@@ -170,7 +158,7 @@ TEST_SUITE("sanitized") {
           TrainingStep step(model, {2, 40, 1, false}, {}, 1);
           // an ordinary run, a captured one and a replayed one
           for (int i = 0; i < 3; ++i) {
-            const StepResult r = step.run(std::vector<Batch>{small_batch(2, 40, 128)}, 1e-3);
+            const StepResult r = step.run(std::vector<Batch>{counting_batch(2, 40, 128, 3)}, 1e-3);
             CHECK(std::isfinite(r.loss));
             CHECK(!r.failed);
           }
