@@ -1,4 +1,6 @@
 #pragma once
+#include <doctest/doctest.h>
+
 #include "core/device.h"
 #include "tests/counters.h"
 
@@ -11,5 +13,12 @@ void on_cuda(F&& check) {
   const OnDevice guard(cuda_device());
   check();
 }
+
+/// Runs a check on the CPU, and in suite device on the GPU.
+#define HH_ON_BOTH(title, check)                                    \
+  TEST_CASE(title " on the CPU") { check(); }                        \
+  TEST_SUITE("device") {                                            \
+    TEST_CASE(title " on the GPU") { hedgehog::test::on_cuda(check); } \
+  }
 
 }  // namespace hedgehog::test

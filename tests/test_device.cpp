@@ -258,24 +258,17 @@ void shared_arena_in_any_order() {
   }
 }
 
-/// Runs a check on the CPU, and in suite device on the GPU.
-#define HH_ON_BOTH(title, check)                                    \
-  TEST_CASE("device: " title " on the CPU") { check(); }             \
-  TEST_SUITE("device") {                                            \
-    TEST_CASE("device: " title " on the GPU") { on_cuda(check); }    \
-  }
-
 }  // namespace
 
-HH_ON_BOTH("storage, copies and fills", storage_and_copies)
-HH_ON_BOTH("tensors are written and read whole, in part and filled", tensors_by_copies)
-HH_ON_BOTH("strided windows are written and read alone", strided_views)
-HH_ON_BOTH("a feed keeps steps in order", feed_in_order)
-HH_ON_BOTH("a feed of a replayed step", feed_of_a_replayed_step)
-HH_ON_BOTH("a readback hands out what was there when it was taken", readback_keeps_what_was)
-HH_ON_BOTH("a capture runs nothing, its replays do", capture_replays)
-HH_ON_BOTH("a moved tensor is followed by a planned run and refused by a replay", moved_tensor_is_refused_or_followed)
-HH_ON_BOTH("executors that share an arena run in any order", shared_arena_in_any_order)
+HH_ON_BOTH("device: storage, copies and fills", storage_and_copies)
+HH_ON_BOTH("device: tensors are written and read whole, in part and filled", tensors_by_copies)
+HH_ON_BOTH("device: strided windows are written and read alone", strided_views)
+HH_ON_BOTH("device: a feed keeps steps in order", feed_in_order)
+HH_ON_BOTH("device: a feed of a replayed step", feed_of_a_replayed_step)
+HH_ON_BOTH("device: a readback hands out what was there when it was taken", readback_keeps_what_was)
+HH_ON_BOTH("device: a capture runs nothing, its replays do", capture_replays)
+HH_ON_BOTH("device: a moved tensor is followed by a planned run and refused by a replay", moved_tensor_is_refused_or_followed)
+HH_ON_BOTH("device: executors that share an arena run in any order", shared_arena_in_any_order)
 
 TEST_CASE("device: without one, the reason is a sentence") {
   const std::string why = cuda_unavailable();

@@ -1,5 +1,6 @@
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <set>
@@ -7,6 +8,8 @@
 
 #include "core/error.h"
 #include "ops/sample_token.h"
+#include "tests/device_cases.h"
+#include "tests/op_cases.h"
 #include "tests/temporary_directory.h"
 #include "train/generation.h"
 #include "train/sampling.h"
@@ -37,6 +40,151 @@ std::vector<double> shares(const std::vector<float>& logits, const Sampling& sam
   std::vector<double> result(logits.size());
   for (int i = 0; i < draws; ++i) result[size_t(choose(logits, sampling, (i + 0.5) / draws))] += 1.0 / draws;
   return result;
+}
+
+void text_in_pieces() {
+  for (const char* attention : {"hedgehog", "softmax"}) {
+    CAPTURE(attention);
+    Gpt model(options(attention));
+    Generator generator(model, 24);
+    const std::vector<std::int32_t> prompt{1, 2, 3};
+    const Sampling sampling{.temperature = 1.3, .top_k = 7, .top_p = 0.95};
+    std::vector<std::int32_t> whole, pieces, by_hand;
+    auto into = [](std::vector<std::int32_t>& list) {
+      return [&list](std::int32_t id) {
+        list.push_back(id);
+        return true;
+      };
+    };
+    generator.read(prompt);
+    generator.generate(20, sampling, {5}, into(whole));
+    CHECK(whole.size() == 20);
+    CHECK(generator.position() == 22);  // the last is read when something follows it
+
+    generator.reset();
+    generator.read(prompt);
+    for (std::int64_t piece : {1, 7, 1, 11}) generator.generate(piece, sampling, {5, pieces.size()}, into(pieces));
+    CHECK(pieces == whole);
+
+    generator.reset();
+    generator.read(prompt);
+    for (std::uint64_t i = 0; i < 20; ++i) {
+      std::vector<Candidate> space(11);
+      const std::vector<double> logits = generator.logits();
+      by_hand.push_back(choose_token<double>(logits, sampling, Draws{5}.uniform(i), space));
+      generator.read(std::span(&by_hand.back(), 1));
+    }
+    CHECK(by_hand == whole);
+    // another way of choosing, from the state as it is
+    CHECK_THROWS_AS(generator.generate(3, {.temperature = 0}, {}, into(pieces)), UsageError);
+    generator.generate(2, {.temperature = 0}, {}, into(pieces));
+  }
+}
+
+void text_cut_short() {
+  Gpt model(options("hedgehog"));
+  Generator generator(model, 64);
+  const std::vector<std::int32_t> prompt{4, 5};
+  auto text = [&](std::size_t length) {
+    std::vector<std::int32_t> ids;
+    generator.read(prompt);
+    generator.generate(12, {.temperature = 1}, {9}, [&](std::int32_t id) {
+      ids.push_back(id);
+      return ids.size() < length;
+    });
+    return ids;
+  };
+  const auto whole = text(13);
+  CHECK(whole.size() == 12);
+  for (std::size_t length : {1, 2, 6}) {
+    CAPTURE(length);
+    generator.reset();
+    CHECK(text(length) == std::vector<std::int32_t>(whole.begin(), whole.begin() + std::ptrdiff_t(length)));
+    CHECK(contains(message_of<Error>([&] { generator.read(prompt); }), "call reset()"));
+    CHECK(contains(message_of<Error>([&] { generator.logits(); }), "call reset()"));
+  }
+  generator.reset();
+  CHECK(contains(message_of<Error>([&] { generator.generate(1, {}, {}, {}); }), "nothing was read yet"));
+  generator.set_position(50);
+  CHECK(contains(message_of<Error>([&] { generator.generate(1, {}, {}, {}); }), "nothing was read yet"));
+  generator.read(prompt);
+  CHECK(generator.position() == 52);
+}
+
+/// Prompt and text together, greedily or by a seed.
+std::vector<std::int32_t> continued(Generator& generator, const std::vector<std::int32_t>& prompt, const Sampling& sampling) {
+  std::vector<std::int32_t> ids = prompt;
+  generator.read(prompt);
+  generator.generate(16, sampling, {5}, [&](std::int32_t id) {
+    ids.push_back(id);
+    return true;
+  });
+  return ids;
+}
+
+/// Tokens are drawn from the logits that forward has for the text so far, and the same ones again from the start.
+void text_of_forward() {
+  for (const char* attention : {"hedgehog", "softmax"}) {
+    CAPTURE(attention);
+    const Gpt model(options(attention));
+    Generator generator(model, 24);
+    const std::vector<std::int32_t> prompt{1, 2, 3};
+    for (const Sampling& sampling : {Sampling{.temperature = 0}, Sampling{.temperature = 1.3}}) {
+      CAPTURE(sampling.temperature);
+      generator.reset();
+      const std::vector<std::int32_t> ids = continued(generator, prompt, sampling);
+      const std::vector<double> last = generator.logits();
+      generator.reset();
+      CHECK(continued(generator, prompt, sampling) == ids);
+      CHECK(generator.logits() == last);
+      Generator another(model, 24);
+      CHECK(continued(another, prompt, sampling) == ids);
+
+      const std::int64_t T = std::int64_t(ids.size()), V = model.options().vocabulary;
+      const Tensor tokens = input({1, T}, "tokens", Dtype::i32);
+      tokens.write(ids.data(), 0, T);
+      const no_grad guard;
+      const std::vector<double> whole = model.logits(model.hidden(tokens)).to_vector();
+      // some 20 products and sums of up to 64 terms on the way to a logit, each term a rounding
+      const double tolerance = 20 * 64 * 0x1p-24 * std::max(1.0, test::largest(whole));
+      for (std::int64_t v = 0; v < V; ++v) CHECK(std::abs(last[std::size_t(v)] - whole[std::size_t((T - 1) * V + v)]) <= tolerance);
+      if (sampling.temperature > 0) continue;
+      for (std::size_t t = prompt.size(); t < ids.size(); ++t) {
+        const auto row = whole.begin() + std::ptrdiff_t(t - 1) * V;
+        CHECK(row[ids[t]] >= *std::max_element(row, row + V) - 2 * tolerance);
+      }
+    }
+  }
+}
+
+/// A jump to a position is what it is on the CPU: of rotary angles alone with a state, and over rows of zeros with a cache.
+void jump_to_a_position() {
+  for (const char* attention : {"hedgehog", "softmax"}) {
+    CAPTURE(attention);
+    auto logits = [&](const char* positions, std::int64_t position) {
+      GptOptions o = options(attention);
+      o.positions = positions;
+      const Gpt model(o);
+      Generator generator(model, 64);
+      const std::vector<std::int32_t> before{7, 8}, ids{1, 2, 3};
+      generator.read(before);
+      generator.reset();  // forgets them
+      generator.set_position(position);
+      generator.read(ids);
+      CHECK(generator.position() == position + 3);
+      return generator.logits();
+    };
+    const std::vector<double> here = logits("rotary", 50), start = logits("none", 0), far = logits("none", 50);
+    // a state that knows no position is the same anywhere
+    if (std::string(attention) == "hedgehog") CHECK(far == start);
+    else CHECK(far != start);
+    const OnDevice guard(cpu_device());
+    const std::vector<double> there = logits("rotary", 50);
+    // as above, and angles of up to 53 radians, each off by a rounding of itself
+    const double tolerance = (20 * 64 + 2 * 53) * 0x1p-24 * std::max(1.0, test::largest(there));
+    CHECK(test::largest(test::difference(here, there)) <= tolerance);
+    CHECK(logits("rotary", 0) != there);
+  }
 }
 
 }  // namespace
@@ -123,71 +271,7 @@ TEST_CASE("sampling: sample_token draws number after number for each row and rai
   CHECK(after.first == draws.first + 12);
 }
 
-TEST_CASE("sampling: a generator writes the same text in one go, in pieces and by hand") {
-  for (const char* attention : {"hedgehog", "softmax"}) {
-    CAPTURE(attention);
-    Gpt model(options(attention));
-    Generator generator(model, 24);
-    const std::vector<std::int32_t> prompt{1, 2, 3};
-    const Sampling sampling{.temperature = 1.3, .top_k = 7, .top_p = 0.95};
-    std::vector<std::int32_t> whole, pieces, by_hand;
-    auto into = [](std::vector<std::int32_t>& list) {
-      return [&list](std::int32_t id) {
-        list.push_back(id);
-        return true;
-      };
-    };
-    generator.read(prompt);
-    generator.generate(20, sampling, {5}, into(whole));
-    CHECK(whole.size() == 20);
-    CHECK(generator.position() == 22);  // the last is read when something follows it
-
-    generator.reset();
-    generator.read(prompt);
-    for (std::int64_t piece : {1, 7, 1, 11}) generator.generate(piece, sampling, {5, pieces.size()}, into(pieces));
-    CHECK(pieces == whole);
-
-    generator.reset();
-    generator.read(prompt);
-    for (std::uint64_t i = 0; i < 20; ++i) {
-      std::vector<Candidate> space(11);
-      const std::vector<double> logits = generator.logits();
-      by_hand.push_back(choose_token<double>(logits, sampling, Draws{5}.uniform(i), space));
-      generator.read(std::span(&by_hand.back(), 1));
-    }
-    CHECK(by_hand == whole);
-    // another way of choosing, from the state as it is
-    CHECK_THROWS_AS(generator.generate(3, {.temperature = 0}, {}, into(pieces)), UsageError);
-    generator.generate(2, {.temperature = 0}, {}, into(pieces));
-  }
-}
-
-TEST_CASE("sampling: a text that was cut short asks for a reset, and a new one starts afresh") {
-  Gpt model(options("hedgehog"));
-  Generator generator(model, 64);
-  const std::vector<std::int32_t> prompt{4, 5};
-  auto text = [&](std::size_t length) {
-    std::vector<std::int32_t> ids;
-    generator.read(prompt);
-    generator.generate(12, {.temperature = 1}, {9}, [&](std::int32_t id) {
-      ids.push_back(id);
-      return ids.size() < length;
-    });
-    return ids;
-  };
-  const auto whole = text(13);
-  CHECK(whole.size() == 12);
-  for (std::size_t length : {1, 2, 6}) {
-    CAPTURE(length);
-    generator.reset();
-    CHECK(text(length) == std::vector<std::int32_t>(whole.begin(), whole.begin() + std::ptrdiff_t(length)));
-    CHECK(contains(message_of<Error>([&] { generator.read(prompt); }), "call reset()"));
-    CHECK(contains(message_of<Error>([&] { generator.logits(); }), "call reset()"));
-  }
-  generator.reset();
-  CHECK(contains(message_of<Error>([&] { generator.generate(1, {}, {}, {}); }), "nothing was read yet"));
-  generator.set_position(50);
-  CHECK(contains(message_of<Error>([&] { generator.generate(1, {}, {}, {}); }), "nothing was read yet"));
-  generator.read(prompt);
-  CHECK(generator.position() == 52);
-}
+HH_ON_BOTH("sampling: a generator writes the same text in one go, in pieces and by hand", text_in_pieces)
+HH_ON_BOTH("sampling: a text that was cut short asks for a reset, and a new one starts afresh", text_cut_short)
+HH_ON_BOTH("sampling: a text follows the logits of the whole sequence, and is the same again", text_of_forward)
+HH_ON_BOTH("sampling: a jump to a position", jump_to_a_position)
