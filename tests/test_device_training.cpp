@@ -6,10 +6,12 @@
 #include "core/executor.h"
 #include "nn/gpt.h"
 #include "ops/optimizer.h"
+#include "tests/batch_cases.h"
 #include "tests/device_cases.h"
 #include "tests/op_cases.h"
 #include "tests/temporary_directory.h"
 #include "train/checkpoint.h"
+#include "train/evaluation.h"
 #include "train/training_step.h"
 
 using namespace hedgehog;
@@ -36,17 +38,8 @@ GptOptions small(const char* attention, Dtype dtype) {
 }
 
 Batch batch_of(int step) {
-  Batch b;
-  b.rows = kRows;
-  b.time = kTime;
-  for (std::int64_t r = 0; r < kRows; ++r)
-    for (std::int64_t t = 0; t < kTime; ++t) {
-      b.tokens.push_back(std::int32_t((r + t * (step + 2)) % kVocabulary));
-      b.targets.push_back(std::int32_t((r + (t + 1) * (step + 2)) % kVocabulary));
-    }
-  b.targets[std::size_t(step)] = kIgnoredTarget;
-  b.document_start.assign(b.tokens.size(), 0);
-  b.valid = kRows * kTime - 1;
+  Batch b = counting_batch(kRows, kTime, kVocabulary, step + 2);
+  ignore_target(b, step);
   return b;
 }
 
@@ -72,11 +65,9 @@ struct Step {
   }
   Program update() {
     return record([&] {
-      const Op& adamw = find_op("adamw");
       const Tensor norms = gradient_norm(flat().gradients, flat().spans, {}, slots);
-      Tensors arguments{flat().weights, flat().gradients, flat().first_moment, flat().second_moment, flat().spans, norms, slots};
-      if (adamw.arguments.size() > arguments.size()) arguments.push_back(flat().copies);
-      apply(adamw, {{"weight_decay", 0.1}, {"clip", 1.0}}, arguments);
+      adamw(flat().weights, flat().gradients, flat().first_moment, flat().second_moment, flat().spans, norms, slots,
+            {.weight_decay = 0.1, .clip = 1}, flat().copies);
       return Tensors{norms};
     });
   }
@@ -209,42 +200,155 @@ void copies_follow_masters() {
   }
 }
 
-/// The same start, batches and dropout on the CPU and on the device: losses that differ by roundings only.
-void follows_the_cpu() {
-  auto losses = [](Dtype dtype) {
-    Gpt model(small("hedgehog", dtype));
+/// Relative error of hidden states. On the way through the model a number is rounded at some 10 places a layer and 2 outside;
+/// in f32 so is every term of the sums between them, of up to 4 C terms (those of bf16 are f32 sums). Signs are as they fall, so
+/// that squares add up.
+double relative_error(Dtype dtype) {
+  const GptOptions o = small("hedgehog", dtype);
+  const double places = double(10 * o.layers + 2);
+  return dtype == Dtype::bf16 ? std::sqrt(places) * 0x1p-9 : std::sqrt(places * 4 * double(o.width)) * 0x1p-24;
+}
+
+/// How far a model's mean loss may lie from the one in f64: logits are below 1 here, and a loss moves by at most twice what its
+/// logits do.
+double loss_tolerance(Dtype dtype) { return 2 * relative_error(dtype); }
+
+/// What a step of AdamW adds to that. Its gradients, of norm |g|, are off by the same share e as what they are made from. Weights
+/// move by the learning rate r at most, so that the P of them together turn by r sqrt(P) e and the loss by |g| times that; and of
+/// the share e whose gradient is smaller than its error each may go the other way, 2 r apart, with signs as they fall: 2 r sqrt(e P),
+/// where the next batch's gradient is |g| / sqrt(P) each.
+double step_tolerance(Dtype dtype, double rate, double norm, double weights) {
+  const double e = relative_error(dtype);
+  return rate * norm * (std::sqrt(weights) * e + 2 * std::sqrt(e));
+}
+
+/// The same start, batches and dropout in f64 on the CPU, and here in what it computes in: losses that differ by roundings only.
+void follows_f64() {
+  const double rate = 1e-3;
+  auto run = [&](const char* attention, Dtype dtype) {
+    Gpt model(small(attention, dtype));
     TrainingStep step(model, {kRows, kTime, 1, false}, {}, 1);
-    std::vector<double> out;
-    for (int i = 0; i < 4; ++i) out.push_back(step.run(std::vector<Batch>{batch_of(i)}, 1e-3).loss);
+    std::vector<StepResult> out;
+    for (int i = 0; i < 4; ++i) out.push_back(step.run(std::vector<Batch>{batch_of(i)}, rate));
     return out;
   };
-  std::vector<double> cpu;
-  {
+  for_each_model([&](const char* attention, Dtype dtype) {
+    const std::vector<StepResult> here = run(attention, dtype);
     const OnDevice guard(cpu_device());
-    cpu = losses(Dtype::f32);
+    const std::vector<StepResult> exact = run(attention, Dtype::f64);
+    double tolerance = loss_tolerance(dtype);
+    for (std::size_t i = 0; i < exact.size(); ++i) {
+      CAPTURE(i);
+      CAPTURE(here[i].loss);
+      CAPTURE(exact[i].loss);
+      CHECK(std::abs(here[i].loss - exact[i].loss) <= tolerance);
+      tolerance += step_tolerance(dtype, rate, exact[i].gradient_norm, double(parameter_count(small(attention, dtype))));
+    }
+  });
+}
+
+/// Losses and weights of four steps of micro-batches of two rows, in which documents end if so asked.
+std::vector<double> trained_in_parts(const char* attention, Dtype dtype, std::int64_t parts, bool documents) {
+  Gpt model(small(attention, dtype));
+  TrainingStep step(model, {2, kTime, parts, documents}, {}, 3);
+  std::vector<double> out;
+  for (int i = 0; i < 4; ++i) {
+    Batch whole = counting_batch(2 * parts, kTime, kVocabulary, i + 2);
+    ignore_target(whole, i);
+    cut_documents(whole, 7 + i);
+    const StepResult r = step.run(cut(whole, parts), 1e-2);
+    CHECK(!r.failed);
+    out.push_back(r.loss);
+    out.push_back(r.gradient_norm);
   }
-  const std::vector<double> f32 = losses(Dtype::f32), bf16 = losses(Dtype::bf16);
-  for (std::size_t i = 0; i < cpu.size(); ++i) {
-    CAPTURE(i);
-    // the first loss is a mean of a hundred logarithms, each some hundred roundings of 6e-8 off at most; a step of AdamW turns
-    // roundings of small gradients into up to the learning rate in single weights
-    CHECK(std::abs(f32[i] - cpu[i]) <= (i == 0 ? 1e-5 : 1e-3) * cpu[i]);
-    // activations rounded to 2^-9 some dozen times on their way
-    CHECK(std::abs(bf16[i] - cpu[i]) <= 0.02 * cpu[i]);
-  }
+  for (double w : model.parameters().flatten().weights.to_vector()) out.push_back(w);
+  return out;
+}
+
+void parts_and_documents_repeat() {
+  for_each_model([](const char* attention, Dtype dtype) {
+    for (const std::int64_t parts : {1, 2, 3}) {
+      CAPTURE(parts);
+      const std::vector<double> packed = trained_in_parts(attention, dtype, parts, true), open = trained_in_parts(attention, dtype, parts, false);
+      CHECK(trained_in_parts(attention, dtype, parts, true) == packed);
+      CHECK(trained_in_parts(attention, dtype, parts, false) == open);
+      CHECK(packed[0] != open[0]);
+    }
+  });
+}
+
+/// A step on six rows in some micro-batches. After the first step the first moments are the clipped gradients times 1 - beta1.
+struct Accumulated {
+  StepResult result;
+  std::vector<double> moments;
+};
+Accumulated accumulated(const char* attention, Dtype dtype, std::int64_t parts) {
+  Gpt model(small(attention, dtype));
+  TrainingStep step(model, {6 / parts, kTime, parts, true}, {}, 3);
+  Batch whole = counting_batch(6, kTime, kVocabulary, 2);
+  // unequal parts: the mean is over the targets of the whole step
+  for (std::int64_t i = 0; i < 20; ++i) ignore_target(whole, 3 * i);
+  cut_documents(whole, 13);
+  StepResult result = step.run(cut(whole, parts), 1e-3);
+  return {std::move(result), model.parameters().flatten().first_moment.to_vector()};
+}
+
+void parts_make_the_step_of_the_whole() {
+  for_each_model([](const char* attention, Dtype dtype) {
+    const Accumulated exact = accumulated(attention, Dtype::f64, 1), one = accumulated(attention, dtype, 1);
+    const double unit = dtype == Dtype::bf16 ? 0x1p-9 : 0x1p-24;
+    for (const std::int64_t parts : {2, 3}) {
+      CAPTURE(parts);
+      const Accumulated several = accumulated(attention, dtype, parts);
+      CHECK(std::abs(several.result.loss - exact.result.loss) <= loss_tolerance(dtype));
+      if (dtype == Dtype::f32) {
+        // sums in another order: a few roundings of f32
+        CHECK(several.result.loss == doctest::Approx(one.result.loss).epsilon(1e-6));
+        CHECK(several.result.gradient_norm == doctest::Approx(one.result.gradient_norm).epsilon(1e-5));
+      }
+      // the same numbers are rounded as in one batch, so the error is of the same size: at most twice that, plus one rounding
+      CHECK(rms(difference(several.moments, exact.moments)) <=
+            2 * rms(difference(one.moments, exact.moments)) + unit * rms(exact.moments));
+    }
+  });
+}
+
+/// Losses of rows with and without documents, without gradients, against those in f64 on the CPU.
+void evaluator_follows_f64() {
+  auto mean_loss = [](const char* attention, Dtype dtype, bool documents, int batch) {
+    const Gpt model(small(attention, dtype));
+    Evaluator evaluator(model, kRows, kTime, documents);
+    Batch b = batch_of(batch);
+    cut_documents(b, 11);
+    const double once = evaluator.total_loss(b);
+    CHECK(evaluator.total_loss(b) == once);
+    return once / double(b.valid);
+  };
+  for_each_model([&](const char* attention, Dtype dtype) {
+    for (const bool documents : {false, true})
+      for (const int batch : {0, 1}) {
+        CAPTURE(documents);
+        CAPTURE(batch);
+        const double here = mean_loss(attention, dtype, documents, batch);
+        const OnDevice guard(cpu_device());
+        const double exact = mean_loss(attention, Dtype::f64, documents, batch);
+        CAPTURE(here);
+        CAPTURE(exact);
+        CHECK(std::abs(here - exact) <= loss_tolerance(dtype));
+      }
+  });
 }
 
 }  // namespace
 
-TEST_CASE("device training: planned runs, a replayed one and an eager one have the same bits on the CPU") { ways_of_running_agree(); }
-TEST_CASE("device training: a step submitted before the last one is finished changes nothing on the CPU") { steps_in_flight(); }
+HH_ON_BOTH("device training: planned runs, a replayed one and an eager one have the same bits", ways_of_running_agree)
+HH_ON_BOTH("device training: a step submitted before the last one is finished changes nothing", steps_in_flight)
+HH_ON_BOTH("device training: micro-batches and documents give the same bits twice", parts_and_documents_repeat)
+HH_ON_BOTH("device training: micro-batches make the step of one batch as large as all of them", parts_make_the_step_of_the_whole)
+HH_ON_BOTH("device training: the first steps are those of f64 up to roundings", follows_f64)
+HH_ON_BOTH("device training: an evaluator's loss is that of f64 up to roundings", evaluator_follows_f64)
 
 TEST_SUITE("device") {
-  TEST_CASE("device training: planned runs, a replayed graph and an eager run have the same bits on the GPU") {
-    on_cuda(ways_of_running_agree);
-  }
-  TEST_CASE("device training: a step submitted before the last one is finished changes nothing on the GPU") { on_cuda(steps_in_flight); }
   TEST_CASE("device training: resume is bit for bit on the GPU") { on_cuda(resumes_to_the_bit); }
   TEST_CASE("device training: bf16 copies follow their masters") { on_cuda(copies_follow_masters); }
-  TEST_CASE("device training: the first steps are those of the CPU up to roundings") { on_cuda(follows_the_cpu); }
 }

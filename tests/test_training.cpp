@@ -5,6 +5,9 @@
 
 #include "ops/cpu.h"
 #include "core/error.h"
+#include "tests/batch_cases.h"
+#include "tests/device_cases.h"
+#include "tests/op_cases.h"
 #include "tests/temporary_directory.h"
 #include "train/checkpoint.h"
 #include "train/generation.h"
@@ -13,6 +16,8 @@
 
 namespace hedgehog {
 namespace {
+
+using test::counting_batch;
 
 GptOptions small(const std::string& attention) {
   GptOptions o;
@@ -25,26 +30,65 @@ GptOptions small(const std::string& attention) {
   return o;
 }
 
-Batch counting_batch(std::int64_t rows, std::int64_t time, std::int64_t vocabulary, std::int64_t stride) {
-  Batch b;
-  b.rows = rows;
-  b.time = time;
-  for (std::int64_t r = 0; r < rows; ++r)
-    for (std::int64_t t = 0; t < time; ++t) {
-      b.tokens.push_back(std::int32_t((r + t * stride) % vocabulary));
-      b.targets.push_back(std::int32_t((r + (t + 1) * stride) % vocabulary));
-    }
-  b.document_start.assign(b.tokens.size(), 0);
-  b.valid = rows * time;
-  return b;
-}
-
 std::vector<float> weights_of(Gpt& model) {
   const Tensor w = model.parameters().flatten().weights;
   return {w.as<float>(), w.as<float>() + w.size()};
 }
 
 const char* const kAttentions[] = {"softmax", "hedgehog", "hedgehog-softmax", "hedgehog-joint", "elu", "relu", "exp"};
+
+/// Forward has seen every token before; decoding has only its state.
+void decoding_gives_the_logits() {
+  for (const char* attention : kAttentions)
+    for (const char* positions : {"rotary", "learned"})
+      for (const Dtype dtype : {Dtype::f32, Dtype::f64}) {
+        CAPTURE(attention);
+        CAPTURE(positions);
+        CAPTURE(std::string(name_of(dtype)));
+        GptOptions o = small(attention);
+        o.dtype = dtype;
+        o.positions = positions;
+        o.tied_head = o.positions == "learned";
+        o.short_convolution = o.tied_head ? 0 : 4;
+        Gpt model(o);
+        CHECK(model.parameters().count() == parameter_count(o));
+        const Batch b = counting_batch(1, 12, 11, 4);
+        const Tensor tokens = input({1, 12}, "tokens", Dtype::i32);
+        copy_ids(b.tokens, tokens);
+        const no_grad guard;
+        const auto whole = model.logits(model.hidden(tokens)).to_vector();
+        // some 20 products and sums of up to 64 terms on the way to a logit, each term a rounding
+        const double tolerance = 20 * 64 * (dtype == Dtype::f32 ? 0x1p-24 : 0x1p-53) * std::max(1.0, test::largest(whole));
+        Generator generator(model, 12);
+        for (std::size_t t = 0; t < 12; ++t) {
+          generator.read(std::span(&b.tokens[t], 1));
+          const std::vector<double> logits = generator.logits();
+          for (std::size_t v = 0; v < 11; ++v) CHECK(std::abs(logits[v] - whole[t * 11 + v]) <= tolerance);
+        }
+        CHECK_THROWS_AS(generator.read(std::span(&b.tokens[0], 1)), UsageError);
+      }
+}
+
+void documents_are_apart() {
+  for (const char* attention : {"softmax", "hedgehog", "elu"}) {
+    CAPTURE(attention);
+    GptOptions o = small(attention);
+    o.positions = "none";
+    o.short_convolution = 3;
+    Gpt model(o);
+    const Tensor tokens = input({1, 12}, "tokens", Dtype::i32), documents = input({1, 12}, "documents", Dtype::i32);
+    Batch b = counting_batch(1, 12, 11, 4);
+    copy_ids({0, 0, 0, 0, 0, 5, 5, 5, 5, 5, 5, 5}, documents);
+    const no_grad guard;
+    copy_ids(b.tokens, tokens);
+    const auto before = model.hidden(tokens, {documents, {}, {}}).to_vector();
+    for (int t = 0; t < 5; ++t) b.tokens[std::size_t(t)] = 10 - b.tokens[std::size_t(t)];
+    copy_ids(b.tokens, tokens);
+    const auto after = model.hidden(tokens, {documents, {}, {}}).to_vector();
+    for (std::size_t i = 5 * 16; i < before.size(); ++i) CHECK(before[i] == after[i]);
+    CHECK(before[0] != after[0]);
+  }
+}
 
 }  // namespace
 
@@ -74,32 +118,6 @@ TEST_CASE("gradient norms are shown by layer, an untied classifier's with the fi
     CHECK(norms[1] == norms[2]);
     CHECK(norms[3] == doctest::Approx(std::sqrt(tied ? 1 : 2)));
   }
-}
-
-TEST_CASE("two micro-batches make the step of one batch twice as large") {
-  const OptimizerOptions optimizer;
-  Gpt together(small("hedgehog")), apart(small("hedgehog"));
-  TrainingStep one(together, {4, 12, 1, false}, optimizer, 1), two(apart, {2, 12, 2, false}, optimizer, 1);
-  const Batch whole = counting_batch(4, 12, 11, 2);
-  std::vector<Batch> halves(2);
-  for (int h = 0; h < 2; ++h) {
-    Batch& b = halves[std::size_t(h)];
-    b.rows = 2;
-    b.time = 12;
-    b.tokens.assign(whole.tokens.begin() + h * 24, whole.tokens.begin() + (h + 1) * 24);
-    b.targets.assign(whole.targets.begin() + h * 24, whole.targets.begin() + (h + 1) * 24);
-    b.document_start.assign(24, 0);
-    b.valid = 24;
-  }
-  halves[1].targets[5] = kIgnoredTarget;  // unequal halves: the mean is over the targets of the whole step
-  halves[1].valid = 23;
-  Batch masked = whole;
-  masked.targets[24 + 5] = kIgnoredTarget;
-  masked.valid = 47;
-  const StepResult a = one.run({&masked, 1}, 1e-3), b = two.run(halves, 1e-3);
-  // sums in another order: a few roundings of f32
-  CHECK(a.loss == doctest::Approx(b.loss).epsilon(1e-6));
-  CHECK(a.gradient_norm == doctest::Approx(b.gradient_norm).epsilon(1e-5));
 }
 
 TEST_CASE("training gives the same bits for any number of threads") {
@@ -176,33 +194,8 @@ TEST_CASE("a checkpoint restores weights, moments and step state to the bit") {
   }
 }
 
-TEST_CASE("decoding token by token gives the logits of the whole sequence") {
-  for (const char* attention : kAttentions)
-    for (const char* positions : {"rotary", "learned"}) {
-      CAPTURE(attention);
-      CAPTURE(positions);
-      GptOptions o = small(attention);
-      o.dtype = Dtype::f64;
-      o.positions = positions;
-      o.tied_head = o.positions == "learned";
-      o.short_convolution = o.tied_head ? 0 : 4;
-      Gpt model(o);
-      CHECK(model.parameters().count() == parameter_count(o));
-      const Batch b = counting_batch(1, 12, 11, 4);
-      const Tensor tokens = input({1, 12}, "tokens", Dtype::i32);
-      copy_ids(b.tokens, tokens);
-      const no_grad guard;
-      const auto whole = model.logits(model.hidden(tokens)).to_vector();
-      Generator generator(model, 12);
-      for (std::size_t t = 0; t < 12; ++t) {
-        generator.read(std::span(&b.tokens[t], 1));
-        const std::vector<double> logits = generator.logits();
-        // thousands of roundings of f64
-        for (std::size_t v = 0; v < 11; ++v) CHECK(std::abs(logits[v] - whole[t * 11 + v]) <= 1e-12);
-      }
-      CHECK_THROWS_AS(generator.read(std::span(&b.tokens[0], 1)), UsageError);
-    }
-}
+HH_ON_BOTH("decoding token by token gives the logits of the whole sequence", decoding_gives_the_logits)
+HH_ON_BOTH("packed documents do not see each other in a whole model", documents_are_apart)
 
 TEST_CASE("mimetic start: keys are queries, the output undoes the values, the classifier reads embeddings") {
   GptOptions o = small("hedgehog");
@@ -245,62 +238,6 @@ TEST_CASE("a GPT refuses options and streams that cannot be") {
   GptOptions o = small("hedgehog");
   o.positions = "learned";
   CHECK_THROWS_AS(Gpt(o).decoding_state(1, 13), ShapeError);
-}
-
-TEST_CASE("packed documents do not see each other in a whole model") {
-  for (const char* attention : {"softmax", "hedgehog", "elu"}) {
-    CAPTURE(attention);
-    GptOptions o = small(attention);
-    o.positions = "none";
-    o.short_convolution = 3;
-    Gpt model(o);
-    const Tensor tokens = input({1, 12}, "tokens", Dtype::i32), documents = input({1, 12}, "documents", Dtype::i32);
-    Batch b = counting_batch(1, 12, 11, 4);
-    copy_ids({0, 0, 0, 0, 0, 5, 5, 5, 5, 5, 5, 5}, documents);
-    const no_grad guard;
-    copy_ids(b.tokens, tokens);
-    const auto before = model.hidden(tokens, {documents, {}, {}}).to_vector();
-    for (int t = 0; t < 5; ++t) b.tokens[std::size_t(t)] = 10 - b.tokens[std::size_t(t)];
-    copy_ids(b.tokens, tokens);
-    const auto after = model.hidden(tokens, {documents, {}, {}}).to_vector();
-    for (std::size_t i = 5 * 16; i < before.size(); ++i) CHECK(before[i] == after[i]);
-    CHECK(before[0] != after[0]);
-  }
-}
-
-TEST_CASE("recall of the stories is counted by kind of fact, by distance and for held-out pairs") {
-  const StoryBatches stories(1, 160, 40);
-  GptOptions o = small("hedgehog");
-  o.context = 160;
-  o.vocabulary = std::int64_t(stories.corpus().vocabulary().size());
-  // 16 rows a batch: the last batch is not full
-  const std::vector<RecallRow> table = measure_recall(Gpt(o), stories, 16);
-  REQUIRE(table.size() == 9);
-  CHECK(table[1].name == "what does … eat");
-  CHECK(table[2].name == "where does … live");
-  CHECK(table[3].name == "how does … travel");
-  CHECK(table[4].name == "who owns the …");
-  std::int64_t all = 0, held_out = 0, recency = 0, far = 0;
-  for (const Story& story : stories.validation_stories())
-    for (const StoryQuestion& q : story.questions) {
-      ++all;
-      held_out += q.held_out;
-      recency += q.recency_guess == story.tokens[std::size_t(q.position)];
-      far += q.distance > 64;
-    }
-  CHECK(table[0].questions == all);
-  CHECK(table[0].recency_right == recency);
-  CHECK(table[1].questions + table[2].questions + table[3].questions + table[4].questions == all);
-  CHECK(table[5].questions + table[6].questions + table[7].questions == all);
-  CHECK(table[1].right + table[2].right + table[3].right + table[4].right == table[0].right);
-  CHECK(table[7].questions == far);
-  CHECK(table[8].questions == held_out);
-  for (const RecallRow& row : table) {
-    CAPTURE(row.name);
-    CHECK(row.questions > 0);
-    CHECK(row.guess > 1.0 / 6);
-    CHECK(row.guess <= 1.0 / 3);
-  }
 }
 
 TEST_CASE("a backward after an update through the flat buffers is refused") {
