@@ -10,6 +10,7 @@
 #include "tests/batch_cases.h"
 #include "tests/device_cases.h"
 #include "tests/op_cases.h"
+#include "train/generation.h"
 #include "train/training_step.h"
 
 using namespace hedgehog;
@@ -34,10 +35,22 @@ const Sample* interesting(const Op& op) {
   return best;
 }
 
-/// Forward and backward in fresh memory that nothing has filled, so that reading what was never written can be seen.
-void run_once(const std::function<Tensors()>& function) {
+/// All numbers of the tensors are finite: NaN is what HEDGEHOG_POISON leaves in memory that nothing wrote.
+void check_finite(const std::string& what, const Tensors& tensors) {
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    if (!tensors[i]) continue;
+    const std::vector<double> values = tensors[i].to_vector();
+    CAPTURE(what);
+    CAPTURE(i);
+    CHECK(std::all_of(values.begin(), values.end(), [](double v) { return std::isfinite(v); }));
+  }
+}
+
+/// Forward and backward in fresh memory that nothing has filled, so that reading what was never written can be seen: results,
+/// arguments (some are updated in place) and gradients are finite.
+void run_once(const Tensors& arguments, const std::function<Tensors()>& function) {
   const Tensors results = function();
-  Tensors differentiable, cotangents;
+  Tensors differentiable, cotangents, gradients;
   for (const Tensor& y : results) {
     if (!y.wants_gradient()) continue;
     differentiable.push_back(y);
@@ -45,14 +58,10 @@ void run_once(const std::function<Tensors()>& function) {
   }
   if (!differentiable.empty()) backward(differentiable, cotangents);
   clear_tape();
-  current_device().synchronize();
-}
-
-bool all_finite(const Tensors& tensors) {
-  for (const Tensor& x : tensors)
-    for (double v : x.to_vector())
-      if (!std::isfinite(v)) return false;
-  return true;
+  for (const Tensor& x : arguments) gradients.push_back(x && x.wants_gradient() ? x.grad() : Tensor{});
+  check_finite("results", results);
+  check_finite("arguments", arguments);
+  check_finite("gradients", gradients);
 }
 
 /// Queries, keys and values as windows of one packed tensor: what a model hands to attention.
@@ -66,7 +75,7 @@ void run_attention(bool linear, Dtype dtype, std::int64_t T, std::int64_t D) {
     for (double& x : v) x /= std::sqrt(double(D));
     w.copy_from(v);
   }
-  run_once([&]() -> Tensors {
+  run_once({packed, weight_q, weight_k}, [&]() -> Tensors {
     const Tensors parts = split(apply(detail::kCopy, {}, {packed})[0], {C, C, C});
     auto heads = [&](const Tensor& part) { return reshape(part, {B, T, H, D}); };
     if (!linear) return {softmax_attention(heads(parts[0]), heads(parts[1]), heads(parts[2]))};
@@ -75,7 +84,30 @@ void run_attention(bool linear, Dtype dtype, std::int64_t T, std::int64_t D) {
     o.weight_k = weight_k;
     return {linear_attention(heads(parts[0]), heads(parts[1]), heads(parts[2]), o).o};
   });
-  CHECK(all_finite({packed.grad()}));
+}
+
+GptOptions small_model(const char* attention, Dtype dtype) {
+  GptOptions o;
+  o.layers = 1;
+  o.heads = 2;
+  o.width = 64;
+  o.context = 40;
+  o.vocabulary = 128;
+  o.attention = attention;
+  o.dropout = 0.1;
+  o.short_convolution = 4;
+  o.dtype = dtype;
+  return o;
+}
+
+template <class F>
+void for_each_small_model(F&& f) {
+  for (const char* attention : {"hedgehog", "softmax"})
+    for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
+      CAPTURE(std::string(attention));
+      CAPTURE(std::string(name_of(dtype)));
+      f(small_model(attention, dtype));
+    }
 }
 
 }  // namespace
@@ -122,7 +154,7 @@ TEST_SUITE("sanitized") {
           CAPTURE(std::string(name_of(dtype)));
           if (!accepts(*op, *sample, dtype)) continue;
           const Tensors arguments = draw_arguments(*op, *sample, 3, dtype);
-          CHECK_NOTHROW(run_once([&] { return apply(*op, sample->attributes, arguments); }));
+          CHECK_NOTHROW(run_once(arguments, [&] { return apply(*op, sample->attributes, arguments); }));
         }
       }
     });
@@ -135,34 +167,44 @@ TEST_SUITE("sanitized") {
           run_attention(linear, Dtype::bf16, 65, D);
           run_attention(linear, Dtype::f32, 33, D);
         }
+      // nine chunks of D tokens: few heads, so that linear attention cuts the sequence into two segments
+      run_attention(true, Dtype::bf16, 8 * 32 + 1, 32);
     });
   }
 
   TEST_CASE("a training step on the device") {
     on_cuda([] {
-      for (const char* attention : {"hedgehog", "softmax"})
-        for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
-          CAPTURE(attention);
-          CAPTURE(std::string(name_of(dtype)));
-          GptOptions o;
-          o.layers = 1;
-          o.heads = 2;
-          o.width = 64;
-          o.context = 40;
-          o.vocabulary = 128;
-          o.attention = attention;
-          o.dropout = 0.1;
-          o.short_convolution = 4;
-          o.dtype = dtype;
-          Gpt model(o);
-          TrainingStep step(model, {2, 40, 1, false}, {}, 1);
-          // an ordinary run, a captured one and a replayed one
-          for (int i = 0; i < 3; ++i) {
-            const StepResult r = step.run(std::vector<Batch>{counting_batch(2, 40, 128, 3)}, 1e-3);
-            CHECK(std::isfinite(r.loss));
-            CHECK(!r.failed);
-          }
+      for_each_small_model([](const GptOptions& o) {
+        Gpt model(o);
+        TrainingStep step(model, {2, 40, 1, false}, {}, 1);
+        // an ordinary run, a captured one and a replayed one
+        for (int i = 0; i < 3; ++i) {
+          const StepResult r = step.run(std::vector<Batch>{counting_batch(2, 40, 128, 3)}, 1e-3);
+          CHECK(std::isfinite(r.loss));
+          CHECK(!r.failed);
         }
+        check_finite("weights", {model.parameters().flatten().weights});
+      });
+    });
+  }
+
+  TEST_CASE("a text on the device") {
+    on_cuda([] {
+      for_each_small_model([](const GptOptions& o) {
+        const Gpt model(o);
+        Generator generator(model, 8);
+        generator.read(std::vector<std::int32_t>{1, 2});
+        int written = 0;
+        // the first is chosen on the CPU; then an ordinary run, a captured one and a replayed one
+        generator.generate(4, {.temperature = 1, .top_k = 50, .top_p = 0.9}, {3}, [&](std::int32_t id) {
+          CHECK(id >= 0);
+          CHECK(id < o.vocabulary);
+          ++written;
+          return true;
+        });
+        CHECK(written == 4);
+        for (double logit : generator.logits()) CHECK(std::isfinite(logit));
+      });
     });
   }
 }
