@@ -1,13 +1,21 @@
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "core/device.h"
+#include "nn/gpt.h"
 #include "ops/dropout.h"
 #include "ops/embedding.h"
 #include "ops/optimizer.h"
+#include "ops/sample_token.h"
 #include "tests/device_cases.h"
 #include "tests/op_cases.h"
+#include "tests/tape_cases.h"
+#include "train/bench_step.h"
+#include "train/config.h"
+#include "train/setup.h"
+#include "train/training_step.h"
 
 using namespace hedgehog;
 using namespace hedgehog::test;
@@ -67,6 +75,70 @@ void copy_is_the_rounded_weights() {
   }
 }
 
+std::vector<std::string> names_of(const Program& program) {
+  std::vector<std::string> names;
+  for (const Entry& e : program.entries) names.push_back(e.op->name + (e.backward ? " backward" : ""));
+  return names;
+}
+
+/// A model's training step and the choice of its next token as the current device would run them, op by op; nothing runs.
+std::vector<std::string> recorded_ops(const GptOptions& o, bool documents) {
+  Gpt model(o);
+  TrainingStep step(model, {2, o.context, 1, documents}, {}, 1);
+  std::vector<std::string> names = names_of(step.gradient_executor().program());
+  const no_grad guard;
+  DecodingState decoding = model.decoding_state(1, o.context);
+  const Tensor token = state({1, 1}, Dtype::i32, "token"), draws = draws_state();
+  for (std::string& name : names_of(record([&] {
+         sample_token(model.decode(token, decoding), token, decoding.position, draws, {});
+         return Tensors{};
+       })))
+    names.push_back(std::move(name));
+  return names;
+}
+
+/// The preset's model, as it is on the current device but for its size.
+GptOptions tiny(const Preset& preset, const char* attention) {
+  Config config("train");
+  config.apply_preset(preset.name);
+  for (const auto& [name, value] : {std::pair{"layers", "2"}, {"heads", "2"}, {"width", "64"}, {"context", "32"}, {"attention", attention}})
+    config.set(name, value, OptionSource::kFlag);
+  return gpt_options(config, 61);
+}
+
+/// The CPU has a kernel for every op. So what it records is what was asked for, and an op that this device runs composed is missing
+/// from the device's list.
+void presets_run_fused() {
+  for (const Preset& preset : preset_table())
+    for (const char* attention : {"softmax", "hedgehog"})
+      for (const bool documents : {false, true}) {
+        CAPTURE(preset.name);
+        CAPTURE(std::string(attention));
+        CAPTURE(documents);
+        const GptOptions o = tiny(preset, attention);
+        CHECK(o.dtype == (current_device().host() ? Dtype::f32 : Dtype::bf16));
+        const std::vector<std::string> here = recorded_ops(o, documents);
+        const OnDevice guard(cpu_device());
+        const std::vector<std::string> asked = recorded_ops(o, documents);
+        std::string composed;
+        for (const std::string& name : asked)
+          if (std::find(here.begin(), here.end(), name) == here.end() && !mentions(composed, name)) composed += name + "; ";
+        CAPTURE(composed);
+        CHECK(here == asked);
+      }
+}
+
+/// Ops of the registry, primitive or not, that lack a kernel here, though the CPU has one.
+std::string without_kernel() {
+  std::string names;
+  for (const Op* op : all_ops()) {
+    if (op->views) continue;
+    if (!current_device().kernel(*op, false)) names += op->name + "; ";
+    if (op->backward.cpu && !current_device().kernel(*op, true)) names += op->name + " backward; ";
+  }
+  return names;
+}
+
 }  // namespace
 
 TEST_CASE("adamw: the bf16 copy is the rounded weights") { copy_is_the_rounded_weights(); }
@@ -94,6 +166,15 @@ TEST_SUITE("device") {
   }
 
   TEST_CASE("device ops: adamw's bf16 copy is the rounded weights") { on_cuda(copy_is_the_rounded_weights); }
+
+  TEST_CASE("device ops: every op has its kernels") {
+    on_cuda([] {
+      CHECK(without_kernel() == "");
+      CHECK(composed_ops().empty());
+    });
+  }
+
+  TEST_CASE("device ops: nothing in a preset's step or decoding runs composed") { on_cuda(presets_run_fused); }
 
   TEST_CASE("device ops: an id out of range gives NaN and harms nothing else") {
     on_cuda([] {
