@@ -122,7 +122,7 @@ void for_each_model(F&& f) {
   for (const char* attention : {"softmax", "hedgehog"})
     for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
       if (dtype == Dtype::bf16 && current_device().host()) continue;
-      CAPTURE(attention);
+      CAPTURE(std::string(attention));
       CAPTURE(std::string(name_of(dtype)));
       f(attention, dtype);
     }

@@ -44,7 +44,7 @@ std::vector<double> shares(const std::vector<float>& logits, const Sampling& sam
 
 void text_in_pieces() {
   for (const char* attention : {"hedgehog", "softmax"}) {
-    CAPTURE(attention);
+    CAPTURE(std::string(attention));
     Gpt model(options(attention));
     Generator generator(model, 24);
     const std::vector<std::int32_t> prompt{1, 2, 3};
@@ -125,7 +125,7 @@ std::vector<std::int32_t> continued(Generator& generator, const std::vector<std:
 /// Tokens are drawn from the logits that forward has for the text so far, and the same ones again from the start.
 void text_of_forward() {
   for (const char* attention : {"hedgehog", "softmax"}) {
-    CAPTURE(attention);
+    CAPTURE(std::string(attention));
     const Gpt model(options(attention));
     Generator generator(model, 24);
     const std::vector<std::int32_t> prompt{1, 2, 3};
@@ -160,7 +160,7 @@ void text_of_forward() {
 /// A jump to a position is what it is on the CPU: of rotary angles alone with a state, and over rows of zeros with a cache.
 void jump_to_a_position() {
   for (const char* attention : {"hedgehog", "softmax"}) {
-    CAPTURE(attention);
+    CAPTURE(std::string(attention));
     auto logits = [&](const char* positions, std::int64_t position) {
       GptOptions o = options(attention);
       o.positions = positions;

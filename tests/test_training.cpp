@@ -42,8 +42,8 @@ void decoding_gives_the_logits() {
   for (const char* attention : kAttentions)
     for (const char* positions : {"rotary", "learned"})
       for (const Dtype dtype : {Dtype::f32, Dtype::f64}) {
-        CAPTURE(attention);
-        CAPTURE(positions);
+        CAPTURE(std::string(attention));
+        CAPTURE(std::string(positions));
         CAPTURE(std::string(name_of(dtype)));
         GptOptions o = small(attention);
         o.dtype = dtype;
@@ -71,7 +71,7 @@ void decoding_gives_the_logits() {
 
 void documents_are_apart() {
   for (const char* attention : {"softmax", "hedgehog", "elu"}) {
-    CAPTURE(attention);
+    CAPTURE(std::string(attention));
     GptOptions o = small(attention);
     o.positions = "none";
     o.short_convolution = 3;
@@ -94,7 +94,7 @@ void documents_are_apart() {
 
 TEST_CASE("a model of every attention learns one batch by heart") {
   for (const char* attention : kAttentions) {
-    CAPTURE(attention);
+    CAPTURE(std::string(attention));
     Gpt model(small(attention));
     TrainingStep step(model, {3, 12, 1, false}, {.weight_decay = 0}, 1);
     const std::vector<Batch> batch{counting_batch(3, 12, 11, 3)};
@@ -161,7 +161,7 @@ TEST_CASE("a checkpoint restores weights, moments and step state to the bit") {
     std::int64_t micro_batches;
   };
   for (const auto& [attention, dropout, micro_batches] : {Case{"hedgehog", 0, 1}, {"softmax", 0, 1}, {"hedgehog", 0.2, 3}, {"softmax", 0.2, 1}}) {
-    CAPTURE(attention);
+    CAPTURE(std::string(attention));
     CAPTURE(dropout);
     CAPTURE(micro_batches);
     GptOptions options = small(attention);
