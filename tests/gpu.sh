@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, on any machine with one and the toolchain installed; no network. Changes no setting of the GPU.
 #
-#   tests/gpu.sh [tests|sanitize|bench]...    default: all three
+#   tests/gpu.sh [tests|program|sanitize|bench]...    default: all four
 #
 # Builds into build-gpu (or takes HEDGEHOG_BUILD=<folder of an existing build>), then runs
 #   tests     the device suites of the test program
+#   program   hedgehog train, train --resume, eval and sample on the GPU, and a batch that cannot fit
 #   sanitize  compute-sanitizer's memcheck, racecheck, initcheck and synccheck over the suite "sanitized"
 #   bench     hedgehog bench --device=cuda
 # The last lines are a table: step, result, seconds. Exit code 1 if anything failed, 2 for a wrong argument.
@@ -14,12 +15,12 @@ build="${HEDGEHOG_BUILD:-$root/build-gpu}"
 export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-20000}"
 
 parts=("$@")
-[ ${#parts[@]} -gt 0 ] || parts=(tests sanitize bench)
+[ ${#parts[@]} -gt 0 ] || parts=(tests program sanitize bench)
 for part in "${parts[@]}"; do
   case "$part" in
-    tests | sanitize | bench) ;;
+    tests | program | sanitize | bench) ;;
     *)
-      echo "gpu.sh: '$part' is none of tests, sanitize, bench" >&2
+      echo "gpu.sh: '$part' is none of tests, program, sanitize, bench" >&2
       exit 2
       ;;
   esac
@@ -83,6 +84,54 @@ on_device() {
 
 run_tests() { on_device "$build/bin/hedgehog_tests" --test-suite=device,sanitized; }
 
+# ends <code> <what the output says> <command...>: the command ends with that code and says that
+ends() {
+  local code="$1" text="$2" got=0 output
+  shift 2
+  output="$(mktemp)"
+  printf '\n$ hedgehog %s\n' "${*:2}"
+  "$@" >"$output" 2>&1 || got=$?
+  tail -n 12 "$output"
+  if [ "$got" != "$code" ] || ! grep -aEq -- "$text" "$output"; then
+    echo "gpu.sh: expected exit code $code and '$text', got exit code $got" >&2
+    got=failed
+  fi
+  rm -f "$output"
+  [ "$got" = "$code" ]
+}
+
+# two documents of words in changing order
+make_text() {
+  awk 'BEGIN {
+    n = split("the hedgehog walks under an old apple tree and finds a warm nest of dry leaves before winter comes", word, " ")
+    for (line = 1; line <= 4000; ++line) {
+      if (line == 2000) print "<|endoftext|>"
+      for (i = 0; i < 14; ++i) printf "%s ", word[(line * line + i * (1 + line % 7)) % n + 1]
+      print ""
+    }
+  }'
+}
+
+run_program() (
+  hedgehog="$build/bin/hedgehog"
+  if [ ! -x "$hedgehog" ]; then
+    echo "gpu.sh: $build holds no bin/hedgehog" >&2
+    exit 1
+  fi
+  folder="$(mktemp -d)" code=0
+  trap 'rm -rf "$folder"' EXIT
+  make_text >"$folder/words.txt"
+  ends 0 'after 6 steps' "$hedgehog" train --device=cuda --data="$folder/words.txt" --preset=tiny --tokenizer=char \
+    --steps=6 --quiet --out="$folder/run" || code=1
+  ends 0 'after 9 steps' "$hedgehog" train --device=cuda --resume="$folder/run" --steps=9 --quiet || code=1
+  ends 0 'nats a token' "$hedgehog" eval --device=cuda --checkpoint="$folder/run" || code=1
+  ends 0 '^the hedgehog' "$hedgehog" sample --device=cuda --checkpoint="$folder/run" --prompt='the hedgehog' --tokens=20 || code=1
+  # refused before anything is allocated
+  ends 2 'the largest batch that fits is --batch=[1-9]' "$hedgehog" train --device=cuda --data="$folder/words.txt" --preset=gpt2 \
+    --batch=1000000 --out="$folder/large" || code=1
+  exit "$code"
+)
+
 find_sanitizer() {
   local found
   for found in "$(command -v compute-sanitizer || true)" /usr/local/cuda/bin/compute-sanitizer /opt/cuda/bin/compute-sanitizer; do
@@ -107,7 +156,7 @@ sanitize() {
   esac
   # initcheck does not see what cuBLAS's kernels store through the copy engine, and takes every product's result for unwritten
   # memory (it does so too where the results were compared and found right). So for it fresh memory is filled with NaN, which it does
-  # count as written: an element that nothing wrote is then a NaN in a result that the tests compare or ask to be finite.
+  # count as written: an element that nothing wrote is then a NaN in a result, argument or gradient that the suite asks to be finite.
   [ "$1" != initcheck ] || poison=1
   HEDGEHOG_POISON="$poison" on_device timeout 600 "$program" --tool "$1" --target-processes all ${options[@]+"${options[@]}"} \
     --error-exitcode 1 --print-limit 20 "$build/bin/hedgehog_tests" --test-suite=sanitized
@@ -124,6 +173,7 @@ fi
 for part in "${parts[@]}"; do
   case "$part" in
     tests) step tests run_tests ;;
+    program) step program run_program ;;
     sanitize) for tool in memcheck racecheck initcheck synccheck; do step "$tool" sanitize "$tool"; done ;;
     bench)
       # no figure of speed while a test is red
