@@ -269,7 +269,8 @@ void parts_and_documents_repeat() {
   for_each_model([](const char* attention, Dtype dtype) {
     for (const std::int64_t parts : {1, 2, 3}) {
       CAPTURE(parts);
-      const std::vector<double> packed = trained_in_parts(attention, dtype, parts, true), open = trained_in_parts(attention, dtype, parts, false);
+      const std::vector<double> packed = trained_in_parts(attention, dtype, parts, true);
+      const std::vector<double> open = trained_in_parts(attention, dtype, parts, false);
       CHECK(trained_in_parts(attention, dtype, parts, true) == packed);
       CHECK(trained_in_parts(attention, dtype, parts, false) == open);
       CHECK(packed[0] != open[0]);
