@@ -175,7 +175,7 @@ TEST_CASE("config file: what is written reads back the same") {
   const Config again = parsed("train", {"--config=" + path.string()});
   CHECK(again.to_toml() == config.to_toml());
   CHECK(again.text("data") == config.text("data"));
-  CHECK(contains(config.to_toml(), "# training\nsteps = 5000  # steps\n"));
+  CHECK(contains(config.to_toml(), "# training\nsteps = 2500  # steps\n"));
   CHECK_FALSE(contains(config.to_toml(), "resume"));
 }
 

@@ -202,7 +202,7 @@ const std::vector<Preset>& preset_table() {
              "layers=4 heads=4 width=128 context=64 batch=12 steps=2000 dropout=0 bias=false positions=learned "
              "tokenizer=char learning_rate=1e-3 min_learning_rate=1e-4 beta2=0.99 warmup=100 weight_decay=0.1"),
       preset("char", "nanoGPT's recipe for a GPU: 6 layers, width 384, context 256",
-             "layers=6 heads=6 width=384 context=256 batch=64 steps=5000 dropout=0.2 bias=false positions=learned init=gpt2 "
+             "layers=6 heads=6 width=384 context=256 batch=64 steps=2500 dropout=0.2 bias=false positions=learned init=gpt2 "
              "tokenizer=char learning_rate=1e-3 min_learning_rate=1e-4 beta2=0.99 warmup=100 weight_decay=0.1"),
       preset("gpt2", "GPT-2's size: 12 layers, width 768, context 1024",
              "layers=12 heads=12 width=768 context=1024 batch=12 gradient_accumulation=40 steps=600000 bias=true "
