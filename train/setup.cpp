@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <cstdlib>
 #include <functional>
 #include <iostream>
 #include <iterator>
@@ -215,7 +216,8 @@ Device& configure_machine(const Config& config) {
   if (device == "cuda" && !config.was_set("device"))
     throw UsageError(fmt::format("the run was made on a GPU, but {}; --device=cpu goes on without one, though not bit for bit", reason));
   if (device == "cuda") throw UsageError("--device=cuda: " + reason);
-  if (built_with_cuda()) fmt::print(stderr, "note: computing on the CPU: {}\n", reason);
+  const char* const visible = std::getenv("CUDA_VISIBLE_DEVICES");  // empty: hidden on purpose
+  if (built_with_cuda() && !(visible && !*visible)) fmt::print(stderr, "note: computing on the CPU: {}\n", reason);
   return cpu_device();
 }
 
