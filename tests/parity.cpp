@@ -238,7 +238,12 @@ std::vector<Errors> compare(const ParityCase& c, Dtype dtype, const Run& ours) {
   const std::optional<Kept> kept = kept_in(c, dtype);
   if (!kept) return {};
   std::vector<Errors> errors(kept->dtypes.size());
-  for (std::uint64_t seed = 40; seed < 40 + std::uint64_t(c.draws); ++seed) {
+  // the middle of a few draws of a few numbers is chance: which roundings the plain form happens to make then depends on the
+  // instructions that the CPU's compiler chose
+  std::int64_t elements = 0;
+  for (const SampleInput& input : c.sample.inputs) elements = std::max(elements, input.shape.size());
+  const int draws = elements < 256 ? 5 * c.draws : c.draws;
+  for (std::uint64_t seed = 40; seed < 40 + std::uint64_t(draws); ++seed) {
     const Drawn drawn = draw_case(c, *kept, seed, dtype);
     const Outcome got = ours(c, drawn, *kept);
     const OnDevice guard(cpu_device());
