@@ -108,4 +108,16 @@ check "it says what to do, last" yes "$(tail -n 1 "$work/err" | grep -q '^What t
 check "it runs nothing" "" "$(cat "$work/out")"
 check "the log keeps everything" yes "$(grep -q "missing_name" "$tree/build/log.txt" && echo yes || echo no)"
 
+# a compiler that finds the header of the reference BLAS, but no fast library
+mkdir "$work/slow_blas"
+printf '#!/bin/sh\ncase "$*" in *-lopenblas*|*-lblis*|*-lmkl_rt*) exit 1 ;; esac\nexec %s "$@"\n' "$(command -v c++)" >"$work/slow_blas/c++"
+printf '#!/bin/sh\necho "$*" >>"%s/apt"\n' "$work" >"$work/slow_blas/apt-get"
+printf '#!/bin/sh\necho 0\n' >"$work/slow_blas/id"
+printf '#!/bin/sh\necho Linux\n' >"$work/slow_blas/uname"
+chmod +x "$work"/slow_blas/*
+rm -rf "$tree/build"
+code=0
+PATH="$work/slow_blas:$PATH" "$tree/hedgehog" build >/dev/null 2>&1 || code=$?
+check "the reference BLAS is not enough" "1 yes" "$code $(grep -q 'install.* libopenblas-dev' "$work/apt" && echo yes || echo no)"
+
 [ "$failures" -eq 0 ] || { echo "$failures checks failed"; exit 1; }
