@@ -13,6 +13,9 @@ Work work_of(const Entry& entry) {
   if (work.bytes < 0) {
     work.bytes = 0;
     for_each_touched(entry, [&](const Tensor& x, bool) { work.bytes += double(x.size() * size_of(x.dtype())); });
+    // what a gradient is added to is read before it is written
+    for (std::size_t i = 0; i < entry.dx.size(); ++i)
+      if (const Tensor& dx = entry.dx[i]; dx && entry.modes[i] == Mode::accumulate) work.bytes += double(dx.size() * size_of(dx.dtype()));
   }
   return work;
 }

@@ -9,7 +9,7 @@ namespace hedgehog {
 /// FLOPs, bytes and peak memory of a program; nothing is run.
 struct Cost {
   double flops = 0;
-  double bytes = 0;     // moved, one pass over every tensor touched
+  double bytes = 0;     // moved at least: one pass over every tensor touched, two over a gradient that is added to
   Bytes peak = 0;       // arena + persistent
   Bytes arena = 0, persistent = 0;
   std::map<std::string, Work> by_op;  // "linear backward" -> work

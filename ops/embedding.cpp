@@ -1,5 +1,6 @@
 #include "ops/embedding.h"
 
+#include <algorithm>
 #include <numeric>
 
 #include "core/dispatch.h"
@@ -114,6 +115,17 @@ Tensors composed_embedding(const Attributes& a, const Tensors& in) {
   return {add(y, gather_rows(in[2], constant({in[0].shape().last()}, place, Dtype::i32, "positions")))};
 }
 
+/// The tables are not passed over: only rows that are taken, each once. Which tokens repeat is not known from the shapes, so
+/// the table has as many rows taken as there are tokens or rows. Their gradients are those of parameters, and added to.
+std::pair<Work, Work> cost_of_embedding(const Attributes&, std::span<const Meta> in, std::span<const Meta> out) {
+  const double n = double(out[0].shape.size()), element = double(size_of(out[0].dtype)), ids = double(in[0].shape.size() * size_of(Dtype::i32));
+  double taken = double(std::min(in[0].shape.size(), in[1].shape[0]) * in[1].shape[1]);
+  if (in[2].given) taken += double(in[0].shape.last() * in[1].shape[1]);
+  const int tables = in[2].given ? 2 : 1;
+  return {Work{n * (tables - 1), ids + element * (n + taken)},
+          Work{n * tables, ids + element * n + 2 * taken * double(size_of(accumulator_of(out[0].dtype)))}};
+}
+
 }  // namespace
 
 const Op kEmbedding{
@@ -125,12 +137,7 @@ const Op kEmbedding{
     .forward = {[](const Call& c) { dispatch(c.inputs[1].dtype, [&](auto zero) { embedding_forward<decltype(zero)>(c); }); }},
     .backward = {[](const Call& c) { dispatch(c.inputs[1].dtype, [&](auto zero) { embedding_backward<decltype(zero)>(c, true); }); }},
     .reads = {.inputs = bits(0)},
-    .cost = [](const Attributes&, std::span<const Meta> in, std::span<const Meta> out) {
-      // the tables are not passed over: only the rows that are taken
-      const double n = double(out[0].shape.size()), bytes = n * double(size_of(out[0].dtype));
-      const int tables = in[2].given ? 2 : 1;
-      return std::pair{Work{n * (tables - 1), bytes * (tables + 1)}, Work{n * tables, bytes * 3 * tables}};
-    },
+    .cost = cost_of_embedding,
     .reference = composed_embedding,
     .formula_forward = "y[b, t] = table[tokens[b, t]] + positions[t + offset]",
     .formula_backward = "dtable[v] = sum over tokens v of dy;  dpositions[t + offset] = sum_b dy[b, t]",

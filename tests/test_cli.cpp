@@ -245,6 +245,22 @@ TEST_CASE("cli: bench times the model that the options describe" * doctest::test
   CHECK(out["products"].size() == 4);
 }
 
+TEST_CASE("cli: bench measures one part alone" * doctest::test_suite("slow")) {
+  const ProgramResult r = run_program("bench --json --only=attention --attention=exp");
+  CAPTURE(r.output);
+  REQUIRE(r.code == 0);
+  const auto out = nlohmann::json::parse(r.output);
+  for (const char* part : {"products", "steps", "decoding"}) CHECK(out[part].empty());
+  REQUIRE(out["attention"].size() == 2);
+  for (const auto& row : out["attention"]) {
+    CHECK(row["attention"] == "exp");
+    CHECK(row["forward"]["ms"] > 0);
+    CHECK(row["forward_and_backward"]["fastest_ms"] > row["forward"]["fastest_ms"]);
+    CHECK(row["extra_memory"] > 0);
+  }
+  check_refused(run_program("bench --only=atention"), 2, {"attention", "steps"});
+}
+
 TEST_CASE("cli: what a command has no use for is refused") {
   // no CUDA in the build, no driver, or no GPU to be seen: whatever is missing, the way out is named
   check_refused(run_program("train --device=cuda"), 2, {"--device=cuda: ", "to compute on the CPU"});

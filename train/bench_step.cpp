@@ -11,10 +11,45 @@
 #include "train/ceilings.h"
 #include "train/generation.h"
 #include "train/setup.h"
+#include "train/step_products.h"
 
 namespace hedgehog {
 
 using nlohmann::ordered_json;
+
+namespace {
+
+/// A preset, perhaps on longer rows than it has: 0 stands for its own context and positions.
+struct Recipe {
+  const char* name;
+  const char* preset;
+  std::int64_t rows, vocabulary;
+  std::vector<std::string> attentions = {"softmax", "hedgehog"};
+  std::int64_t context = 0;
+  const char* positions = "none";  // learned ones end with the context
+  bool if_it_fits = false;
+};
+
+std::vector<Recipe> cpu_recipes() {
+  return {{"char-cpu", "char-cpu", 12, 128}, {"char (width 384, context 256)", "char", 8, 128}};
+}
+
+std::vector<Recipe> gpu_recipes() {
+  std::vector<Recipe> all{{"char (width 384, context 256)", "char", 64, 128}, {"gpt2 (width 768, context 1024)", "gpt2", 32, 50257}};
+  auto longer = [&](const char* name, std::int64_t rows, std::int64_t context, const char* positions, bool if_it_fits) {
+    all.push_back({name, "gpt2", rows, 50257, {"hedgehog"}, context, positions, if_it_fits});
+  };
+  longer("gpt2 (context 4096)", 8, 4096, "none", false);
+  longer("gpt2 (context 16384)", 2, 16384, "none", false);
+  longer("gpt2 (context 32768)", 1, 32768, "none", false);
+  longer("gpt2 (context 32768, rotary)", 1, 32768, "rotary", false);
+  // as many tokens in short rows and in a single one
+  longer("gpt2 (context 4096, 256 rows)", 256, 4096, "none", true);
+  longer("gpt2 (context 1048576)", 1, 1 << 20, "none", true);
+  return all;
+}
+
+}  // namespace
 
 std::vector<StepCase> step_cases(const Config& config) {
   const auto& table = option_table();
@@ -24,24 +59,22 @@ std::vector<StepCase> step_cases(const Config& config) {
       }))
     return {{"given", gpt_options(config, gpt2 ? 50257 : 128), config.integer("batch")}};
   std::vector<StepCase> cases;
-  auto add = [&](const char* name, const char* preset_name, std::int64_t rows, std::int64_t vocabulary) {
-    std::vector<std::string> attentions{"softmax", "hedgehog"};
+  auto add = [&](const Recipe& recipe) {
+    std::vector<std::string> attentions = recipe.attentions;
     if (config.was_set("attention")) attentions = {config.text("attention")};
     for (const std::string& attention : attentions) {
       Config c = config;
-      c.apply_preset(preset_name);
+      c.apply_preset(recipe.preset);
       c.set("attention", attention, OptionSource::kFlag);
       c.set("dropout", "0", OptionSource::kFlag);
-      cases.push_back({name, gpt_options(c, vocabulary), rows});
+      if (recipe.context) {
+        c.set("context", std::to_string(recipe.context), OptionSource::kFlag);
+        c.set("positions", recipe.positions, OptionSource::kFlag);
+      }
+      cases.push_back({recipe.name, gpt_options(c, recipe.vocabulary), recipe.rows, recipe.context == 0, recipe.if_it_fits});
     }
   };
-  if (current_device().host()) {
-    add("char-cpu", "char-cpu", 12, 128);
-    add("char (width 384, context 256)", "char", 8, 128);
-  } else {
-    add("char (width 384, context 256)", "char", 64, 128);
-    add("gpt2 (width 768, context 1024)", "gpt2", 32, 50257);
-  }
+  for (const Recipe& recipe : current_device().host() ? cpu_recipes() : gpu_recipes()) add(recipe);
   return cases;
 }
 
@@ -64,15 +97,16 @@ Batch random_batch(const GptOptions& o, std::int64_t rows) {
 /// Steps one after the other, the next submitted before the last is waited for, as training does on a GPU.
 Timed time_steps(TrainingStep& step, const std::vector<Batch>& batches) {
   if (current_device().host()) return time_repeated([&] { step.run(batches, 1e-4); }, 7, 2.0);
-  constexpr int kEach = 10;
+  const double first_seconds = time_repeated([&] { step.run(batches, 1e-4); }, 1, 0).median;
+  const int each = int(std::clamp(0.5 / first_seconds, 1.0, 10.0));
   Timed t = time_repeated([&] {
-    for (int i = 0; i < kEach; ++i) {
+    for (int i = 0; i < each; ++i) {
       step.submit(batches, 1e-4);
       if (step.unfinished() == 2) step.finish();
     }
     while (step.unfinished()) step.finish();
-  }, 7, 1.0);
-  for (double* x : {&t.median, &t.fastest, &t.slowest}) *x /= kEach;
+  }, first_seconds > 0.5 ? 3 : 7, 1.0);
+  for (double* x : {&t.median, &t.fastest, &t.slowest}) *x /= each;
   return t;
 }
 
@@ -86,11 +120,8 @@ std::string family_of(const std::string& op) {
   return "elementwise and copies";
 }
 
-}  // namespace
-
-ordered_json bench_step(const StepCase& c, const Ceilings& ceilings) {
+ordered_json measured_step(const StepCase& c, const Ceilings& ceilings, std::map<ProductShape, double>& products_made) {
   const StepShape shape{c.rows, c.model.context, 1, false};
-  check_memory(c.model, shape, {});
   Device& device = current_device();
   const std::int64_t free_before = device.host() ? 0 : device.free_memory();
   Gpt model(c.model);
@@ -99,11 +130,12 @@ ordered_json bench_step(const StepCase& c, const Ceilings& ceilings) {
   const Cost cost = step.cost();
   const Timed t = time_steps(step, batches);
   const std::int64_t used = device.host() ? 0 : free_before - device.free_memory();
+  products_made = products_of(step.gradient_executor().program());
   // the share inside matrix products and the table by op come from a second, instrumented stretch
   Executor& executor = step.gradient_executor();
   executor.profile(true);
   GemmClock::start();
-  const Timed instrumented = time_repeated([&] { step.run(batches, 1e-4); }, 5, 0.5);
+  const Timed instrumented = time_repeated([&] { step.run(batches, 1e-4); }, t.median > 0.5 ? 1 : 5, 0.5);
   const double runs = instrumented.repeats + 1;
   const double products = GemmClock::stop() / thread_count();
   double total = 0;
@@ -120,21 +152,18 @@ ordered_json bench_step(const StepCase& c, const Ceilings& ceilings) {
     const Timing& timing = executor.timings().at(name);
     const Work& work = cost.by_op.at(name);
     // the work at full speed of whichever of the two ceilings takes longer
-    const double least = std::max(work.flops / ceilings.flops, work.bytes / ceilings.bandwidth);
+    const double arithmetic = work.flops / ceilings.flops, traffic = work.bytes / ceilings.bandwidth, least = std::max(arithmetic, traffic);
     ops.push_back({{"op", name},
                    {"ms", 1e3 * timing.seconds / runs},
                    {"share", timing.seconds / total},
                    {"gflops", work.flops * runs / timing.seconds / 1e9},
                    {"gbytes_per_s", work.bytes * runs / timing.seconds / 1e9},
+                   {"bound", traffic >= arithmetic ? "memory" : "arithmetic"},
                    {"share_of_ceiling", least * runs / timing.seconds}});
   }
   for (const auto& [family, seconds] : by_family) families[family] = 1e3 * seconds / runs;
   const double tokens = double(c.rows * c.model.context);
-  return {{"model", c.name},
-          {"attention", c.model.attention},
-          {"dtype", name_of(c.model.dtype)},
-          {"batch", fmt::format("{} x {}", c.rows, c.model.context)},
-          {"parameters", model.parameters().count()},
+  return {{"parameters", model.parameters().count()},
           {"ms", 1e3 * t.median},
           {"fastest_ms", 1e3 * t.fastest},
           {"slowest_ms", 1e3 * t.slowest},
@@ -149,7 +178,38 @@ ordered_json bench_step(const StepCase& c, const Ceilings& ceilings) {
           {"ops", ops}};
 }
 
+}  // namespace
+
+ordered_json bench_step(const StepCase& c, const Ceilings& ceilings) {
+  ordered_json row{{"model", c.name},
+                   {"attention", c.model.attention},
+                   {"dtype", name_of(c.model.dtype)},
+                   {"positions", c.model.positions},
+                   {"batch", fmt::format("{} x {}", c.rows, c.model.context)}};
+  try {
+    check_memory(c.model, {c.rows, c.model.context, 1, false}, {});
+  } catch (const UsageError& e) {
+    if (!c.if_it_fits) throw;
+    row["left_out"] = e.what();
+    return row;
+  }
+  std::map<ProductShape, double> products;
+  row.update(measured_step(c, ceilings, products));
+  if (current_device().host()) return row;
+  // the step is gone, so that its memory is free for them
+  const double alone = seconds_of(products);
+  row["products_alone_ms"] = 1e3 * alone;
+  row["products_alone_gflops"] = flops_of(products) / alone / 1e9;
+  row["step_over_products"] = row["ms"].get<double>() / (1e3 * alone);
+  return row;
+}
+
 void print_step(const ordered_json& s) {
+  if (s.contains("left_out")) {
+    fmt::print("\ntraining step: {}, {} attention, batch {}: left out, {}\n", s["model"].get<std::string>(), s["attention"].get<std::string>(),
+               s["batch"].get<std::string>(), s["left_out"].get<std::string>());
+    return;
+  }
   fmt::print("\ntraining step: {}, {} attention, {}, {} parameters, batch {}\n", s["model"].get<std::string>(), s["attention"].get<std::string>(),
              s["dtype"].get<std::string>(), count_text(s["parameters"].get<double>()), s["batch"].get<std::string>());
   fmt::print("  {:.2f} ms ({:.2f} to {:.2f}), {:.0f} tokens/s, {:.1f} GFLOP/s = {:.1f} % of peak, {:.1f} % outside matrix products, {}{}\n",
@@ -157,13 +217,16 @@ void print_step(const ordered_json& s) {
              s["gflops"].get<double>(), 100 * s["share_of_peak"].get<double>(), 100 * s["share_outside_products"].get<double>(),
              bytes_text(s["peak_memory"].get<double>()),
              s["used_memory"] == 0 ? "" : fmt::format(" predicted, {} taken", bytes_text(s["used_memory"].get<double>())));
+  if (s.contains("products_alone_ms"))
+    fmt::print("  its matrix products timed alone {:.2f} ms ({:.0f} GFLOP/s): the step takes {:.2f} times as long\n",
+               s["products_alone_ms"].get<double>(), s["products_alone_gflops"].get<double>(), s["step_over_products"].get<double>());
   fmt::print("  ops one by one {:.2f} ms:", s["ops_ms"].get<double>());
   for (const auto& [family, ms] : s["families_ms"].items()) fmt::print(" {} {:.2f}{}", family, ms.get<double>(), family == s["families_ms"].rbegin().key() ? "\n" : ",");
-  fmt::print("  {:<36} {:>8} {:>7} {:>9} {:>8} {:>11}\n", "op", "ms", "share", "GFLOP/s", "GB/s", "of ceiling");
+  fmt::print("  {:<36} {:>8} {:>7} {:>9} {:>8} {:>11} {}\n", "op", "ms", "share", "GFLOP/s", "GB/s", "of ceiling", "bound by");
   for (const auto& op : s["ops"])
-    fmt::print("  {:<36} {:>8.3f} {:>6.1f}% {:>9.1f} {:>8.1f} {:>10.1f}%\n", op["op"].get<std::string>(), op["ms"].get<double>(),
+    fmt::print("  {:<36} {:>8.3f} {:>6.1f}% {:>9.1f} {:>8.1f} {:>10.1f}% {}\n", op["op"].get<std::string>(), op["ms"].get<double>(),
                100 * op["share"].get<double>(), op["gflops"].get<double>(), op["gbytes_per_s"].get<double>(),
-               100 * op["share_of_ceiling"].get<double>());
+               100 * op["share_of_ceiling"].get<double>(), op["bound"].get<std::string>());
 }
 
 ordered_json bench_decoding(const StepCase& c) {

@@ -17,12 +17,15 @@ struct StepCase {
   const char* name;
   GptOptions model;
   std::int64_t rows;
+  bool decodes = true;       // also a row of the decoding table; false where only the length of the rows differs
+  bool if_it_fits = false;   // left out, with the reason, where memory does not suffice
 };
 
 /// The model that preset, model options and --batch describe if any is given, else models of nanoGPT's recipes with the
-/// attention, type and seed asked for: of the sizes that a CPU trains, or that a GPU trains.
+/// attention, type and seed asked for: of the sizes that a CPU trains, or that a GPU trains, there also on longer rows.
 std::vector<StepCase> step_cases(const Config& config);
-/// Time, memory and FLOP/s of training steps, and every op's share of the step and of its own ceiling.
+/// Time, memory and FLOP/s of training steps, and every op's share of the step and of its own ceiling. On a GPU also the step's
+/// own matrix products, timed alone.
 nlohmann::ordered_json bench_step(const StepCase& c, const Ceilings& ceilings);
 void print_step(const nlohmann::ordered_json& step);
 /// Tokens a second of one stream, at its start and far into it.

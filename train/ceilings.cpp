@@ -57,11 +57,8 @@ float multiply_add_rounds(std::int64_t rounds) {
 
 }  // namespace
 
-namespace {
-
-/// Normal numbers without a gigabyte of them in host memory: one block, repeated.
-Tensor random_matrix(std::int64_t rows, std::int64_t columns, Dtype dtype, std::uint32_t id) {
-  const Tensor x = input({rows, columns}, "random", dtype);
+Tensor random_input(const Shape& shape, Dtype dtype, std::uint32_t id) {
+  const Tensor x = input(shape, "random", dtype);
   const std::int64_t block = std::min<std::int64_t>(x.size(), 1 << 18);
   std::vector<double> draws(static_cast<std::size_t>(block));
   for (std::size_t i = 0; i < draws.size(); ++i) draws[i] = Random{5, id, 0}.normal(i);
@@ -71,25 +68,59 @@ Tensor random_matrix(std::int64_t rows, std::int64_t columns, Dtype dtype, std::
   return x;
 }
 
+Timed timed_runs(Executor& executor) {
+  Device& device = current_device();
+  if (device.host()) return time_repeated([&] { executor.run(); }, 5, 0.05);
+  const Timed once = time_repeated([&] { executor.run(), device.synchronize(); }, 1, 0);
+  constexpr int kRepeats = 9;
+  const int each = int(std::clamp(0.02 / once.median, 1.0, 10.0));
+  const auto replay = device.capture([&] {
+    for (int i = 0; i < each; ++i) executor.run();
+  });
+  const auto watch = device.stopwatch();
+  replay->run();
+  watch->lap();
+  for (int i = 0; i < kRepeats; ++i) replay->run(), watch->lap();
+  std::vector<double> times = watch->seconds();
+  for (double& t : times) t /= each;
+  std::sort(times.begin(), times.end());
+  return {times[times.size() / 2], times.front(), times.back(), kRepeats * each};
+}
+
+namespace {
+
+/// dweight (m, n) += x^T dy as the backward of a product does it, and nothing else of that.
+Program weight_gradient(const ProductShape& p) {
+  const Tensor x = random_input({p.k, p.m}, p.dtype, 1), dy = random_input({p.k, p.n}, p.dtype, 2), weight = parameter({p.m, p.n}, "weight", p.dtype);
+  Program program = record([&] {
+    backward(matmul(x, weight), dy);
+    return Tensors{};
+  });
+  std::erase_if(program.entries, [](const Entry& e) { return !(e.backward && e.op->name == "matmul"); });
+  program.entries.at(0).dy = {dy};
+  return program;
+}
+
 }  // namespace
 
-Timed timed_product(std::int64_t m, std::int64_t n, std::int64_t k, Dtype dtype) {
-  const Tensor a = random_matrix(m, k, dtype, 1), b = random_matrix(k, n, dtype, 2);
+Timed timed_product(const ProductShape& p) {
+  if (p.into_weight_gradient) {
+    Executor product(weight_gradient(p), {.poison = false});
+    return timed_runs(product);
+  }
+  auto matrix = [&](std::int64_t rows, std::int64_t columns, bool transposed, std::uint32_t id) {
+    return transposed ? random_input({columns, rows}, p.dtype, id) : random_input({rows, columns}, p.dtype, id);
+  };
+  const Tensor a = matrix(p.m, p.k, p.transpose_a, 1), b = matrix(p.k, p.n, p.transpose_b, 2);
   const no_grad guard;
-  Executor product(record([&] { return Tensors{matmul(a, b)}; }));
-  constexpr int kEach = 10;  // a GPU is only waited for after so many
-  Timed t = time_repeated([&] {
-    for (int i = 0; i < kEach; ++i) product.run();
-    current_device().synchronize();
-  }, 5, 0.05);
-  for (double* x : {&t.median, &t.fastest, &t.slowest}) *x /= kEach;
-  return t;
+  Executor product(record([&] { return Tensors{matmul(a, b, p.transpose_a, p.transpose_b)}; }), {.poison = false});
+  return timed_runs(product);
 }
 
 double measured_peak_flops(double seconds) {
   if (!current_device().host()) {
     const std::int64_t n = seconds < 0.2 ? 4096 : 8192;
-    return 2.0 * double(n) * double(n) * double(n) / timed_product(n, n, n, Dtype::bf16).fastest;
+    return 2.0 * double(n) * double(n) * double(n) / timed_product({.m = n, .n = n, .k = n, .dtype = Dtype::bf16}).fastest;
   }
   const int threads = thread_count();
   std::vector<float> sink(static_cast<std::size_t>(threads) * 16);
@@ -105,8 +136,11 @@ double measured_copy_bandwidth() {
   if (Device& device = current_device(); !device.host()) {
     constexpr std::size_t kLarge = std::size_t(1) << 30;
     const Storage from(kLarge), to(kLarge);
-    const Timed t = time_repeated([&] { device.copy(to.data(), from.data(), kLarge), device.synchronize(); }, 9, 0);
-    return 2.0 * double(kLarge) / t.median;
+    const auto watch = device.stopwatch();
+    for (int i = 0; i < 10; ++i) device.copy(to.data(), from.data(), kLarge), watch->lap();
+    std::vector<double> times = watch->seconds();
+    std::sort(times.begin(), times.end());
+    return 2.0 * double(kLarge) / times[times.size() / 2];
   }
   constexpr std::size_t kBytes = std::size_t(256) << 20;
   std::vector<char> from(kBytes, 1), to(kBytes);

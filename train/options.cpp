@@ -145,6 +145,8 @@ std::vector<Option> use_options() {
       integer("count", "1", "samples", "sampling", "how many texts", kSample, 1, 1 << 20),
       text("op", "", "check", "only this op; without it every op", {"gradcheck"}),
       integer("draws", "10", "draws", "check", "random inputs a sample", {"gradcheck"}, 1, 100000),
+      text("only", "all", "output", "measure one part alone; all leaves attention out on a CPU", {"bench"},
+           {"all", "products", "attention", "steps", "decoding"}),
       flag("json", "false", "output", "print JSON instead of a table", {"eval", "gradcheck", "bench", "info"}),
   };
 }
@@ -180,7 +182,7 @@ const std::vector<Command>& command_table() {
       {"sample", "let a trained model write", "hedgehog sample --prompt=\"Once upon a time\" --temperature=0.7"},
       {"eval", "measure a trained model: loss, perplexity, answers", "hedgehog eval --data=other.txt"},
       {"gradcheck", "check every gradient against differences", "hedgehog gradcheck --op=layernorm"},
-      {"bench", "time products and training steps against the machine's peak", "hedgehog bench --preset=char-cpu"},
+      {"bench", "time products, attention and training steps against the machine's peak", "hedgehog bench --preset=char-cpu"},
       {"info", "show devices, BLAS kernel, a checkpoint, a model's size", "hedgehog info --preset=gpt2"},
   };
   return table;
