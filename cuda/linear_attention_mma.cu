@@ -1,16 +1,9 @@
 #include "cuda/linear_attention_mma.cuh"
 
-#include "cuda/linear_attention_mma_call.cuh"
+#include "cuda/linear_attention_forward.cuh"
 
 namespace hedgehog::cuda::linear_attention_mma {
 namespace {
-
-struct ForwardArguments {
-  Sequence s;
-  HeadsTarget<bf16> o;
-  float* saved;  // (B, T, H) or null
-  SumSlots states;
-};
 
 /// Shared memory of the forward kernel.
 template <int kD>
@@ -117,6 +110,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8) linear_attention_for
   const Sequence& s = p.s;
   const Lanes<kD> l;
   const Walk walk(s);
+  if (p.rare && p.rare[walk.slot] == 0) return;
   const std::int64_t b = walk.b, h = walk.h, begin = std::int64_t(walk.begin) * kD;
   const int thread = int(threadIdx.x);
 
@@ -274,17 +268,24 @@ bool supports(const Attributes& attributes, std::span<const Meta> inputs) {
 
 std::int64_t forward_workspace(const Attributes&, std::span<const Meta> inputs) {
   Workspace w;
-  w.take_slots(inputs[kQ].shape, true);
+  const Shape& q = inputs[kQ].shape;
+  w.take_slots(q, true);
+  w.take<int>(q[0] * q[2] * segments_of(q).count);
   return w.used;
 }
 
 void forward(const Call& c) {
   const Shape& q = c.inputs[kQ].shape;
   Workspace w{static_cast<std::byte*>(c.workspace)};
-  const ForwardArguments p{sequence_of(c), HeadsTarget<bf16>("linear_attention", c.outputs[0], false), c.saved[0].as<float>(),
-                           w.take_slots(q, true)};
+  ForwardArguments p{sequence_of(c), HeadsTarget<bf16>("linear_attention", c.outputs[0], false), c.saved[0].as<float>(),
+                     w.take_slots(q, true), nullptr};
   if (p.s.segments > 1) make_states(p.s, p.states, q[0], int(q[3]));
   const std::int64_t blocks = q[0] * q[2] * p.s.segments;
+  if (p.s.warpgroups && p.o.vector) {
+    p.rare = w.take<int>(blocks);
+    check(cudaMemsetAsync(p.rare, 0, std::size_t(blocks) * sizeof(int), stream()), "linear_attention");
+    warpgroup_forward(p, blocks);
+  }
   if (q[3] == 64) launch(linear_attention_forward_kernel<64>, blocks, 128, sizeof(ForwardMemory<64>), p);
   else launch(linear_attention_forward_kernel<32>, blocks, 64, sizeof(ForwardMemory<32>), p);
   if (c.outputs[1]) launch(linear_attention_no_state_kernel, 1, 1, 0, c.outputs[1].as<float>());

@@ -15,6 +15,7 @@ void take(Workspace& w, BackwardArguments& p, const Shape& q) {
   p.denominators = w.take<float>(heads * T);
   p.redo = w.take<unsigned long long>(heads * g.chunks);
   for (float*& part : p.dweight) part = w.take<float>(heads * g.count * D * D);
+  p.handover = w.take<int>(heads * g.count);
 }
 
 struct WeightArguments {
@@ -67,10 +68,12 @@ void backward(const Call& c) {
   p.o = Heads<bf16>("linear_attention", c.outputs[0]);
   p.dy = Heads<bf16>("linear_attention", c.dy[0]);
   p.s.vector = p.s.vector && aligned(p.o) && aligned(p.dy);
+  p.s.warpgroups = p.s.warpgroups && p.s.vector;
   p.saved = c.saved[0].as<const float>();
   p.dq = target(kQ), p.dk = target(kK), p.dv = target(kV);
   Workspace w{static_cast<std::byte*>(c.workspace)};
   take(w, p, q);
+  if (!p.s.warpgroups) p.handover = nullptr;
 
   if (p.s.segments > 1) make_states(p.s, p.states, B, int(D));
   backward_queries(p, B, int(D));

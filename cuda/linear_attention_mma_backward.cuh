@@ -24,12 +24,27 @@ struct BackwardArguments {
   float* denominators;       // (B H, T) base 2 logarithm, infinity for rows in log space
   unsigned long long* redo;  // (B H, chunks) bits of the rows in log space
   float* dweight[2];         // (B H segments, D, D') parts of dweight_q and dweight_k
+  /// (B H segments) where products are a warpgroup's: the chunk from which the pass in the order of time is left to the kernel
+  /// that knows log space; the end of the segment if it is done. Null: that kernel has all walks.
+  int* handover;
 };
 
 void backward_queries(const BackwardArguments& p, std::int64_t batch, int D);
 void backward_keys(const BackwardArguments& p, std::int64_t batch, int D);
+/// The same with products of a warpgroup, for heads of 64. Walks that meet rows in log space are left, from the chunk named in
+/// `handover` on, or as a whole in the pass against time, to the functions above.
+void warpgroup_queries(const BackwardArguments& p, std::int64_t blocks);
+void warpgroup_keys(const BackwardArguments& p, std::int64_t blocks, bool only_sums);
 /// Turns what each segment alone adds to R and y into the sums after each segment.
 void scan_reversed(const BackwardArguments& p, std::int64_t batch, int D);
+
+/// Whether a walk meets rows in log space, for all threads of a block.
+__device__ __forceinline__ bool has_log_space_rows(const BackwardArguments& p, const Walk& walk) {
+  bool any = false;
+  for (int chunk = walk.begin + int(threadIdx.x); chunk < walk.end; chunk += int(blockDim.x))
+    any |= p.redo[walk.index * p.s.chunks + chunk] != 0;
+  return __syncthreads_or(any);
+}
 
 /// dweight (D, D') += x^T du over the tokens of a chunk; a warp holds 16 rows.
 template <int kD>
@@ -44,6 +59,17 @@ __device__ __forceinline__ void store_weight_gradient(float* to, const float (&d
 #pragma unroll
     for (int x = 0; x < 2; ++x)
       *reinterpret_cast<float2*>(to + (l.row + 8 * x) * kD + 8 * n + l.column) = float2{dweight[n][2 * x], dweight[n][2 * x + 1]};
+}
+
+template <int kD>
+__device__ __forceinline__ void load_weight_gradient(float (&dweight)[kD / 8][4], const float* from, const Lanes<kD>& l) {
+#pragma unroll
+  for (int n = 0; n < kD / 8; ++n)
+#pragma unroll
+    for (int x = 0; x < 2; ++x) {
+      const float2 pair = *reinterpret_cast<const float2*>(from + (l.row + 8 * x) * kD + 8 * n + l.column);
+      dweight[n][2 * x] = pair.x, dweight[n][2 * x + 1] = pair.y;
+    }
 }
 
 /// Rounds the gradient of u of a warp's rows into its tile and multiplies it by the transposed weight: dx = du W^T.

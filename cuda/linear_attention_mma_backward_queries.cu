@@ -89,6 +89,9 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4)
   const Sequence& s = p.s;
   const Lanes<kD> l;
   const Walk walk(s);
+  // chunks before it have been done by the warpgroup's kernel
+  const int first_chunk = p.handover ? p.handover[walk.slot] : walk.begin;
+  if (first_chunk >= walk.end) return;
   const std::int64_t index = walk.index, b = walk.b, h = walk.h, begin = std::int64_t(walk.begin) * kD;
   const int thread = int(threadIdx.x);
 
@@ -99,6 +102,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4)
   KeyState<kD> state;
   state.start(p.states, walk, l);
   float dweight[kD / 8][4] = {};
+  if (p.handover) load_weight_gradient<kD>(dweight, p.dweight[0] + walk.slot * kD * kD, l);
 
   for (int chunk = walk.begin; chunk < walk.end; ++chunk) {
     const std::int64_t t0 = std::int64_t(chunk) * kD, left = s.T - t0;
@@ -229,7 +233,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4)
     {
       float dq[kD / 8][4];
       through_weight<kD>(dq, u, m.weight_q, m.du, l);
-      store_rows<kD>(p.dq, p.dq.at(b, t0, h), dq, count, l);
+      if (chunk >= first_chunk) store_rows<kD>(p.dq, p.dq.at(b, t0, h), dq, count, l);
     }
 
     // du is here; all are done with the state, and with phi of other warps
@@ -243,7 +247,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4)
       for (int i = 0; any && i < count; ++i) bits |= (unsigned long long)(m.redo[i] != 0) << i;
       p.redo[index * s.chunks + chunk] = bits;
     }
-    add_weight_gradient<kD>(dweight, m.q, m.du, l);
+    if (chunk >= first_chunk) add_weight_gradient<kD>(dweight, m.q, m.du, l);
     if (goes_on) {
       state.leave(m.phi, m.v, rows[kD - 1], m.features, l);
       if (thread < kD) m.rows[(chunk + 1) & 1][thread] = next_row;
@@ -260,6 +264,7 @@ void run(const BackwardArguments& p, std::int64_t batch) {
 }  // namespace
 
 void backward_queries(const BackwardArguments& p, std::int64_t batch, int D) {
+  if (p.s.warpgroups) warpgroup_queries(p, batch * p.s.H * p.s.segments);
   if (D == 64) run<64>(p, batch);
   else run<32>(p, batch);
 }

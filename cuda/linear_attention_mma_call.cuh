@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "cuda/linear_attention_mma_state.cuh"
+#include "cuda/stream.h"
 
 /// Addresses of a call's tensors, and what of them may be reached 16 bytes at a time.
 namespace hedgehog::cuda::linear_attention_mma {
@@ -44,6 +45,8 @@ struct Workspace {
 
 /// Fills the slots with the states before each segment but the first.
 void make_states(const Sequence& s, const SumSlots& states, std::int64_t batch, int D);
+/// What the keys of each segment alone add, with products of a warpgroup: part of make_states.
+void warpgroup_states(const Sequence& s, const SumSlots& states, std::int64_t blocks);
 
 inline Sequence sequence_of(const Call& c) {
   auto heads = [&](int i) { return Heads<bf16>("linear_attention", c.inputs[std::size_t(i)]); };
@@ -53,6 +56,7 @@ inline Sequence sequence_of(const Call& c) {
   Sequence s{heads(kQ), heads(kK), heads(kV), weight(kWeightQ), weight(kWeightK), c.inputs[kDocumentStart].as<const std::int32_t>(),
              q[1], int(q[2]), false, g.chunks, g.count, g.length};
   s.vector = aligned(s.q) && aligned(s.k) && aligned(s.v) && aligned({s.weight_q, s.weight_k});
+  s.warpgroups = s.vector && q[3] == 64 && has_warpgroups();
   return s;
 }
 

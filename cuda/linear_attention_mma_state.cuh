@@ -15,6 +15,7 @@ struct Sequence {
   int chunks;    // of the sequence
   int segments;  // that blocks walk side by side
   int segment_chunks;
+  bool warpgroups;  // products are made by warpgroups
 };
 
 /// The part of a sequence that a block walks.
@@ -23,7 +24,7 @@ struct Walk {
   std::int64_t slot;         // index segments + segment
   int segment, begin, end;   // chunks
 
-  __device__ explicit Walk(const Sequence& s) : slot(blockIdx.x) {
+  __device__ explicit Walk(const Sequence& s, std::int64_t of = blockIdx.x) : slot(of) {
     index = slot / s.segments, segment = int(slot % s.segments);
     b = index / s.H, h = index % s.H;
     begin = segment * s.segment_chunks;
@@ -157,6 +158,49 @@ struct FeatureRows {
   float added[2 * kD];  // what the chunk adds to them
 };
 
+/// Features of a chunk of keys by feature from u = x W, in the scale of the shift of the chunk, which becomes `after` and scales
+/// the state with the shift `before` by `factor`. store(sign, phi) gets those of either sign, rounded: phi[n][x] are row + 8 x,
+/// tokens 8 n + column and the next. What the chunk adds to z comes from token `first` on.
+/// kWhole: all tokens are there and count for the state.
+template <bool kWhole, int kD, class Store>
+__device__ __forceinline__ void features_of(float (&u)[kD / 8][4], int count, int first, const float (&before)[2][2],
+                                          float (&after)[2][2], float (&factor)[2][2], FeatureRows<kD>& features, const Store& store,
+                                          const Lanes<kD>& l) {
+  float top[2][2] = {{-INFINITY, -INFINITY}, {-INFINITY, -INFINITY}};
+#pragma unroll
+  for (int n = 0; n < kD / 8; ++n)
+#pragma unroll
+    for (int p = 0; p < 4; ++p) {
+      u[n][p] *= kLog2e;
+      if (kWhole || 8 * n + l.column + p % 2 < count) {
+        top[0][p / 2] = fmaxf(top[0][p / 2], u[n][p]);
+        top[1][p / 2] = fmaxf(top[1][p / 2], -u[n][p]);
+      }
+    }
+#pragma unroll
+  for (int s = 0; s < 2; ++s) {
+    unsigned phi[kD / 8][2];
+#pragma unroll
+    for (int x = 0; x < 2; ++x) {
+      after[s][x] = fmaxf(before[s][x], row_max(top[s][x]));
+      factor[s][x] = exp2_fast(before[s][x] - after[s][x]);
+      float sum = 0;
+#pragma unroll
+      for (int n = 0; n < kD / 8; ++n) {
+        const int token = 8 * n + l.column;
+        const float u0 = s ? -u[n][2 * x] : u[n][2 * x], u1 = s ? -u[n][2 * x + 1] : u[n][2 * x + 1];
+        phi[n][x] = pack(kWhole || token < count ? exp2_fast(u0 - after[s][x]) : 0.0f,
+                         kWhole || token + 1 < count ? exp2_fast(u1 - after[s][x]) : 0.0f);
+        sum += (kWhole || token >= first ? low_of(phi[n][x]) : 0.0f) + (kWhole || token + 1 >= first ? high_of(phi[n][x]) : 0.0f);
+      }
+      sum = row_sum(sum);
+      const int row = s * kD + l.row + 8 * x;
+      if (l.column == 0) features.shift[row] = after[s][x], features.added[row] = sum;
+    }
+    store(s, phi);
+  }
+}
+
 /// Running state of keys with its shifts: row r stands for 2^shift_r times what is stored.
 template <int kD>
 struct KeyState {
@@ -178,48 +222,24 @@ struct KeyState {
   }
 
   /// Log features of a chunk of keys by feature, their shift, and what the rows of the chunk read: the features in the scale
-  /// of the shift and the state before the chunk in that scale. `rows` are the chunk's document rows. The block synchronises
-  /// before (keys) and after (phi, S_tile, features).
+  /// of the shift and the state before the chunk in that scale. The block synchronises before (keys) and after (phi, S_tile,
+  /// features).
   __device__ __forceinline__ void enter(const bf16* weight, const bf16* keys, int count, const signed char* rows, bf16* phi, bf16* S_tile,
                                         FeatureRows<kD>& features, const Lanes<kD>& l) {
-    float factor[2][2];
+    float factor[2][2], after[2][2];
     float u[kD / 8][4] = {};
     multiply<kD>(u, [&](unsigned(&a)[4], int k) { l.a_transposed(a, weight, 16 * l.warp, k); },
                  [&](unsigned(&b)[4], int n, int k) { l.b(b, keys, n, k); });
-    float top[2][2] = {{-INFINITY, -INFINITY}, {-INFINITY, -INFINITY}};
+    const auto store = [&](int s, const unsigned(&of)[kD / 8][2]) {
 #pragma unroll
-    for (int n = 0; n < kD / 8; ++n)
+      for (int n = 0; n < kD / 8; ++n)
 #pragma unroll
-      for (int p = 0; p < 4; ++p) {
-        u[n][p] *= kLog2e;
-        if (8 * n + l.column + p % 2 < count) {
-          top[0][p / 2] = fmaxf(top[0][p / 2], u[n][p]);
-          top[1][p / 2] = fmaxf(top[1][p / 2], -u[n][p]);
-        }
-      }
-    const bool begins = rows[0] >= 0;
-    const int first = rows[count - 1];
-#pragma unroll
-    for (int s = 0; s < 2; ++s)
-#pragma unroll
-      for (int x = 0; x < 2; ++x) {
-        const int row = s * kD + l.row + 8 * x;
-        if (begins) shift[s][x] = -INFINITY;
-        const float after = fmaxf(shift[s][x], row_max(top[s][x]));
-        factor[s][x] = exp2_fast(shift[s][x] - after);
-        float sum = 0;
-#pragma unroll
-        for (int n = 0; n < kD / 8; ++n) {
-          const int token = 8 * n + l.column;
-          const float u0 = s ? -u[n][2 * x] : u[n][2 * x], u1 = s ? -u[n][2 * x + 1] : u[n][2 * x + 1];
-          const unsigned both = pack(token < count ? exp2_fast(u0 - after) : 0.0f,
-                                     token + 1 < count ? exp2_fast(u1 - after) : 0.0f);
-          *reinterpret_cast<unsigned*>(phi + place<kD>(row, token)) = both;
-          sum += (token >= first ? low_of(both) : 0.0f) + (token + 1 >= first ? high_of(both) : 0.0f);
-        }
-        sum = row_sum(sum);
-        if (l.column == 0) features.shift[row] = after, features.added[row] = sum;
-      }
+        for (int x = 0; x < 2; ++x)
+          *reinterpret_cast<unsigned*>(phi + place<kD>(s * kD + l.row + 8 * x, 8 * n + l.column)) = of[n][x];
+    };
+    if (rows[0] >= 0)
+      for (int s = 0; s < 2; ++s) shift[s][0] = shift[s][1] = -INFINITY;
+    features_of<false>(u, count, rows[count - 1], shift, after, factor, features, store, l);
     sums.publish(factor, S_tile, features.z, l);
   }
 

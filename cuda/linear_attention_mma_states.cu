@@ -138,7 +138,8 @@ std::int64_t scan_blocks(std::int64_t heads, int D) { return (heads * 2 * D * (D
 void make_states(const Sequence& s, const SumSlots& states, std::int64_t batch, int D) {
   const std::int64_t heads = batch * s.H, blocks = heads * s.segments;
   const StatesArguments p{s, states};
-  if (D == 64) launch(linear_attention_states_kernel<64>, blocks, 128, sizeof(StatesMemory<64>), p);
+  if (s.warpgroups) warpgroup_states(s, states, blocks);
+  else if (D == 64) launch(linear_attention_states_kernel<64>, blocks, 128, sizeof(StatesMemory<64>), p);
   else launch(linear_attention_states_kernel<32>, blocks, 64, sizeof(StatesMemory<32>), p);
   launch(linear_attention_states_scan_kernel, scan_blocks(heads, D), 256, 0, StatesScanArguments{s, states, heads, D});
 }

@@ -62,6 +62,10 @@ struct Lanes {
   __device__ __forceinline__ void b_transposed(unsigned (&r)[4], const bf16* tile, int n, int k) const {
     load_matrices_transposed(r, shared_address(tile + k * kD + (straight_ ^ n)));
   }
+  /// Address of the row of a 16 x 16 block that this lane gives for four 8 x 8 matrices: (0, 0), (8, 0), (0, 8), (8, 8).
+  __device__ __forceinline__ unsigned block(const bf16* tile, int m, int k) const {
+    return shared_address(tile + m * kD + (straight_ ^ k));
+  }
 
  private:
   int straight_, crossed_;

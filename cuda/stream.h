@@ -19,6 +19,9 @@ void check_launch(const char* op);
 /// Properties read once.
 int multiprocessors();
 std::size_t largest_shared_memory();  // bytes a block may ask for
+/// Whether the program has machine code with warpgroup products (wgmma) for this device: sm_90a on Hopper. The environment variable
+/// HEDGEHOG_GPU_KERNELS=portable answers no, so that the kernels of other GPUs can be tested here.
+bool has_warpgroups();
 /// Lets a kernel use `bytes` of dynamic shared memory. Throws Error if the device has less.
 void allow_shared_memory(const void* kernel, std::size_t bytes);
 

@@ -1,0 +1,181 @@
+#include "cuda/linear_attention_forward.cuh"
+#include "cuda/linear_attention_warpgroup.cuh"
+
+namespace hedgehog::cuda::linear_attention_mma {
+namespace {
+
+struct Memory {
+  bf16 weight_q[kWideTile], weight_k[kWideTile];      // (D, D')
+  bf16 q[kWideTile], k[kWideTile], v[kWideTile];      // (chunk, D)
+  bf16 phi[2 * kWideTile];                            // (F, chunk)
+  bf16 S[2 * kWideTile];                              // (F, Dv), in the scale of the chunk
+  FeatureRows<kWide> features;
+  signed char rows[2][kWide];  // document rows of this chunk and the next
+};
+static_assert(3 * (sizeof(Memory) + 1024) <= 228 * 1024, "three blocks a multiprocessor");
+
+/// o and the logarithm of its denominator; the walk of linear_attention_forward_kernel with products of a warpgroup. A block that
+/// meets a row to be redone in log space says so and stops: that kernel then does its whole walk.
+__global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_forward_kernel(const __grid_constant__ ForwardArguments p) {
+  Memory& m = *reinterpret_cast<Memory*>(shared_bytes());
+  const Sequence& s = p.s;
+  const Lanes<kWide> l;
+  const Walk walk(s);
+  const std::int64_t b = walk.b, h = walk.h, begin = std::int64_t(walk.begin) * kWide;
+  const int thread = int(threadIdx.x);
+
+  load_rows<kWide>(m.weight_q, s.weight_q + h * kWideTile, kWide, kWide, true, l);
+  load_rows<kWide>(m.weight_k, s.weight_k + h * kWideTile, kWide, kWide, true, l);
+  load_rows<kWide>(m.k, s.k.at(b, begin, h), s.k.token, s.T - begin, true, l);
+  load_rows<kWide>(m.q, s.q.at(b, begin, h), s.q.token, s.T - begin, true, l);
+  if (thread < kWide) m.rows[walk.begin & 1][thread] = document_row(s, b, begin, thread);
+  State S;
+  start(S, m.features, p.states, walk, l);
+  int last = -1;
+
+  for (int chunk = walk.begin; chunk < walk.end; ++chunk) {
+    const std::int64_t t0 = std::int64_t(chunk) * kWide, left = s.T - t0;
+    const int count = left < kWide ? int(left) : kWide;
+    const bool goes_on = chunk + 1 < walk.end;
+    const signed char* const rows = m.rows[chunk & 1];
+    wait_all_copies();
+    shared_written();
+    __syncthreads();  // q, k and rows are here; the chunk before is done with v, phi and the state
+    load_rows<kWide>(m.v, s.v.at(b, t0, h), s.v.token, left, true, l);
+    float u[8][4];
+    {
+      float of_keys[8][4];
+      start_products();
+      product<Side::transposed, Side::straight>(of_keys, m.weight_k, m.k, true);
+      commit_products();
+      finish_products<0>();
+      own(of_keys);
+      enter(S, of_keys, count, rows, last, m.phi, m.S, m.features, l);
+    }
+    wait_all_copies();
+    shared_written();
+    __syncthreads();  // v, phi and the state are here; all are done with q and k
+    signed char next_row = -1;
+    start_products();
+    product<Side::straight, Side::transposed>(u, m.q, m.weight_q, true);
+    commit_products();
+    finish_products();
+    own(u);
+    if (goes_on) {
+      load_rows<kWide>(m.k, s.k.at(b, t0 + kWide, h), s.k.token, left - kWide, true, l);
+      load_rows<kWide>(m.q, s.q.at(b, t0 + kWide, h), s.q.token, left - kWide, true, l);
+      if (thread < kWide) next_row = document_row(s, b, t0 + kWide, thread);
+    }
+
+    // queries in the scale of the keys, by token
+    unsigned q[8][4];
+    float largest[2] = {-INFINITY, -INFINITY}, den[2] = {0, 0};
+#pragma unroll
+    for (int n = 0; n < 8; ++n) {
+      const float2 plus = pair_at(m.features.shift, 8 * n + l.column), minus = pair_at(m.features.shift, kWide + 8 * n + l.column);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        u[n][e] *= kLog2e;
+        largest[e / 2] = fmaxf(largest[e / 2], fmaxf((e % 2 ? plus.y : plus.x) + u[n][e], (e % 2 ? minus.y : minus.x) - u[n][e]));
+      }
+    }
+    for (float& x : largest) x = row_max(x);
+#pragma unroll
+    for (int sign = 0; sign < 2; ++sign)
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        float phi[2][4];
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const int n = 2 * k + half;
+          const float2 shift = pair_at(m.features.shift, sign * kWide + 8 * n + l.column);
+#pragma unroll
+          for (int e = 0; e < 4; ++e)
+            phi[half][e] = exp2_fast((sign ? -u[n][e] : u[n][e]) + (e % 2 ? shift.y : shift.x) - largest[e / 2]);
+        }
+        pack_operand(q[sign * 4 + k], phi[0], phi[1]);
+      }
+    float c[8][4];  // scores, then o
+    start_products();
+    product<Side::transposed>(c, q, m.phi, true);
+    commit_products();
+    finish_products();
+    own(c);
+    bool sees[2] = {true, true};
+    int first[2] = {0, 0};
+    if (s.document_start) {
+#pragma unroll
+      for (int x = 0; x < 2; ++x) {
+        first[x] = rows[l.row + 8 * x];
+        sees[x] = first[x] < 0;
+      }
+#pragma unroll
+      for (int k = 0; k < 8; ++k)
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+          if (!sees[e % 2]) q[k][e] = 0;
+    }
+#pragma unroll
+    for (int k = 0; k < 8; ++k)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const float2 z = pair_at(m.features.z, 16 * k + e / 2 * 8 + l.column);
+        den[e % 2] += low_of(q[k][e]) * z.x + high_of(q[k][e]) * z.y;
+      }
+    unsigned a[4][4];
+#pragma unroll
+    for (int n = 0; n < 8; ++n)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int column = 8 * n + l.column + e % 2;
+        if (column > l.row + e / 2 * 8 || column < first[e / 2]) c[n][e] = 0;
+      }
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      pack_operand(a[k], c[2 * k], c[2 * k + 1]);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) den[e % 2] += low_of(a[k][e]) + high_of(a[k][e]);
+    }
+    // the state before the chunk and the chunk up to the row; then the keys of the chunk for the next
+    start_products();
+    product<Side::transposed>(c, q, m.S, true);
+    product<Side::transposed>(c, a, m.v, false);
+    commit_products();
+    finish_products();
+    own(c);
+    bool small = false;
+#pragma unroll
+    for (int x = 0; x < 2; ++x) {
+      const int row = l.row + 8 * x;
+      den[x] = row_sum(den[x]);
+      small |= row < count && den[x] < kSmallest;
+      if (l.column == 0 && row < count && p.saved) p.saved[(b * s.T + t0 + row) * s.H + h] = (largest[x] + log2f(den[x])) * kLn2;
+    }
+    if (__syncthreads_or(small)) {
+      if (thread == 0) p.rare[walk.slot] = 1;
+      return;
+    }
+    last = rows[kWide - 1];
+#pragma unroll
+    for (int x = 0; x < 2; ++x) {
+      const float inverse = 1 / den[x];
+#pragma unroll
+      for (int n = 0; n < 8; ++n) c[n][2 * x] *= inverse, c[n][2 * x + 1] *= inverse;
+    }
+    __builtin_assume(p.o.vector && p.o.data);
+    store_rows<kWide>(p.o, p.o.at(b, t0, h), c, count, l);
+    if (!goes_on) return;
+    start_leave(S, m.phi, m.v, last, l);
+    finish_products();
+    own(S);
+    if (thread < kWide) m.rows[(chunk + 1) & 1][thread] = next_row;
+  }
+}
+
+}  // namespace
+
+void warpgroup_forward(const ForwardArguments& p, std::int64_t blocks) {
+  launch(linear_attention_warpgroup_forward_kernel, blocks, 128, sizeof(Memory), p);
+}
+
+}  // namespace hedgehog::cuda::linear_attention_mma

@@ -1,0 +1,310 @@
+#include "cuda/linear_attention_mma_backward.cuh"
+#include "cuda/linear_attention_warpgroup.cuh"
+
+namespace hedgehog::cuda::linear_attention_mma {
+namespace {
+
+struct Memory {
+  bf16 weight_q[kWideTile], weight_k[kWideTile];                 // (D, D')
+  bf16 q[kWideTile], k[kWideTile], v[kWideTile], dy[kWideTile];  // (chunk, D)
+  bf16 du[kWideTile];                                            // (chunk, D')
+  bf16 phi[2 * kWideTile];                                       // (F, chunk) of queries over their denominators
+  bf16 R[2 * kWideTile];                                         // (F, Dv), in the scale of the chunk
+  float y[2 * kWide], added[2 * kWide];                          // after the chunk, and what it adds
+  // of this chunk and the one before it
+  float shift[2][2 * kWide], den[2][kWide], delta[2][kWide];
+  signed char rows[2][kWide];
+};
+static_assert(2 * (sizeof(Memory) + 1024) <= 228 * 1024, "two blocks a multiprocessor");
+
+/// dk, dv and the part of dweight_k: the walk of linear_attention_backward_keys_kernel with products of a warpgroup. Walks with
+/// rows in log space are left to that kernel as a whole.
+template <bool kOnlySums>
+__global__ void __launch_bounds__(128, 2) linear_attention_warpgroup_keys_kernel(const __grid_constant__ BackwardArguments p) {
+  Memory& m = *reinterpret_cast<Memory*>(shared_bytes());
+  const Sequence& s = p.s;
+  const Lanes<kWide> l;
+  const Walk walk(s);
+  if ((kOnlySums && walk.segment == 0) || has_log_space_rows(p, walk)) return;
+  const std::int64_t index = walk.index, b = walk.b, h = walk.h;
+  const int thread = int(threadIdx.x);
+  float next_shift = 0, next_den = INFINITY, next_delta = 0;
+  signed char next_row = -1;
+  auto fetch = [&](int chunk) {
+    next_shift = p.shifts[(index * s.chunks + chunk) * 2 * kWide + thread];
+    const std::int64_t t0 = std::int64_t(chunk) * kWide, t = t0 + thread;
+    if (thread >= kWide) return;
+    next_den = t < s.T ? p.denominators[index * s.T + t] : INFINITY;
+    next_delta = t < s.T ? p.delta[index * s.T + t] : 0.0f;
+    next_row = document_row(s, b, t0, thread);
+  };
+  auto keep_fetched = [&](int chunk) {
+    m.shift[chunk & 1][thread] = next_shift;
+    if (thread >= kWide) return;
+    m.den[chunk & 1][thread] = next_den, m.delta[chunk & 1][thread] = next_delta, m.rows[chunk & 1][thread] = next_row;
+  };
+
+  const std::int64_t end = std::int64_t(walk.end - 1) * kWide;
+  load_rows<kWide>(m.weight_q, s.weight_q + h * kWideTile, kWide, kWide, true, l);
+  load_rows<kWide>(m.weight_k, s.weight_k + h * kWideTile, kWide, kWide, true, l);
+  load_rows<kWide>(m.q, s.q.at(b, end, h), s.q.token, s.T - end, true, l);
+  fetch(walk.end - 1);
+  keep_fetched(walk.end - 1);
+  State R;
+  {
+    Sums<kWide> from;  // z: y
+    if (kOnlySums || walk.segment + 1 == s.segments) from.clear();
+    else from.load(p.reversed, walk.slot, l);
+#pragma unroll
+    for (int sign = 0; sign < 2; ++sign) {
+#pragma unroll
+      for (int n = 0; n < 8; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) R[sign][n][e] = from.S[sign][n][e];
+#pragma unroll
+      for (int x = 0; x < 2; ++x)
+        if (l.column == 0) m.y[sign * kWide + l.row + 8 * x] = from.z[sign][x];
+    }
+  }
+  float dweight[8][4] = {};
+
+  for (int chunk = walk.end - 1; chunk >= walk.begin; --chunk) {
+    const std::int64_t t0 = std::int64_t(chunk) * kWide, left = s.T - t0;
+    const int count = left < kWide ? int(left) : kWide;
+    const signed char* const rows = m.rows[chunk & 1];
+    const float *const deltas = m.delta[chunk & 1], *const dens = m.den[chunk & 1], *const shift = m.shift[chunk & 1];
+    wait_all_copies();
+    shared_written();
+    __syncthreads();  // q and the numbers of the rows are here; the chunk after is done with all tiles
+    if constexpr (!kOnlySums) {
+      load_rows<kWide>(m.k, s.k.at(b, t0, h), s.k.token, left, true, l);
+      load_rows<kWide>(m.v, s.v.at(b, t0, h), s.v.token, left, true, l);
+    }
+    load_rows<kWide>(m.dy, p.dy.at(b, t0, h), p.dy.token, left, true, l);
+    const int first = rows[count - 1];  // keys before it do not reach later chunks
+    const bool cut = first >= 0;
+
+    // queries over their denominators, by feature
+    {
+      float u[8][4];
+      start_products();
+      product<Side::transposed, Side::straight>(u, m.weight_q, m.q, true);
+      commit_products();
+      finish_products();
+      own(u);
+#pragma unroll
+      for (int sign = 0; sign < 2; ++sign) {
+        unsigned phi[8][2];
+#pragma unroll
+        for (int x = 0; x < 2; ++x) {
+          const int row = sign * kWide + l.row + 8 * x;
+          const float of_row = shift[row];
+          float sum = 0;
+#pragma unroll
+          for (int n = 0; n < 8; ++n) {
+            const int token = 8 * n + l.column;
+            const float2 den = pair_at(dens, token), delta = pair_at(deltas, token);
+            const float scale = sign ? -kLog2e : kLog2e;
+            phi[n][x] = pack(exp2_fast((u[n][2 * x] * scale + of_row) - den.x), exp2_fast((u[n][2 * x + 1] * scale + of_row) - den.y));
+            const bool keep0 = !cut || rows[token] < 0, keep1 = !cut || rows[token + 1] < 0;
+            sum += (keep0 ? low_of(phi[n][x]) * delta.x : 0.0f) + (keep1 ? high_of(phi[n][x]) * delta.y : 0.0f);
+          }
+          sum = row_sum(sum);
+          if (l.column == 0) m.added[row] = sum;
+        }
+#pragma unroll
+        for (int k = 0; k < 4; ++k)
+          store_matrices(l.block(m.phi, sign * kWide + 16 * l.warp, 16 * k), phi[2 * k][0], phi[2 * k][1], phi[2 * k + 1][0], phi[2 * k + 1][1]);
+      }
+    }
+    if constexpr (!kOnlySums) {
+      store_tile(m.R, 0, R[0], l);
+      store_tile(m.R, kWide, R[1], l);
+    }
+    wait_all_copies();
+    shared_written();
+    __syncthreads();  // k, v, dy, phi and R are here; all are done with q
+    if (chunk > walk.begin) load_rows<kWide>(m.q, s.q.at(b, t0 - kWide, h), s.q.token, kWide, true, l);
+    if (chunk > 0) fetch(chunk - 1);
+
+    if constexpr (!kOnlySums) {
+      // keys by token
+      unsigned k_phi[8][4], w[4][4];
+      const bool valid[2] = {l.row < count, l.row + 8 < count}, reaches[2] = {l.row >= first, l.row + 8 >= first};
+      {
+        float u[8][4];
+        start_products();
+        product<Side::straight, Side::transposed>(u, m.k, m.weight_k, true);
+        commit_products();
+        finish_products();
+        own(u);
+#pragma unroll
+        for (int sign = 0; sign < 2; ++sign)
+#pragma unroll
+          for (int k = 0; k < 4; ++k) {
+            float phi[2][4];
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+              const int n = 2 * k + half;
+              const float2 of_columns = pair_at(shift, sign * kWide + 8 * n + l.column);
+#pragma unroll
+              for (int e = 0; e < 4; ++e)
+                phi[half][e] = valid[e / 2] ? exp2_fast(u[n][e] * (sign ? -kLog2e : kLog2e) - (e % 2 ? of_columns.y : of_columns.x)) : 0.0f;
+            }
+            pack_operand(k_phi[sign * 4 + k], phi[0], phi[1]);
+          }
+      }
+      // dv: queries of later chunks, then those of the chunk from the key on
+      {
+        unsigned a[4][4];
+        {
+          float scores[8][4], dscores[8][4];
+          start_products();
+          product<Side::transposed>(scores, k_phi, m.phi, true);
+          product<Side::straight, Side::straight>(dscores, m.v, m.dy, true);
+          commit_products();
+          finish_products();
+          own(scores);
+          own(dscores);
+#pragma unroll
+          for (int n = 0; n < 8; ++n) {
+            const float2 delta = pair_at(deltas, 8 * n + l.column);
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+              const int column = 8 * n + l.column + e % 2, row = l.row + e / 2 * 8;
+              dscores[n][e] += e % 2 ? delta.y : delta.x;
+              if (column < row || (cut && row < rows[column])) scores[n][e] = dscores[n][e] = 0;
+            }
+          }
+#pragma unroll
+          for (int k = 0; k < 4; ++k) {
+            pack_operand(a[k], scores[2 * k], scores[2 * k + 1]);
+            pack_operand(w[k], dscores[2 * k], dscores[2 * k + 1]);
+          }
+        }
+        float dv[8][4];
+        start_products();
+        product<Side::transposed>(dv, k_phi, m.R, true);
+        if (cut) {
+          commit_products();
+          finish_products();
+          own(dv);
+          keep_rows(dv, reaches);
+          start_products();
+        }
+        product<Side::transposed>(dv, a, m.dy, false);
+        commit_products();
+        finish_products();
+        own(dv);
+        store_rows<kWide>(p.dv, p.dv.at(b, t0, h), dv, count, l);
+      }
+
+      // gradient of the features and through phi to u
+      {
+        float dphi[2][8][4], du[8][4];
+        start_products();
+#pragma unroll
+        for (int sign = 0; sign < 2; ++sign) product<Side::straight, Side::straight>(dphi[sign], m.v, m.R + sign * kWideTile, true);
+        if (cut) {
+          commit_products();
+          finish_products();
+          own(dphi);
+          keep_rows(dphi[0], reaches);
+          keep_rows(dphi[1], reaches);
+          start_products();
+        }
+#pragma unroll
+        for (int sign = 0; sign < 2; ++sign) product<Side::straight>(dphi[sign], w, m.phi + sign * kWideTile, false);
+        commit_products();
+        finish_products();
+        own(dphi);
+#pragma unroll
+        for (int n = 0; n < 8; ++n) {
+          const int column = 8 * n + l.column;
+          const float2 y[2] = {pair_at(m.y, column), pair_at(m.y, kWide + column)};
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            float parts[2];
+#pragma unroll
+            for (int sign = 0; sign < 2; ++sign) {
+              const unsigned phi = k_phi[sign * 4 + n / 2][n % 2 * 2 + e / 2];
+              const float of_y = reaches[e / 2] ? (e % 2 ? y[sign].y : y[sign].x) : 0.0f;
+              parts[sign] = (dphi[sign][n][e] + of_y) * (e % 2 ? high_of(phi) : low_of(phi));
+            }
+            du[n][e] = parts[0] - parts[1];
+          }
+        }
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          pack_operand(w[k], du[2 * k], du[2 * k + 1]);
+          store_matrices(l.block(m.du, 16 * l.warp, 16 * k), w[k][0], w[k][1], w[k][2], w[k][3]);
+        }
+      }
+      shared_written();
+      if (chunk > 0) keep_fetched(chunk - 1);
+      __syncthreads();  // du and the numbers of the chunk before are here
+      float dk[8][4];
+      start_products();
+      product<Side::straight>(dk, w, m.weight_k, true);
+      product<Side::transposed, Side::transposed>(dweight, m.k, m.du, false);
+      commit_products();
+      finish_products();
+      own(dk);
+      own(dweight);
+      store_rows<kWide>(p.dk, p.dk.at(b, t0, h), dk, count, l);
+      if (chunk == walk.begin) break;
+    } else {
+      if (chunk > 0) keep_fetched(chunk - 1);
+      __syncthreads();  // the numbers of the chunk before are here
+    }
+
+    // queries of the chunk, as the keys before it see them; those of a later document have seen no state from here
+    if (cut) {
+      start_add(R, m.phi, m.dy, true, [&](int token) { return rows[token] < 0; }, l);
+    } else {
+      start_products();
+      start_add(R, m.phi, m.dy, false);
+      commit_products();
+      finish_products();
+    }
+    own(R);
+    const float* const before = m.shift[(chunk - 1) & 1];
+    const bool begins = rows[0] >= 0;
+#pragma unroll
+    for (int sign = 0; sign < 2; ++sign) {
+      float factor[2];
+#pragma unroll
+      for (int x = 0; x < 2; ++x) {
+        const int row = sign * kWide + l.row + 8 * x;
+        factor[x] = begins ? 0.0f : exp2_fast(before[row] - shift[row]);
+        if (l.column == 0) m.y[row] = ((cut ? 0.0f : m.y[row]) + m.added[row]) * factor[x];
+      }
+      scale_rows(R[sign], factor);
+    }
+  }
+  if constexpr (kOnlySums) {
+    Sums<kWide> to;
+    __syncwarp();
+#pragma unroll
+    for (int sign = 0; sign < 2; ++sign) {
+#pragma unroll
+      for (int n = 0; n < 8; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) to.S[sign][n][e] = R[sign][n][e];
+#pragma unroll
+      for (int x = 0; x < 2; ++x) to.z[sign][x] = m.y[sign * kWide + l.row + 8 * x];
+    }
+    to.store(p.reversed, walk.slot - 1, l);
+  } else {
+    store_weight_gradient<kWide>(p.dweight[1] + walk.slot * kWideTile, dweight, l);
+  }
+}
+
+}  // namespace
+
+void warpgroup_keys(const BackwardArguments& p, std::int64_t blocks, bool only_sums) {
+  if (only_sums) launch(linear_attention_warpgroup_keys_kernel<true>, blocks, 128, sizeof(Memory), p);
+  else launch(linear_attention_warpgroup_keys_kernel<false>, blocks, 128, sizeof(Memory), p);
+}
+
+}  // namespace hedgehog::cuda::linear_attention_mma

@@ -1,0 +1,211 @@
+#include "cuda/linear_attention_mma_backward.cuh"
+#include "cuda/linear_attention_warpgroup.cuh"
+
+namespace hedgehog::cuda::linear_attention_mma {
+namespace {
+
+struct Memory {
+  bf16 weight_q[kWideTile], weight_k[kWideTile];                         // (D, D')
+  bf16 q[kWideTile], k[kWideTile], v[kWideTile], dy[kWideTile];          // (chunk, D)
+  bf16 du[kWideTile];                                                    // (chunk, D'); o until its rows are used up
+  bf16 phi[2 * kWideTile];                                               // (F, chunk) of keys
+  bf16 S[2 * kWideTile];                                                 // (F, Dv), in the scale of the chunk
+  FeatureRows<kWide> features;
+  signed char rows[2][kWide];  // document rows of this chunk and the next
+};
+static_assert(2 * (sizeof(Memory) + 1024) <= 228 * 1024, "two blocks a multiprocessor");
+
+/// dq and the part of dweight_q: the walk of linear_attention_backward_queries_kernel with products of a warpgroup. A block that
+/// meets rows that forward has redone in log space hands its walk over from that chunk on.
+__global__ void __launch_bounds__(128, 2) linear_attention_warpgroup_queries_kernel(const __grid_constant__ BackwardArguments p) {
+  Memory& m = *reinterpret_cast<Memory*>(shared_bytes());
+  const Sequence& s = p.s;
+  const Lanes<kWide> l;
+  const Walk walk(s);
+  const std::int64_t index = walk.index, b = walk.b, h = walk.h, begin = std::int64_t(walk.begin) * kWide;
+  const int thread = int(threadIdx.x);
+
+  load_rows<kWide>(m.weight_q, s.weight_q + h * kWideTile, kWide, kWide, true, l);
+  load_rows<kWide>(m.weight_k, s.weight_k + h * kWideTile, kWide, kWide, true, l);
+  load_rows<kWide>(m.k, s.k.at(b, begin, h), s.k.token, s.T - begin, true, l);
+  if (thread < kWide) m.rows[walk.begin & 1][thread] = document_row(s, b, begin, thread);
+  State S;
+  start(S, m.features, p.states, walk, l);
+  int last = -1, stopped = walk.end;
+  float dweight[8][4] = {};
+
+  for (int chunk = walk.begin; chunk < walk.end; ++chunk) {
+    const std::int64_t t0 = std::int64_t(chunk) * kWide, left = s.T - t0;
+    const int count = left < kWide ? int(left) : kWide;
+    const bool goes_on = chunk + 1 < walk.end;
+    const signed char* const rows = m.rows[chunk & 1];
+    wait_all_copies();
+    shared_written();
+    __syncthreads();  // k and rows are here; the chunk before is done with all tiles
+    load_rows<kWide>(m.q, s.q.at(b, t0, h), s.q.token, left, true, l);
+    load_rows<kWide>(m.v, s.v.at(b, t0, h), s.v.token, left, true, l);
+    load_rows<kWide>(m.dy, p.dy.at(b, t0, h), p.dy.token, left, true, l);
+    load_rows<kWide>(m.du, p.o.at(b, t0, h), p.o.token, left, true, l);
+    float den[2];
+#pragma unroll
+    for (int x = 0; x < 2; ++x) {
+      const int row = l.row + 8 * x;
+      den[x] = row < count ? p.saved[(b * s.T + t0 + row) * s.H + h] * kLog2e : INFINITY;
+    }
+    {
+      float of_keys[8][4];
+      start_products();
+      product<Side::transposed, Side::straight>(of_keys, m.weight_k, m.k, true);
+      commit_products();
+      finish_products();
+      own(of_keys);
+      enter(S, of_keys, count, rows, last, m.phi, m.S, m.features, l);
+    }
+    last = rows[kWide - 1];
+    wait_all_copies();
+    shared_written();
+    __syncthreads();  // v, dy, o, q, phi and the state are here; all are done with k
+    p.shifts[(index * s.chunks + chunk) * 2 * kWide + thread] = m.features.shift[thread];
+    signed char next_row = -1;
+    if (goes_on) {
+      load_rows<kWide>(m.k, s.k.at(b, t0 + kWide, h), s.k.token, left - kWide, true, l);
+      if (thread < kWide) next_row = document_row(s, b, t0 + kWide, thread);
+    }
+
+    float u[8][4];
+    unsigned w[4][4];  // W up to the row
+    float delta[2] = {0, 0};
+    bool small = false, sees[2] = {true, true};
+    {
+      float dscores[8][4];
+      start_products();
+      product<Side::straight, Side::transposed>(u, m.q, m.weight_q, true);
+      product<Side::straight, Side::straight>(dscores, m.dy, m.v, true);
+      commit_products();
+#pragma unroll
+      for (int k = 0; k < kWide; k += 16) {
+        unsigned dy[4], o[4];
+        l.a(dy, m.dy, 16 * l.warp, k);
+        l.a(o, m.du, 16 * l.warp, k);
+#pragma unroll
+        for (int e = 0; e < 4; ++e) delta[e % 2] -= low_of(dy[e]) * low_of(o[e]) + high_of(dy[e]) * high_of(o[e]);
+      }
+      finish_products();
+      own(u);
+      own(dscores);
+      int first[2] = {0, 0};
+#pragma unroll
+      for (int x = 0; x < 2; ++x) {
+        delta[x] = row_sum(delta[x]);
+        if (s.document_start) first[x] = rows[l.row + 8 * x], sees[x] = first[x] < 0;
+      }
+#pragma unroll
+      for (int n = 0; n < 8; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const int column = 8 * n + l.column + e % 2;
+          dscores[n][e] += delta[e / 2];
+          if (column > l.row + e / 2 * 8 || column < first[e / 2]) dscores[n][e] = 0;
+        }
+#pragma unroll
+      for (int k = 0; k < 4; ++k) pack_operand(w[k], dscores[2 * k], dscores[2 * k + 1]);
+    }
+    float largest[2] = {-INFINITY, -INFINITY};
+#pragma unroll
+    for (int n = 0; n < 8; ++n) {
+      const float2 plus = pair_at(m.features.shift, 8 * n + l.column), minus = pair_at(m.features.shift, kWide + 8 * n + l.column);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        u[n][e] *= kLog2e;
+        largest[e / 2] = fmaxf(largest[e / 2], fmaxf((e % 2 ? plus.y : plus.x) + u[n][e], (e % 2 ? minus.y : minus.x) - u[n][e]));
+      }
+    }
+#pragma unroll
+    for (int x = 0; x < 2; ++x) {
+      const int row = l.row + 8 * x;
+      small |= row_max(largest[x]) - den[x] > -kSmallestLog;
+      if (l.column == 0 && row < count)
+        p.delta[index * s.T + t0 + row] = delta[x], p.denominators[index * s.T + t0 + row] = den[x];
+    }
+    // gradient of the features, through the state and through the chunk
+    float dphi[2][8][4];
+    if (s.document_start) {  // rows of a document of this chunk do not see the state
+      start_products();
+#pragma unroll
+      for (int sign = 0; sign < 2; ++sign) product<Side::straight, Side::straight>(dphi[sign], m.dy, m.S + sign * kWideTile, true);
+      commit_products();
+      finish_products();
+      own(dphi);
+      keep_rows(dphi[0], sees);
+      keep_rows(dphi[1], sees);
+      start_products();
+#pragma unroll
+      for (int sign = 0; sign < 2; ++sign) product<Side::straight>(dphi[sign], w, m.phi + sign * kWideTile, false);
+    } else {
+      start_products();
+#pragma unroll
+      for (int sign = 0; sign < 2; ++sign) {
+        product<Side::straight, Side::straight>(dphi[sign], m.dy, m.S + sign * kWideTile, true);
+        product<Side::straight>(dphi[sign], w, m.phi + sign * kWideTile, false);
+      }
+    }
+    commit_products();
+    finish_products();
+    own(dphi);
+    // and through phi to u
+#pragma unroll
+    for (int n = 0; n < 8; ++n) {
+      const int column = 8 * n + l.column;
+      const float2 z[2] = {pair_at(m.features.z, column), pair_at(m.features.z, kWide + column)};
+      const float2 shift[2] = {pair_at(m.features.shift, column), pair_at(m.features.shift, kWide + column)};
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int x = e / 2;
+        const float of_z = sees[x] ? delta[x] : 0.0f;
+        float parts[2];
+#pragma unroll
+        for (int sign = 0; sign < 2; ++sign) {
+          const float log_phi = (sign ? -u[n][e] : u[n][e]) + (e % 2 ? shift[sign].y : shift[sign].x);
+          parts[sign] = (dphi[sign][n][e] + of_z * (e % 2 ? z[sign].y : z[sign].x)) * exp2_fast(log_phi - den[x]);
+        }
+        u[n][e] = parts[0] - parts[1];
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      pack_operand(w[k], u[2 * k], u[2 * k + 1]);
+      store_matrices(l.block(m.du, 16 * l.warp, 16 * k), w[k][0], w[k][1], w[k][2], w[k][3]);
+    }
+    shared_written();
+    if (__syncthreads_or(small)) {  // du is here
+      stopped = chunk;
+      break;
+    }
+    if (thread == 0) p.redo[index * s.chunks + chunk] = 0;
+    start_products();
+    float dq[8][4];
+    product<Side::straight>(dq, w, m.weight_q, true);
+    product<Side::transposed, Side::transposed>(dweight, m.q, m.du, false);
+    commit_products();
+    finish_products();
+    own(dq);
+    own(dweight);
+    if (goes_on) {
+      start_leave(S, m.phi, m.v, last, l);
+      finish_products();
+      own(S);
+    }
+    store_rows<kWide>(p.dq, p.dq.at(b, t0, h), dq, count, l);
+    if (goes_on && thread < kWide) m.rows[(chunk + 1) & 1][thread] = next_row;
+  }
+  if (thread == 0) p.handover[walk.slot] = stopped;
+  store_weight_gradient<kWide>(p.dweight[0] + walk.slot * kWideTile, dweight, l);
+}
+
+}  // namespace
+
+void warpgroup_queries(const BackwardArguments& p, std::int64_t blocks) {
+  launch(linear_attention_warpgroup_queries_kernel, blocks, 128, sizeof(Memory), p);
+}
+
+}  // namespace hedgehog::cuda::linear_attention_mma

@@ -1,0 +1,88 @@
+#include "cuda/linear_attention_mma_call.cuh"
+#include "cuda/linear_attention_warpgroup.cuh"
+
+namespace hedgehog::cuda::linear_attention_mma {
+namespace {
+
+struct Arguments {
+  Sequence s;
+  SumSlots states;
+};
+
+struct Memory {
+  bf16 weight_k[kWideTile];               // (D, D')
+  bf16 k[kWideTile], v[2][kWideTile];     // (chunk, D)
+  bf16 phi[2 * kWideTile];                // (F, chunk)
+  bf16 S[2 * kWideTile];                  // written by enter, not read
+  FeatureRows<kWide> features;
+  signed char rows[2][kWide];
+};
+static_assert(3 * (sizeof(Memory) + 1024) <= 228 * 1024, "three blocks a multiprocessor");
+
+/// linear_attention_states_kernel with products of a warpgroup.
+__global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_states_kernel(const __grid_constant__ Arguments p) {
+  Memory& m = *reinterpret_cast<Memory*>(shared_bytes());
+  const Sequence& s = p.s;
+  const Lanes<kWide> l;
+  const Walk walk(s);
+  if (walk.segment + 1 == s.segments) return;
+  const std::int64_t b = walk.b, h = walk.h, begin = std::int64_t(walk.begin) * kWide;
+  const int thread = int(threadIdx.x);
+
+  load_rows<kWide>(m.weight_k, s.weight_k + h * kWideTile, kWide, kWide, true, l);
+  load_rows<kWide>(m.k, s.k.at(b, begin, h), s.k.token, kWide, true, l);
+  load_rows<kWide>(m.v[walk.begin & 1], s.v.at(b, begin, h), s.v.token, kWide, true, l);
+  if (thread < kWide) m.rows[walk.begin & 1][thread] = document_row(s, b, begin, thread);
+  State S;
+  start(S, m.features, p.states, Walk(s, walk.slot - walk.segment), l);
+  int last = -1;
+  for (int chunk = walk.begin; chunk < walk.end; ++chunk) {
+    const std::int64_t next = std::int64_t(chunk + 1) * kWide;
+    const signed char* const rows = m.rows[chunk & 1];
+    wait_all_copies();
+    shared_written();
+    __syncthreads();  // k, v and rows are here; the chunk before is done with phi and its v
+    float u[8][4];
+    start_products();
+    product<Side::transposed, Side::straight>(u, m.weight_k, m.k, true);
+    commit_products();
+    finish_products();
+    own(u);
+    enter(S, u, kWide, rows, last, m.phi, m.S, m.features, l);
+    last = rows[kWide - 1];
+    shared_written();
+    __syncthreads();  // phi is here; all are done with k
+    if (chunk + 1 < walk.end) {
+      load_rows<kWide>(m.k, s.k.at(b, next, h), s.k.token, kWide, true, l);
+      load_rows<kWide>(m.v[(chunk + 1) & 1], s.v.at(b, next, h), s.v.token, kWide, true, l);
+      if (thread < kWide) m.rows[(chunk + 1) & 1][thread] = document_row(s, b, next, thread);
+    }
+    start_leave(S, m.phi, m.v[chunk & 1], last, l);
+    finish_products();
+    own(S);
+  }
+  __syncwarp();
+  Sums<kWide> to;
+#pragma unroll
+  for (int sign = 0; sign < 2; ++sign) {
+#pragma unroll
+    for (int n = 0; n < 8; ++n)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) to.S[sign][n][e] = S[sign][n][e];
+#pragma unroll
+    for (int x = 0; x < 2; ++x) {
+      const int row = sign * kWide + l.row + 8 * x;
+      to.z[sign][x] = m.features.added[row] + (last >= 0 ? 0.0f : m.features.z[row]);
+      if (l.column == 0) p.states.local[(walk.slot + 1) * 2 * kWide + row] = m.features.shift[row];
+    }
+  }
+  to.store(p.states, walk.slot + 1, l);
+}
+
+}  // namespace
+
+void warpgroup_states(const Sequence& s, const SumSlots& states, std::int64_t blocks) {
+  launch(linear_attention_warpgroup_states_kernel, blocks, 128, sizeof(Memory), Arguments{s, states});
+}
+
+}  // namespace hedgehog::cuda::linear_attention_mma
