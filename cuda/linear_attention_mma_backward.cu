@@ -5,17 +5,21 @@
 namespace hedgehog::cuda::linear_attention_mma {
 namespace {
 
+constexpr int kPasses = 4;  // of WarpgroupPass
+
 void take(Workspace& w, BackwardArguments& p, const Shape& q) {
   const Segments g = segments_of(q);
   const std::int64_t heads = q[0] * q[2], T = q[1], D = q[3];
   p.states = w.take_slots(q, true);
-  p.reversed = w.take_slots(q, false);
+  p.reversed = {p.states.S, p.states.z};  // made when the states have been read
   p.shifts = w.take<float>(heads * g.chunks * 2 * D);
   p.delta = w.take<float>(heads * T);
   p.denominators = w.take<float>(heads * T);
   p.redo = w.take<unsigned long long>(heads * g.chunks);
   for (float*& part : p.dweight) part = w.take<float>(heads * g.count * D * D);
-  p.handover = w.take<int>(heads * g.count);
+  p.walks = int(heads * g.count);
+  p.handover = w.take<int>(p.walks + kPasses);
+  p.tickets = p.handover + p.walks;
 }
 
 struct WeightArguments {
@@ -74,10 +78,15 @@ void backward(const Call& c) {
   Workspace w{static_cast<std::byte*>(c.workspace)};
   take(w, p, q);
   if (!p.s.warpgroups) p.handover = nullptr;
+  const bool of_keys = c.dx[kK] || c.dx[kV] || c.dx[kWeightK];
 
   if (p.s.segments > 1) make_states(p.s, p.states, B, int(D));
+  if (p.handover) {
+    check(cudaMemsetAsync(p.handover, -1, std::size_t(p.walks + kPasses) * sizeof(int), stream()), "linear_attention");
+    warpgroup_backward(p, of_keys && p.s.segments == 1 ? WarpgroupPass::both : WarpgroupPass::queries);
+  }
   backward_queries(p, B, int(D));
-  if (c.dx[kK] || c.dx[kV] || c.dx[kWeightK]) backward_keys(p, B, int(D));
+  if (of_keys) backward_keys(p, B, int(D));
   for (int side = 0; side < 2; ++side) {
     const Target<bf16> dweight(c, kWeightQ + side);
     if (!dweight) continue;

@@ -24,27 +24,20 @@ struct BackwardArguments {
   float* denominators;       // (B H, T) base 2 logarithm, infinity for rows in log space
   unsigned long long* redo;  // (B H, chunks) bits of the rows in log space
   float* dweight[2];         // (B H segments, D, D') parts of dweight_q and dweight_k
-  /// (B H segments) where products are a warpgroup's: the chunk from which the pass in the order of time is left to the kernel
-  /// that knows log space; the end of the segment if it is done. Null: that kernel has all walks.
-  int* handover;
+  // where products are a warpgroup's, else null
+  int* handover;  // (walks) the chunk where the walk in the order of time has stopped, its end if it is done, -1 before that
+  int* tickets;   // the last walk drawn, one a pass
+  int walks;      // B H segments
 };
 
 void backward_queries(const BackwardArguments& p, std::int64_t batch, int D);
 void backward_keys(const BackwardArguments& p, std::int64_t batch, int D);
-/// The same with products of a warpgroup, for heads of 64. Walks that meet rows in log space are left, from the chunk named in
-/// `handover` on, or as a whole in the pass against time, to the functions above.
-void warpgroup_queries(const BackwardArguments& p, std::int64_t blocks);
-void warpgroup_keys(const BackwardArguments& p, std::int64_t blocks, bool only_sums);
+/// Passes with products of a warpgroup, for heads of 64: dq, what segments add to R and y, dk and dv, or first and last in one.
+/// Walks that meet rows in log space are left to the functions above, those in the order of time from the chunk where they stopped.
+enum class WarpgroupPass : int { queries, sums, keys, both };
+void warpgroup_backward(const BackwardArguments& p, WarpgroupPass pass);
 /// Turns what each segment alone adds to R and y into the sums after each segment.
 void scan_reversed(const BackwardArguments& p, std::int64_t batch, int D);
-
-/// Whether a walk meets rows in log space, for all threads of a block.
-__device__ __forceinline__ bool has_log_space_rows(const BackwardArguments& p, const Walk& walk) {
-  bool any = false;
-  for (int chunk = walk.begin + int(threadIdx.x); chunk < walk.end; chunk += int(blockDim.x))
-    any |= p.redo[walk.index * p.s.chunks + chunk] != 0;
-  return __syncthreads_or(any);
-}
 
 /// dweight (D, D') += x^T du over the tokens of a chunk; a warp holds 16 rows.
 template <int kD>

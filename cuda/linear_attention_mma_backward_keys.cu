@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4)
   const Lanes<kD> l;
   const Walk walk(s);
   if (kOnlySums && walk.segment == 0) return;
-  if (p.handover && !has_log_space_rows(p, walk)) return;  // done by the warpgroup's kernel
+  if (p.handover && p.handover[walk.slot] >= walk.end) return;  // done by the warpgroup's kernel
   const std::int64_t index = walk.index, b = walk.b, h = walk.h;
   const int thread = int(threadIdx.x);
   float next_shift = 0, next_den = INFINITY, next_delta = 0;
@@ -359,11 +359,11 @@ template <int kD>
 void run(const BackwardArguments& p, std::int64_t batch) {
   const std::int64_t blocks = batch * p.s.H * p.s.segments;
   if (p.s.segments > 1) {
-    if (p.s.warpgroups) warpgroup_keys(p, blocks, true);
+    if (p.handover) warpgroup_backward(p, WarpgroupPass::sums);
     launch(linear_attention_backward_keys_kernel<kD, true>, blocks, 2 * kD, sizeof(KeysMemory<kD>), p);
     scan_reversed(p, batch, kD);
   }
-  if (p.s.warpgroups) warpgroup_keys(p, blocks, false);
+  if (p.handover && p.s.segments > 1) warpgroup_backward(p, WarpgroupPass::keys);
   launch(linear_attention_backward_keys_kernel<kD, false>, blocks, 2 * kD, sizeof(KeysMemory<kD>), p);
 }
 

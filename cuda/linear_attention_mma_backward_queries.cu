@@ -264,7 +264,6 @@ void run(const BackwardArguments& p, std::int64_t batch) {
 }  // namespace
 
 void backward_queries(const BackwardArguments& p, std::int64_t batch, int D) {
-  if (p.s.warpgroups) warpgroup_queries(p, batch * p.s.H * p.s.segments);
   if (D == 64) run<64>(p, batch);
   else run<32>(p, batch);
 }

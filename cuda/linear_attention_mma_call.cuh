@@ -17,7 +17,7 @@ struct Segments {
 /// One segment where batch and heads fill the device; else several with their states summed beforehand. From the shape alone,
 /// so that the sums have one order.
 inline Segments segments_of(const Shape& q) {
-  constexpr std::int64_t kFew = 128, kBlocks = 384, kShortest = 4;
+  constexpr std::int64_t kFew = 128, kBlocks = 768, kShortest = 4;
   const std::int64_t heads = q[0] * q[2], chunks = (q[1] + q[3] - 1) / q[3];
   const std::int64_t wanted = heads <= kFew ? std::min(kBlocks / heads, chunks / kShortest) : 1;
   const std::int64_t length = wanted > 1 ? (chunks + wanted - 1) / wanted : chunks;

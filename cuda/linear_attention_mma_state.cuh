@@ -189,9 +189,10 @@ __device__ __forceinline__ void features_of(float (&u)[kD / 8][4], int count, in
       for (int n = 0; n < kD / 8; ++n) {
         const int token = 8 * n + l.column;
         const float u0 = s ? -u[n][2 * x] : u[n][2 * x], u1 = s ? -u[n][2 * x + 1] : u[n][2 * x + 1];
-        phi[n][x] = pack(kWhole || token < count ? exp2_fast(u0 - after[s][x]) : 0.0f,
-                         kWhole || token + 1 < count ? exp2_fast(u1 - after[s][x]) : 0.0f);
-        sum += (kWhole || token >= first ? low_of(phi[n][x]) : 0.0f) + (kWhole || token + 1 >= first ? high_of(phi[n][x]) : 0.0f);
+        const float e0 = kWhole || token < count ? exp2_fast(u0 - after[s][x]) : 0.0f;
+        const float e1 = kWhole || token + 1 < count ? exp2_fast(u1 - after[s][x]) : 0.0f;
+        phi[n][x] = pack(e0, e1);
+        sum += (kWhole || token >= first ? e0 : 0.0f) + (kWhole || token + 1 >= first ? e1 : 0.0f);
       }
       sum = row_sum(sum);
       const int row = s * kD + l.row + 8 * x;

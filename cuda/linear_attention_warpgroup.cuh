@@ -110,6 +110,33 @@ __device__ __forceinline__ void own(State& S) {
   own(S[1]);
 }
 
+/// Zeros outside a triangle of a left operand (64, 64): the columns up to the row stay, or those from it on.
+template <bool kUpToRow>
+__device__ __forceinline__ void keep_triangle(unsigned (&a)[4][4], const Lanes<kWide>& l) {
+  const int row = l.lane / 4, column = l.column;
+  const bool low = kUpToRow ? column <= row : column >= row, high = kUpToRow ? column + 1 <= row : column + 1 >= row;
+  const unsigned diagonal = (low ? 0x0000ffffu : 0u) | (high ? 0xffff0000u : 0u);
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    const unsigned all = (kUpToRow ? k < l.warp : k > l.warp) ? 0xffffffffu : 0u, on = k == l.warp ? diagonal : all;
+    a[k][0] &= on;
+    a[k][3] &= on;
+    a[k][kUpToRow ? 2 : 1] &= all;
+    a[k][kUpToRow ? 1 : 2] &= k == l.warp ? 0xffffffffu : all;
+  }
+}
+/// Zeros in a left operand (64, 64) where keep(row half, column) is false.
+template <class Keep>
+__device__ __forceinline__ void keep_elements(unsigned (&a)[4][4], const Keep& keep, const Lanes<kWide>& l) {
+#pragma unroll
+  for (int k = 0; k < 4; ++k)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const int column = 16 * k + e / 2 * 8 + l.column;
+      a[k][e] &= (keep(e % 2, column) ? 0x0000ffffu : 0u) | (keep(e % 2, column + 1) ? 0xffff0000u : 0u);
+    }
+}
+
 /// Zeros in the rows of a result of which keep[half] is false.
 __device__ __forceinline__ void keep_rows(float (&c)[8][4], const bool (&keep)[2]) {
 #pragma unroll

@@ -92,6 +92,9 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_forward_ker
 #pragma unroll
           for (int e = 0; e < 4; ++e)
             phi[half][e] = exp2_fast((sign ? -u[n][e] : u[n][e]) + (e % 2 ? shift.y : shift.x) - largest[e / 2]);
+          const float2 z = pair_at(m.features.z, sign * kWide + 8 * n + l.column);
+#pragma unroll
+          for (int x = 0; x < 2; ++x) den[x] += phi[half][2 * x] * z.x + phi[half][2 * x + 1] * z.y;
         }
         pack_operand(q[sign * 4 + k], phi[0], phi[1]);
       }
@@ -101,38 +104,24 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_forward_ker
     commit_products();
     finish_products();
     own(c);
-    bool sees[2] = {true, true};
-    int first[2] = {0, 0};
-    if (s.document_start) {
-#pragma unroll
-      for (int x = 0; x < 2; ++x) {
-        first[x] = rows[l.row + 8 * x];
-        sees[x] = first[x] < 0;
-      }
-#pragma unroll
-      for (int k = 0; k < 8; ++k)
-#pragma unroll
-        for (int e = 0; e < 4; ++e)
-          if (!sees[e % 2]) q[k][e] = 0;
-    }
-#pragma unroll
-    for (int k = 0; k < 8; ++k)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const float2 z = pair_at(m.features.z, 16 * k + e / 2 * 8 + l.column);
-        den[e % 2] += low_of(q[k][e]) * z.x + high_of(q[k][e]) * z.y;
-      }
     unsigned a[4][4];
 #pragma unroll
-    for (int n = 0; n < 8; ++n)
+    for (int k = 0; k < 4; ++k) pack_operand(a[k], c[2 * k], c[2 * k + 1]);
+    keep_triangle<true>(a, l);
+    if (s.document_start) {
+      const int first[2] = {rows[l.row], rows[l.row + 8]};
+      keep_elements(a, [&](int x, int column) { return column >= first[x]; }, l);
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int column = 8 * n + l.column + e % 2;
-        if (column > l.row + e / 2 * 8 || column < first[e / 2]) c[n][e] = 0;
+      for (int x = 0; x < 2; ++x) {
+        if (first[x] < 0) continue;  // else it does not see the state
+        den[x] = 0;
+#pragma unroll
+        for (int k = 0; k < 8; ++k) q[k][x] = q[k][2 + x] = 0;
       }
+    }
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      pack_operand(a[k], c[2 * k], c[2 * k + 1]);
+      if (k > l.warp) break;
 #pragma unroll
       for (int e = 0; e < 4; ++e) den[e % 2] += low_of(a[k][e]) + high_of(a[k][e]);
     }

@@ -1,10 +1,11 @@
+#pragma once
 #include "cuda/linear_attention_mma_backward.cuh"
 #include "cuda/linear_attention_warpgroup.cuh"
 
 namespace hedgehog::cuda::linear_attention_mma {
-namespace {
 
-struct Memory {
+/// Shared memory of walk_queries.
+struct WarpgroupQueriesMemory {
   bf16 weight_q[kWideTile], weight_k[kWideTile];                         // (D, D')
   bf16 q[kWideTile], k[kWideTile], v[kWideTile], dy[kWideTile];          // (chunk, D)
   bf16 du[kWideTile];                                                    // (chunk, D'); o until its rows are used up
@@ -13,15 +14,13 @@ struct Memory {
   FeatureRows<kWide> features;
   signed char rows[2][kWide];  // document rows of this chunk and the next
 };
-static_assert(2 * (sizeof(Memory) + 1024) <= 228 * 1024, "two blocks a multiprocessor");
 
 /// dq and the part of dweight_q: the walk of linear_attention_backward_queries_kernel with products of a warpgroup. A block that
-/// meets rows that forward has redone in log space hands its walk over from that chunk on.
-__global__ void __launch_bounds__(128, 2) linear_attention_warpgroup_queries_kernel(const __grid_constant__ BackwardArguments p) {
-  Memory& m = *reinterpret_cast<Memory*>(shared_bytes());
+/// meets rows that forward has redone in log space stops; gives the chunk where it stopped, else the end of the walk.
+__device__ __forceinline__ int walk_queries(const BackwardArguments& p, const Walk& walk) {
+  WarpgroupQueriesMemory& m = *reinterpret_cast<WarpgroupQueriesMemory*>(shared_bytes());
   const Sequence& s = p.s;
   const Lanes<kWide> l;
-  const Walk walk(s);
   const std::int64_t index = walk.index, b = walk.b, h = walk.h, begin = std::int64_t(walk.begin) * kWide;
   const int thread = int(threadIdx.x);
 
@@ -93,22 +92,20 @@ __global__ void __launch_bounds__(128, 2) linear_attention_warpgroup_queries_ker
       finish_products();
       own(u);
       own(dscores);
-      int first[2] = {0, 0};
 #pragma unroll
-      for (int x = 0; x < 2; ++x) {
-        delta[x] = row_sum(delta[x]);
-        if (s.document_start) first[x] = rows[l.row + 8 * x], sees[x] = first[x] < 0;
-      }
+      for (int x = 0; x < 2; ++x) delta[x] = row_sum(delta[x]);
 #pragma unroll
       for (int n = 0; n < 8; ++n)
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const int column = 8 * n + l.column + e % 2;
-          dscores[n][e] += delta[e / 2];
-          if (column > l.row + e / 2 * 8 || column < first[e / 2]) dscores[n][e] = 0;
-        }
+        for (int e = 0; e < 4; ++e) dscores[n][e] += delta[e / 2];
 #pragma unroll
       for (int k = 0; k < 4; ++k) pack_operand(w[k], dscores[2 * k], dscores[2 * k + 1]);
+      keep_triangle<true>(w, l);
+      if (s.document_start) {
+        const int first[2] = {rows[l.row], rows[l.row + 8]};
+        keep_elements(w, [&](int x, int column) { return column >= first[x]; }, l);
+        sees[0] = first[0] < 0, sees[1] = first[1] < 0;
+      }
     }
     float largest[2] = {-INFINITY, -INFINITY};
 #pragma unroll
@@ -153,6 +150,7 @@ __global__ void __launch_bounds__(128, 2) linear_attention_warpgroup_queries_ker
     finish_products();
     own(dphi);
     // and through phi to u
+    const float of_z[2] = {sees[0] ? delta[0] : 0.0f, sees[1] ? delta[1] : 0.0f};
 #pragma unroll
     for (int n = 0; n < 8; ++n) {
       const int column = 8 * n + l.column;
@@ -161,12 +159,11 @@ __global__ void __launch_bounds__(128, 2) linear_attention_warpgroup_queries_ker
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         const int x = e / 2;
-        const float of_z = sees[x] ? delta[x] : 0.0f;
         float parts[2];
 #pragma unroll
         for (int sign = 0; sign < 2; ++sign) {
           const float log_phi = (sign ? -u[n][e] : u[n][e]) + (e % 2 ? shift[sign].y : shift[sign].x);
-          parts[sign] = (dphi[sign][n][e] + of_z * (e % 2 ? z[sign].y : z[sign].x)) * exp2_fast(log_phi - den[x]);
+          parts[sign] = (dphi[sign][n][e] + of_z[x] * (e % 2 ? z[sign].y : z[sign].x)) * exp2_fast(log_phi - den[x]);
         }
         u[n][e] = parts[0] - parts[1];
       }
@@ -198,14 +195,8 @@ __global__ void __launch_bounds__(128, 2) linear_attention_warpgroup_queries_ker
     store_rows<kWide>(p.dq, p.dq.at(b, t0, h), dq, count, l);
     if (goes_on && thread < kWide) m.rows[(chunk + 1) & 1][thread] = next_row;
   }
-  if (thread == 0) p.handover[walk.slot] = stopped;
   store_weight_gradient<kWide>(p.dweight[0] + walk.slot * kWideTile, dweight, l);
-}
-
-}  // namespace
-
-void warpgroup_queries(const BackwardArguments& p, std::int64_t blocks) {
-  launch(linear_attention_warpgroup_queries_kernel, blocks, 128, sizeof(Memory), p);
+  return stopped;
 }
 
 }  // namespace hedgehog::cuda::linear_attention_mma

@@ -1,10 +1,11 @@
+#pragma once
 #include "cuda/linear_attention_mma_backward.cuh"
 #include "cuda/linear_attention_warpgroup.cuh"
 
 namespace hedgehog::cuda::linear_attention_mma {
-namespace {
 
-struct Memory {
+/// Shared memory of walk_keys.
+struct WarpgroupKeysMemory {
   bf16 weight_q[kWideTile], weight_k[kWideTile];                 // (D, D')
   bf16 q[kWideTile], k[kWideTile], v[kWideTile], dy[kWideTile];  // (chunk, D)
   bf16 du[kWideTile];                                            // (chunk, D')
@@ -15,17 +16,14 @@ struct Memory {
   float shift[2][2 * kWide], den[2][kWide], delta[2][kWide];
   signed char rows[2][kWide];
 };
-static_assert(2 * (sizeof(Memory) + 1024) <= 228 * 1024, "two blocks a multiprocessor");
 
 /// dk, dv and the part of dweight_k: the walk of linear_attention_backward_keys_kernel with products of a warpgroup. Walks with
-/// rows in log space are left to that kernel as a whole.
+/// rows in log space are not for it. With kOnlySums it gives what the segment alone adds to R and y.
 template <bool kOnlySums>
-__global__ void __launch_bounds__(128, 2) linear_attention_warpgroup_keys_kernel(const __grid_constant__ BackwardArguments p) {
-  Memory& m = *reinterpret_cast<Memory*>(shared_bytes());
+__device__ __forceinline__ void walk_keys(const BackwardArguments& p, const Walk& walk) {
+  WarpgroupKeysMemory& m = *reinterpret_cast<WarpgroupKeysMemory*>(shared_bytes());
   const Sequence& s = p.s;
   const Lanes<kWide> l;
-  const Walk walk(s);
-  if ((kOnlySums && walk.segment == 0) || has_log_space_rows(p, walk)) return;
   const std::int64_t index = walk.index, b = walk.b, h = walk.h;
   const int thread = int(threadIdx.x);
   float next_shift = 0, next_den = INFINITY, next_delta = 0;
@@ -105,9 +103,10 @@ __global__ void __launch_bounds__(128, 2) linear_attention_warpgroup_keys_kernel
             const int token = 8 * n + l.column;
             const float2 den = pair_at(dens, token), delta = pair_at(deltas, token);
             const float scale = sign ? -kLog2e : kLog2e;
-            phi[n][x] = pack(exp2_fast((u[n][2 * x] * scale + of_row) - den.x), exp2_fast((u[n][2 * x + 1] * scale + of_row) - den.y));
-            const bool keep0 = !cut || rows[token] < 0, keep1 = !cut || rows[token + 1] < 0;
-            sum += (keep0 ? low_of(phi[n][x]) * delta.x : 0.0f) + (keep1 ? high_of(phi[n][x]) * delta.y : 0.0f);
+            const float e0 = exp2_fast((u[n][2 * x] * scale + of_row) - den.x), e1 = exp2_fast((u[n][2 * x + 1] * scale + of_row) - den.y);
+            phi[n][x] = pack(e0, e1);
+            if (!cut) sum += e0 * delta.x + e1 * delta.y;
+            else sum += (rows[token] < 0 ? e0 * delta.x : 0.0f) + (rows[token + 1] < 0 ? e1 * delta.y : 0.0f);
           }
           sum = row_sum(sum);
           if (l.column == 0) m.added[row] = sum;
@@ -130,7 +129,7 @@ __global__ void __launch_bounds__(128, 2) linear_attention_warpgroup_keys_kernel
     if constexpr (!kOnlySums) {
       // keys by token
       unsigned k_phi[8][4], w[4][4];
-      const bool valid[2] = {l.row < count, l.row + 8 < count}, reaches[2] = {l.row >= first, l.row + 8 >= first};
+      const bool reaches[2] = {l.row >= first, l.row + 8 >= first};
       {
         float u[8][4];
         start_products();
@@ -149,10 +148,17 @@ __global__ void __launch_bounds__(128, 2) linear_attention_warpgroup_keys_kernel
               const float2 of_columns = pair_at(shift, sign * kWide + 8 * n + l.column);
 #pragma unroll
               for (int e = 0; e < 4; ++e)
-                phi[half][e] = valid[e / 2] ? exp2_fast(u[n][e] * (sign ? -kLog2e : kLog2e) - (e % 2 ? of_columns.y : of_columns.x)) : 0.0f;
+                phi[half][e] = exp2_fast(u[n][e] * (sign ? -kLog2e : kLog2e) - (e % 2 ? of_columns.y : of_columns.x));
             }
             pack_operand(k_phi[sign * 4 + k], phi[0], phi[1]);
           }
+        if (count < kWide) {  // rows that are not there
+#pragma unroll
+          for (int x = 0; x < 2; ++x)
+            if (l.row + 8 * x >= count)
+#pragma unroll
+              for (int k = 0; k < 8; ++k) k_phi[k][x] = k_phi[k][2 + x] = 0;
+        }
       }
       // dv: queries of later chunks, then those of the chunk from the key on
       {
@@ -170,17 +176,20 @@ __global__ void __launch_bounds__(128, 2) linear_attention_warpgroup_keys_kernel
           for (int n = 0; n < 8; ++n) {
             const float2 delta = pair_at(deltas, 8 * n + l.column);
 #pragma unroll
-            for (int e = 0; e < 4; ++e) {
-              const int column = 8 * n + l.column + e % 2, row = l.row + e / 2 * 8;
-              dscores[n][e] += e % 2 ? delta.y : delta.x;
-              if (column < row || (cut && row < rows[column])) scores[n][e] = dscores[n][e] = 0;
-            }
+            for (int e = 0; e < 4; ++e) dscores[n][e] += e % 2 ? delta.y : delta.x;
           }
 #pragma unroll
           for (int k = 0; k < 4; ++k) {
             pack_operand(a[k], scores[2 * k], scores[2 * k + 1]);
             pack_operand(w[k], dscores[2 * k], dscores[2 * k + 1]);
           }
+        }
+        keep_triangle<false>(a, l);
+        keep_triangle<false>(w, l);
+        if (cut) {
+          const auto same_document = [&](int x, int column) { return l.row + 8 * x >= rows[column]; };
+          keep_elements(a, same_document, l);
+          keep_elements(w, same_document, l);
         }
         float dv[8][4];
         start_products();
@@ -218,6 +227,7 @@ __global__ void __launch_bounds__(128, 2) linear_attention_warpgroup_keys_kernel
         commit_products();
         finish_products();
         own(dphi);
+        const float of_y[2] = {reaches[0] ? 1.0f : 0.0f, reaches[1] ? 1.0f : 0.0f};
 #pragma unroll
         for (int n = 0; n < 8; ++n) {
           const int column = 8 * n + l.column;
@@ -228,8 +238,7 @@ __global__ void __launch_bounds__(128, 2) linear_attention_warpgroup_keys_kernel
 #pragma unroll
             for (int sign = 0; sign < 2; ++sign) {
               const unsigned phi = k_phi[sign * 4 + n / 2][n % 2 * 2 + e / 2];
-              const float of_y = reaches[e / 2] ? (e % 2 ? y[sign].y : y[sign].x) : 0.0f;
-              parts[sign] = (dphi[sign][n][e] + of_y) * (e % 2 ? high_of(phi) : low_of(phi));
+              parts[sign] = (dphi[sign][n][e] + of_y[e / 2] * (e % 2 ? y[sign].y : y[sign].x)) * (e % 2 ? high_of(phi) : low_of(phi));
             }
             du[n][e] = parts[0] - parts[1];
           }
@@ -298,13 +307,6 @@ __global__ void __launch_bounds__(128, 2) linear_attention_warpgroup_keys_kernel
   } else {
     store_weight_gradient<kWide>(p.dweight[1] + walk.slot * kWideTile, dweight, l);
   }
-}
-
-}  // namespace
-
-void warpgroup_keys(const BackwardArguments& p, std::int64_t blocks, bool only_sums) {
-  if (only_sums) launch(linear_attention_warpgroup_keys_kernel<true>, blocks, 128, sizeof(Memory), p);
-  else launch(linear_attention_warpgroup_keys_kernel<false>, blocks, 128, sizeof(Memory), p);
 }
 
 }  // namespace hedgehog::cuda::linear_attention_mma
