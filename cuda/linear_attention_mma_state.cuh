@@ -171,7 +171,6 @@ __device__ __forceinline__ void features_of(float (&u)[kD / 8][4], int count, in
   for (int n = 0; n < kD / 8; ++n)
 #pragma unroll
     for (int p = 0; p < 4; ++p) {
-      u[n][p] *= kLog2e;
       if (kWhole || 8 * n + l.column + p % 2 < count) {
         top[0][p / 2] = fmaxf(top[0][p / 2], u[n][p]);
         top[1][p / 2] = fmaxf(top[1][p / 2], -u[n][p]);
@@ -182,15 +181,15 @@ __device__ __forceinline__ void features_of(float (&u)[kD / 8][4], int count, in
     unsigned phi[kD / 8][2];
 #pragma unroll
     for (int x = 0; x < 2; ++x) {
-      after[s][x] = fmaxf(before[s][x], row_max(top[s][x]));
+      after[s][x] = fmaxf(before[s][x], row_max(top[s][x]) * kLog2e);
       factor[s][x] = exp2_fast(before[s][x] - after[s][x]);
       float sum = 0;
 #pragma unroll
       for (int n = 0; n < kD / 8; ++n) {
         const int token = 8 * n + l.column;
-        const float u0 = s ? -u[n][2 * x] : u[n][2 * x], u1 = s ? -u[n][2 * x + 1] : u[n][2 * x + 1];
-        const float e0 = kWhole || token < count ? exp2_fast(u0 - after[s][x]) : 0.0f;
-        const float e1 = kWhole || token + 1 < count ? exp2_fast(u1 - after[s][x]) : 0.0f;
+        const float scale = s ? -kLog2e : kLog2e;
+        const float e0 = kWhole || token < count ? exp2_fast(fmaf(u[n][2 * x], scale, -after[s][x])) : 0.0f;
+        const float e1 = kWhole || token + 1 < count ? exp2_fast(fmaf(u[n][2 * x + 1], scale, -after[s][x])) : 0.0f;
         phi[n][x] = pack(e0, e1);
         sum += (kWhole || token >= first ? e0 : 0.0f) + (kWhole || token + 1 >= first ? e1 : 0.0f);
       }

@@ -27,7 +27,9 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_forward_ker
   load_rows<kWide>(m.weight_q, s.weight_q + h * kWideTile, kWide, kWide, true, l);
   load_rows<kWide>(m.weight_k, s.weight_k + h * kWideTile, kWide, kWide, true, l);
   load_rows<kWide>(m.k, s.k.at(b, begin, h), s.k.token, s.T - begin, true, l);
+  commit_copies();
   load_rows<kWide>(m.q, s.q.at(b, begin, h), s.q.token, s.T - begin, true, l);
+  commit_copies();
   if (thread < kWide) m.rows[walk.begin & 1][thread] = document_row(s, b, begin, thread);
   State S;
   start(S, m.features, p.states, walk, l);
@@ -38,9 +40,9 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_forward_ker
     const int count = left < kWide ? int(left) : kWide;
     const bool goes_on = chunk + 1 < walk.end;
     const signed char* const rows = m.rows[chunk & 1];
-    wait_all_copies();
+    wait_copies<1>();  // q may be on its way
     shared_written();
-    __syncthreads();  // q, k and rows are here; the chunk before is done with v, phi and the state
+    __syncthreads();  // k and rows are here; the chunk before is done with v, phi and the state
     load_rows<kWide>(m.v, s.v.at(b, t0, h), s.v.token, left, true, l);
     float u[8][4];
     {
@@ -54,32 +56,32 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_forward_ker
     }
     wait_all_copies();
     shared_written();
-    __syncthreads();  // v, phi and the state are here; all are done with q and k
+    __syncthreads();  // q, v, phi and the state are here; all are done with k
     signed char next_row = -1;
+    if (goes_on) {
+      load_rows<kWide>(m.k, s.k.at(b, t0 + kWide, h), s.k.token, left - kWide, true, l);
+      commit_copies();
+      if (thread < kWide) next_row = document_row(s, b, t0 + kWide, thread);
+    }
     start_products();
     product<Side::straight, Side::transposed>(u, m.q, m.weight_q, true);
     commit_products();
     finish_products();
     own(u);
-    if (goes_on) {
-      load_rows<kWide>(m.k, s.k.at(b, t0 + kWide, h), s.k.token, left - kWide, true, l);
-      load_rows<kWide>(m.q, s.q.at(b, t0 + kWide, h), s.q.token, left - kWide, true, l);
-      if (thread < kWide) next_row = document_row(s, b, t0 + kWide, thread);
-    }
 
     // queries in the scale of the keys, by token
-    unsigned q[8][4];
     float largest[2] = {-INFINITY, -INFINITY}, den[2] = {0, 0};
 #pragma unroll
     for (int n = 0; n < 8; ++n) {
       const float2 plus = pair_at(m.features.shift, 8 * n + l.column), minus = pair_at(m.features.shift, kWide + 8 * n + l.column);
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        u[n][e] *= kLog2e;
-        largest[e / 2] = fmaxf(largest[e / 2], fmaxf((e % 2 ? plus.y : plus.x) + u[n][e], (e % 2 ? minus.y : minus.x) - u[n][e]));
+        largest[e / 2] = fmaxf(largest[e / 2], fmaxf(fmaf(u[n][e], kLog2e, e % 2 ? plus.y : plus.x), fmaf(u[n][e], -kLog2e, e % 2 ? minus.y : minus.x)));
       }
     }
     for (float& x : largest) x = row_max(x);
+    // the features of one sign go where q was, those of the other stay in registers: there is no room for all
+    unsigned q[4][4];
 #pragma unroll
     for (int sign = 0; sign < 2; ++sign)
 #pragma unroll
@@ -87,20 +89,23 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_forward_ker
         float phi[2][4];
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          const int n = 2 * k + half;
-          const float2 shift = pair_at(m.features.shift, sign * kWide + 8 * n + l.column);
+          const int n = 2 * k + half, column = sign * kWide + 8 * n + l.column;
+          const float2 shift = pair_at(m.features.shift, column), z = pair_at(m.features.z, column);
 #pragma unroll
           for (int e = 0; e < 4; ++e)
-            phi[half][e] = exp2_fast((sign ? -u[n][e] : u[n][e]) + (e % 2 ? shift.y : shift.x) - largest[e / 2]);
-          const float2 z = pair_at(m.features.z, sign * kWide + 8 * n + l.column);
+            phi[half][e] = exp2_fast(fmaf(u[n][e], sign ? -kLog2e : kLog2e, e % 2 ? shift.y : shift.x) - largest[e / 2]);
 #pragma unroll
-          for (int x = 0; x < 2; ++x) den[x] += phi[half][2 * x] * z.x + phi[half][2 * x + 1] * z.y;
+          for (int x = 0; x < 2; ++x) den[x] = fmaf(phi[half][2 * x], z.x, fmaf(phi[half][2 * x + 1], z.y, den[x]));
         }
-        pack_operand(q[sign * 4 + k], phi[0], phi[1]);
+        pack_operand(q[k], phi[0], phi[1]);
+        if (sign == 0) store_matrices(l.block(m.q, 16 * l.warp, 16 * k), q[k][0], q[k][1], q[k][2], q[k][3]);
       }
-    float c[8][4];  // scores, then o
+    shared_written();
+    __syncthreads();  // the features of queries are where q was
+    float c[8][4];    // scores, then o
     start_products();
-    product<Side::transposed>(c, q, m.phi, true);
+    product<Side::straight, Side::transposed>(c, m.q, m.phi, true);
+    product<Side::transposed>(c, q, m.phi + kWideTile, false);
     commit_products();
     finish_products();
     own(c);
@@ -108,17 +113,15 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_forward_ker
 #pragma unroll
     for (int k = 0; k < 4; ++k) pack_operand(a[k], c[2 * k], c[2 * k + 1]);
     keep_triangle<true>(a, l);
+    bool sees[2] = {true, true};
     if (s.document_start) {
       const int first[2] = {rows[l.row], rows[l.row + 8]};
       keep_elements(a, [&](int x, int column) { return column >= first[x]; }, l);
-#pragma unroll
-      for (int x = 0; x < 2; ++x) {
-        if (first[x] < 0) continue;  // else it does not see the state
-        den[x] = 0;
-#pragma unroll
-        for (int k = 0; k < 8; ++k) q[k][x] = q[k][2 + x] = 0;
-      }
+      sees[0] = first[0] < 0, sees[1] = first[1] < 0;
     }
+#pragma unroll
+    for (int x = 0; x < 2; ++x)
+      if (!sees[x]) den[x] = 0;
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       if (k > l.warp) break;
@@ -127,7 +130,15 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_forward_ker
     }
     // the state before the chunk and the chunk up to the row; then the keys of the chunk for the next
     start_products();
-    product<Side::transposed>(c, q, m.S, true);
+    product<Side::straight, Side::transposed>(c, m.q, m.S, true);
+    product<Side::transposed>(c, q, m.S + kWideTile, false);
+    if (s.document_start) {
+      commit_products();
+      finish_products();
+      own(c);
+      keep_rows(c, sees);
+      start_products();
+    }
     product<Side::transposed>(c, a, m.v, false);
     commit_products();
     finish_products();
@@ -140,9 +151,13 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_forward_ker
       small |= row < count && den[x] < kSmallest;
       if (l.column == 0 && row < count && p.saved) p.saved[(b * s.T + t0 + row) * s.H + h] = (largest[x] + log2f(den[x])) * kLn2;
     }
-    if (__syncthreads_or(small)) {
+    if (__syncthreads_or(small)) {  // all are done with the features of queries
       if (thread == 0) p.rare[walk.slot] = 1;
       return;
+    }
+    if (goes_on) {
+      load_rows<kWide>(m.q, s.q.at(b, t0 + kWide, h), s.q.token, left - kWide, true, l);
+      commit_copies();
     }
     last = rows[kWide - 1];
 #pragma unroll

@@ -113,8 +113,7 @@ __device__ __forceinline__ int walk_queries(const BackwardArguments& p, const Wa
       const float2 plus = pair_at(m.features.shift, 8 * n + l.column), minus = pair_at(m.features.shift, kWide + 8 * n + l.column);
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        u[n][e] *= kLog2e;
-        largest[e / 2] = fmaxf(largest[e / 2], fmaxf((e % 2 ? plus.y : plus.x) + u[n][e], (e % 2 ? minus.y : minus.x) - u[n][e]));
+        largest[e / 2] = fmaxf(largest[e / 2], fmaxf(fmaf(u[n][e], kLog2e, e % 2 ? plus.y : plus.x), fmaf(u[n][e], -kLog2e, e % 2 ? minus.y : minus.x)));
       }
     }
 #pragma unroll
@@ -162,7 +161,7 @@ __device__ __forceinline__ int walk_queries(const BackwardArguments& p, const Wa
         float parts[2];
 #pragma unroll
         for (int sign = 0; sign < 2; ++sign) {
-          const float log_phi = (sign ? -u[n][e] : u[n][e]) + (e % 2 ? shift[sign].y : shift[sign].x);
+          const float log_phi = fmaf(u[n][e], sign ? -kLog2e : kLog2e, e % 2 ? shift[sign].y : shift[sign].x);
           parts[sign] = (dphi[sign][n][e] + of_z[x] * (e % 2 ? z[sign].y : z[sign].x)) * exp2_fast(log_phi - den[x]);
         }
         u[n][e] = parts[0] - parts[1];

@@ -42,8 +42,11 @@ __device__ __forceinline__ void copy_async(unsigned to, const void* from, bool v
 }
 /// Ends a group of copies.
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-/// Waits for the groups that this thread has ended.
-__device__ __forceinline__ void wait_copies() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
+/// Waits for the groups that this thread has ended, but for the kLeft newest.
+template <int kLeft = 0>
+__device__ __forceinline__ void wait_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
+}
 /// Waits for all copies that this thread has started.
 __device__ __forceinline__ void wait_all_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
