@@ -1,6 +1,7 @@
 #include "nn/recompute.h"
 
 #include <algorithm>
+#include <limits>
 #include <unordered_map>
 #include <unordered_set>
 
@@ -38,24 +39,38 @@ class Recompute {
   /// Drops what costs least for each byte that it frees at the peak, until at most `target` bytes are alive at once. Then
   /// keeps again what turns out not to matter, last dropped (and so dearest) first. False if no more can be dropped.
   bool shrink(Bytes target) {
-    while (now_.peak > target) {
-      const std::vector<std::size_t>* best = nullptr;
-      State after;
-      double least = 0;
-      for (const auto& g : groups_) {
-        if (results_[g[0]].dropped) continue;
-        State trial = with(g, true);
-        drop(g, false);
-        const double freed = double(now_.peak - trial.alive[now_.at]), price = trial.price - now_.price;
-        if (trial.peak > now_.peak || freed <= 0 || (best && price >= least * freed)) continue;
-        best = &g;
-        least = price / freed;
-        after = std::move(trial);
+    // costs mostly rise as results go, so the least known is worked out again before it is trusted, and the others are not
+    std::vector<double> known(groups_.size());
+    auto forget = [&](const auto& which) {
+      for (std::size_t g = 0; g < groups_.size(); ++g)
+        if (which(groups_[g])) known[g] = results_[groups_[g][0]].dropped ? kUseless : 0;
+    };
+    auto all = [](const Group&) { return true; };
+    forget(all);
+    State trial;
+    const Group* fresh = nullptr;
+    bool changed = false;
+    while (now_.peak > target && !groups_.empty()) {
+      const std::size_t g = std::size_t(std::min_element(known.begin(), known.end()) - known.begin());
+      if (known[g] == kUseless) {
+        if (!changed) break;
+        changed = false;
+        forget(all);  // the peak may have moved
+      } else if (&groups_[g] != fresh) {
+        trial = with(groups_[g], true);
+        drop(groups_[g], false);
+        const double freed = double(now_.peak - trial.alive[now_.at]);
+        known[g] = trial.peak > now_.peak || freed <= 0 ? kUseless : (trial.price - now_.price) / freed;
+        fresh = &groups_[g];
+      } else {
+        drop(groups_[g], true);
+        order_.push_back(fresh);
+        now_ = std::move(trial);
+        changed = true;
+        // what the same call makes costs no more work
+        forget([&](const Group& other) { return results_[other[0]].maker == results_[(*fresh)[0]].maker; });
+        fresh = nullptr;
       }
-      if (!best) break;
-      drop(*best, true);
-      order_.push_back(best);
-      now_ = std::move(after);
     }
     const Bytes room = std::max(target, now_.peak);
     for (auto g = order_.rbegin(); g != order_.rend(); ++g) {
@@ -91,6 +106,8 @@ class Recompute {
   }
 
  private:
+  using Group = std::vector<std::size_t>;
+  static constexpr double kUseless = std::numeric_limits<double>::infinity();
   struct Call {
     std::vector<std::size_t> reads, writes;  // numbers of results
     double price = 0, price_saved = 0;       // of a repeat: whole, and for the saved tensors alone
@@ -132,7 +149,7 @@ class Recompute {
   /// Outputs and saved tensors of a call are dropped or kept together; what only other forward calls read costs nothing to drop.
   void group(std::size_t i) {
     for (const Tensors* made : {&program_.entries[i].outputs, &program_.entries[i].saved}) {
-      std::vector<std::size_t> g;
+      Group g;
       for (const Tensor& y : *made) {
         const auto found = number_.find(y.get());
         if (found == number_.end() || results_[found->second].kept) continue;
@@ -143,10 +160,10 @@ class Recompute {
     }
   }
 
-  void drop(const std::vector<std::size_t>& g, bool dropped) {
+  void drop(const Group& g, bool dropped) {
     for (std::size_t r : g) results_[r].dropped = dropped;
   }
-  State with(const std::vector<std::size_t>& g, bool dropped) {
+  State with(const Group& g, bool dropped) {
     drop(g, dropped);
     return measure();
   }
@@ -230,8 +247,8 @@ class Recompute {
   std::vector<Result> results_;
   std::unordered_map<const Value*, std::size_t> number_;
   std::unordered_set<const Value*> changed_;  // in place, before a repeat might read it
-  std::vector<std::vector<std::size_t>> groups_;
-  std::vector<const std::vector<std::size_t>*> order_;  // groups as they were dropped
+  std::vector<Group> groups_;
+  std::vector<const Group*> order_;  // groups as they were dropped
   State now_;
 };
 

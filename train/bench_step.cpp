@@ -22,7 +22,7 @@ std::vector<StepCase> step_cases(const Config& config) {
   if (std::any_of(table.begin(), table.end(), [&](const Option& o) {
         return (o.name == "batch" || (o.group == "model" && o.name != "attention")) && config.was_set(o.name);
       }))
-    return {{"given", gpt_options(config, gpt2 ? 50257 : 128), config.integer("batch")}};
+    return {{"given", gpt_options(config, gpt2 ? 50257 : 128), config.integer("batch"), memory_options(config)}};
   std::vector<StepCase> cases;
   auto add = [&](const char* name, const char* preset_name, std::int64_t rows, std::int64_t vocabulary) {
     std::vector<std::string> attentions{"softmax", "hedgehog"};
@@ -32,7 +32,7 @@ std::vector<StepCase> step_cases(const Config& config) {
       c.apply_preset(preset_name);
       c.set("attention", attention, OptionSource::kFlag);
       c.set("dropout", "0", OptionSource::kFlag);
-      cases.push_back({name, gpt_options(c, vocabulary), rows});
+      cases.push_back({name, gpt_options(c, vocabulary), rows, memory_options(c)});
     }
   };
   if (current_device().host()) {
@@ -89,8 +89,8 @@ std::string family_of(const std::string& op) {
 }  // namespace
 
 ordered_json bench_step(const StepCase& c, const Ceilings& ceilings) {
-  const StepShape shape{c.rows, c.model.context, 1, false};
-  check_memory(c.model, shape, {});
+  StepShape shape{c.rows, c.model.context, 1, false};
+  check_memory(c.model, shape, {}, c.memory);
   Device& device = current_device();
   const std::int64_t free_before = device.host() ? 0 : device.free_memory();
   Gpt model(c.model);
@@ -140,7 +140,8 @@ ordered_json bench_step(const StepCase& c, const Ceilings& ceilings) {
           {"slowest_ms", 1e3 * t.slowest},
           {"tokens_per_second", tokens / t.median},
           {"gflops", cost.flops / t.median / 1e9},
-          {"share_of_peak", cost.flops / t.median / ceilings.flops},
+          {"share_of_peak", (cost.flops - cost.repeated) / t.median / ceilings.flops},
+          {"recomputed_share", cost.repeated / (cost.flops - cost.repeated)},
           {"ops_ms", 1e3 * total / runs},
           {"share_outside_products", current_device().host() ? 1 - products / total : 1 - by_family["matrix products"] / total},
           {"peak_memory", cost.peak},

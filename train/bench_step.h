@@ -2,7 +2,7 @@
 #include <nlohmann/json.hpp>
 
 #include "nn/gpt.h"
-#include "train/config.h"
+#include "train/setup.h"
 
 namespace hedgehog {
 
@@ -17,6 +17,7 @@ struct StepCase {
   const char* name;
   GptOptions model;
   std::int64_t rows;
+  MemoryOptions memory;
 };
 
 /// The model that preset, model options and --batch describe if any is given, else models of nanoGPT's recipes with the
