@@ -193,7 +193,8 @@ class Recompute {
   }
 
   State measure() const {
-    std::vector<std::pair<std::size_t, std::size_t>> lives(2 * results_.size());  // of results and of their repeats: first and past the last
+    // of results and of their repeats: the first turn, and past the last
+    std::vector<std::pair<std::size_t, std::size_t>> lives(2 * results_.size());
     std::vector<std::size_t> turns;
     std::vector<Bytes> own;
     State s;

@@ -216,7 +216,8 @@ Cost fit_step(const GptOptions& model, StepShape& shape, const OptimizerOptions&
 Cost check_memory(const GptOptions& model, StepShape& shape, const OptimizerOptions& optimizer, const MemoryOptions& memory, Bytes held) {
   const bool none = memory.recompute == "none";
   const std::string smaller = fmt::format("smaller context, width or number of layers{}", none ? ", or --recompute=auto" : "");
-  const std::string advice = fmt::format(" (--gradient_accumulation keeps the step's size{})", none ? "; --recompute=auto takes less memory" : "");
+  const std::string advice =
+      fmt::format(" (--gradient_accumulation keeps the step's size{})", none ? "; --recompute=auto takes less memory" : "");
   check_batch(model, shape.rows, held > 0, smaller.c_str(), advice.c_str(), room_of(memory, held), [&](std::int64_t rows) {
     StepShape s = shape;
     s.rows = rows;

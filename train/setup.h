@@ -44,9 +44,11 @@ MemoryOptions memory_options(const Config& config);
 /// or refused.
 ///
 /// held  bytes that are allocated already: a resumed run's parameters, gradients and moments
-Cost fit_step(const GptOptions& model, StepShape& shape, const OptimizerOptions& optimizer, const MemoryOptions& memory = {}, Bytes held = 0);
+Cost fit_step(const GptOptions& model, StepShape& shape, const OptimizerOptions& optimizer, const MemoryOptions& memory = {},
+              Bytes held = 0);
 /// The same, and refuses a step that does not fit, naming the largest batch that does.
-Cost check_memory(const GptOptions& model, StepShape& shape, const OptimizerOptions& optimizer, const MemoryOptions& memory = {}, Bytes held = 0);
+Cost check_memory(const GptOptions& model, StepShape& shape, const OptimizerOptions& optimizer, const MemoryOptions& memory = {},
+                  Bytes held = 0);
 /// "53 GiB predicted: 2.1 GiB for weights and optimiser, 51 GiB for activations", and what recomputation costs.
 std::string memory_text(const Cost& cost);
 /// Refuses an evaluation of a loaded model that does not fit.
