@@ -26,6 +26,7 @@ Cost account(const Program& program) {
     const Work w = work_of(e);
     cost.flops += w.flops;
     cost.bytes += w.bytes;
+    if (e.repeated) cost.repeated += w.flops;
     Work& sum = cost.by_op.try_emplace(e.op->name + (e.backward ? " backward" : ""), Work{0, 0}).first->second;
     sum.flops += w.flops;
     sum.bytes += w.bytes;

@@ -115,6 +115,7 @@ struct Op {
   std::vector<std::pair<int, int>> alias = {};           // input, output that may share memory (same shape)
   std::vector<std::pair<int, int>> alias_backward = {};  // dy, dx that may share memory (same shape)
   std::uint32_t updates = 0;                        // inputs overwritten in place: parameters, gradients, states
+  bool saved_alone = false;                         // outputs may be left out (null) of a repeat, and their work with them
   /// Views have no kernel: this gives the outputs as windows on input 0. Empty for all other ops.
   std::function<Tensors(const Attributes&, const Tensor& of, const Layout&)> views = {};
   /// FLOPs (and bytes) of forward and of backward.

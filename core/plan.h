@@ -37,11 +37,6 @@ struct Plan {
 /// compute in place share a slot when the source is not needed afterwards.
 Plan plan(const Program& program, const PlanOptions& options = {});
 
-/// Trades time for memory: inserts repeated forward entries before the backward entries that need their results, until
-/// the planned arena is at most `budget` bytes or no candidate helps. Cheapest FLOPs per byte first, from each op's
-/// cost. The list stays an ordinary list; results are bit for bit those of the original.
-Program recompute(Program program, Bytes budget);
-
 /// Calls visit(tensor, writes) for every tensor whose elements an entry touches.
 template <class Visit>
 void for_each_touched(const Entry& entry, const Visit& visit) {

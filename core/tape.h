@@ -18,6 +18,7 @@ struct Entry {
   const Op* op = nullptr;
   Attributes attributes;
   bool backward = false;
+  bool repeated = false;  // put in by recompute(): a forward call made again
   Tensors inputs, outputs, saved;
   Tensors dy, dx;
   std::vector<Mode> modes;  // one an input, for dx

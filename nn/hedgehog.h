@@ -20,4 +20,5 @@
 #include "nn/gpt.h"
 #include "nn/layers.h"
 #include "nn/parameters.h"
+#include "nn/recompute.h"
 #include "ops/ops.h"

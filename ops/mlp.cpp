@@ -67,6 +67,7 @@ void mlp_forward(const Call& c) {
   T* const h = c.saved[0] ? c.saved[0].as<T>() : g;
   T* const y = c.outputs[0].as<T>();
   linear_rows<T>(x, weight_1, c.inputs[3].as<T>(), nullptr, activation_of(c.attributes), h, g);
+  if (!y) return;
   linear_rows<T>(packed(g, inner, x.dtype), weight_2, c.inputs[4].as<T>(), c.inputs[5].as<T>(), Activation::none, y, y);
 }
 
@@ -117,10 +118,11 @@ const Op kMlp{
     .strided = bits(0),
     .alias = {{5, 0}},
     .alias_backward = {{0, 5}},
+    .saved_alone = true,
     .cost = [](const Attributes&, std::span<const Meta> in, std::span<const Meta> out) {
-      const double rows = double(out[0].shape.rows()), n = double(in[1].shape[1]);
-      const double products = 2 * rows * n * double(in[0].shape.last() + out[0].shape.last());
-      const double each = rows * n * (30 + in[3].given) + double(out[0].shape.size()) * (in[4].given + in[5].given);
+      const double rows = double(in[0].shape.rows()), n = double(in[1].shape[1]), width = out[0].given ? double(in[2].shape[1]) : 0;
+      const double products = 2 * rows * n * (double(in[0].shape.last()) + width);
+      const double each = rows * n * (30 + in[3].given) + rows * width * (in[4].given + in[5].given);
       return std::pair{Work{products + each}, Work{2 * products + each}};
     },
     .reference = composed_mlp,

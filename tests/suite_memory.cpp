@@ -4,6 +4,7 @@
 
 #include "core/device.h"
 #include "core/executor.h"
+#include "nn/recompute.h"
 #include "tests/device_cases.h"
 #include "tests/op_cases.h"
 

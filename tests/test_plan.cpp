@@ -6,6 +6,7 @@
 
 #include "core/executor.h"
 #include "core/plan.h"
+#include "nn/recompute.h"
 #include "core/random.h"
 #include "tests/op_cases.h"
 #include "ops/elementwise.h"

@@ -57,7 +57,7 @@ std::vector<StepCase> step_cases(const Config& config) {
   if (std::any_of(table.begin(), table.end(), [&](const Option& o) {
         return (o.name == "batch" || (o.group == "model" && o.name != "attention")) && config.was_set(o.name);
       }))
-    return {{"given", gpt_options(config, gpt2 ? 50257 : 128), config.integer("batch")}};
+    return {{"given", gpt_options(config, gpt2 ? 50257 : 128), config.integer("batch"), memory_options(config)}};
   std::vector<StepCase> cases;
   auto add = [&](const Recipe& recipe) {
     std::vector<std::string> attentions = recipe.attentions;
@@ -71,7 +71,7 @@ std::vector<StepCase> step_cases(const Config& config) {
         c.set("context", std::to_string(recipe.context), OptionSource::kFlag);
         c.set("positions", recipe.positions, OptionSource::kFlag);
       }
-      cases.push_back({recipe.name, gpt_options(c, recipe.vocabulary), recipe.rows, recipe.context == 0, recipe.if_it_fits});
+      cases.push_back({recipe.name, gpt_options(c, recipe.vocabulary), recipe.rows, memory_options(c), recipe.context == 0, recipe.if_it_fits});
     }
   };
   for (const Recipe& recipe : current_device().host() ? cpu_recipes() : gpu_recipes()) add(recipe);
@@ -120,8 +120,7 @@ std::string family_of(const std::string& op) {
   return "elementwise and copies";
 }
 
-ordered_json measured_step(const StepCase& c, const Ceilings& ceilings, std::map<ProductShape, double>& products_made) {
-  const StepShape shape{c.rows, c.model.context, 1, false};
+ordered_json measured_step(const StepCase& c, const StepShape& shape, const Ceilings& ceilings, std::map<ProductShape, double>& products_made) {
   Device& device = current_device();
   const std::int64_t free_before = device.host() ? 0 : device.free_memory();
   Gpt model(c.model);
@@ -169,7 +168,8 @@ ordered_json measured_step(const StepCase& c, const Ceilings& ceilings, std::map
           {"slowest_ms", 1e3 * t.slowest},
           {"tokens_per_second", tokens / t.median},
           {"gflops", cost.flops / t.median / 1e9},
-          {"share_of_peak", cost.flops / t.median / ceilings.flops},
+          {"share_of_peak", (cost.flops - cost.repeated) / t.median / ceilings.flops},
+          {"recomputed_share", cost.repeated / (cost.flops - cost.repeated)},
           {"ops_ms", 1e3 * total / runs},
           {"share_outside_products", current_device().host() ? 1 - products / total : 1 - by_family["matrix products"] / total},
           {"peak_memory", cost.peak},
@@ -186,15 +186,16 @@ ordered_json bench_step(const StepCase& c, const Ceilings& ceilings) {
                    {"dtype", name_of(c.model.dtype)},
                    {"positions", c.model.positions},
                    {"batch", fmt::format("{} x {}", c.rows, c.model.context)}};
+  StepShape shape{c.rows, c.model.context, 1, false};
   try {
-    check_memory(c.model, {c.rows, c.model.context, 1, false}, {});
+    check_memory(c.model, shape, {}, c.memory);
   } catch (const UsageError& e) {
     if (!c.if_it_fits) throw;
     row["left_out"] = e.what();
     return row;
   }
   std::map<ProductShape, double> products;
-  row.update(measured_step(c, ceilings, products));
+  row.update(measured_step(c, shape, ceilings, products));
   if (current_device().host()) return row;
   // the step is gone, so that its memory is free for them
   const double alone = seconds_of(products);
@@ -217,6 +218,8 @@ void print_step(const ordered_json& s) {
              s["gflops"].get<double>(), 100 * s["share_of_peak"].get<double>(), 100 * s["share_outside_products"].get<double>(),
              bytes_text(s["peak_memory"].get<double>()),
              s["used_memory"] == 0 ? "" : fmt::format(" predicted, {} taken", bytes_text(s["used_memory"].get<double>())));
+  if (s.contains("recomputed_share") && s["recomputed_share"] > 0.0)
+    fmt::print("  {:.1f} % more arithmetic to recompute what was not kept\n", 100 * s["recomputed_share"].get<double>());
   if (s.contains("products_alone_ms"))
     fmt::print("  its matrix products timed alone {:.2f} ms ({:.0f} GFLOP/s): the step takes {:.2f} times as long\n",
                s["products_alone_ms"].get<double>(), s["products_alone_gflops"].get<double>(), s["step_over_products"].get<double>());

@@ -2,7 +2,7 @@
 #include <nlohmann/json.hpp>
 
 #include "nn/gpt.h"
-#include "train/config.h"
+#include "train/setup.h"
 
 namespace hedgehog {
 
@@ -17,6 +17,7 @@ struct StepCase {
   const char* name;
   GptOptions model;
   std::int64_t rows;
+  MemoryOptions memory;
   bool decodes = true;       // also a row of the decoding table; false where only the length of the rows differs
   bool if_it_fits = false;   // left out, with the reason, where memory does not suffice
 };

@@ -46,8 +46,6 @@ const std::vector<std::string> kModelCommands = {"train", "bench", "info"};
 const std::vector<std::string> kSample = {"sample"};
 const std::vector<std::string> kUseCheckpoint = {"sample", "eval", "info"};
 const std::vector<std::string> kEverywhere = {"train", "sample", "eval", "gradcheck", "bench", "info"};
-const std::vector<std::string> kComputing = {"train", "sample", "eval", "gradcheck", "bench"};
-
 std::vector<Option> data_options() {
   return {
       text("data", "", "data",
@@ -91,9 +89,14 @@ std::vector<Option> training_options() {
       integer("steps", "2000", "steps", "training", "optimiser steps", kTrain, 1),
       real("minutes", "", "minutes", "training", "train about this long: sets steps after a measured warm-up", kTrain,
            kAboveZero),
-      integer("batch", "16", "rows", "training", "rows of context tokens a micro-batch", {"train", "eval", "bench"}, 1,
+      integer("batch", "16", "rows", "training", "rows of context tokens a micro-batch", {"train", "eval", "bench", "info"}, 1,
               1 << 20),
       integer("gradient_accumulation", "1", "micro-batches", "training", "micro-batches a step", kTrain, 1, 1 << 20),
+      text("recompute", "auto", "training",
+           "drop results that backward needs and make them again: where they do not fit the memory, never, or all that saves memory",
+           kModelCommands, {"auto", "none", "all"}),
+      real("memory", "", "GiB", "training", "most that a step may take, weights and optimiser included; without it what is free",
+           kModelCommands, kAboveZero, 1 << 20),
       real("learning_rate", "1e-3", "", "training", "highest learning rate", kTrain, kAboveZero),
       real("min_learning_rate", "", "", "training", "learning rate at the end; without it a tenth of learning_rate",
            kTrain),
@@ -121,11 +124,11 @@ std::vector<Option> run_options() {
       integer("log_every", "1", "steps", "run", "a line of log.jsonl every so many steps", kTrain, 1),
       flag("report", "true", "run", "write report.html and loss.svg at the end", kTrain),
       flag("quiet", "false", "run", "no progress line", kTrain),
-      text("device", "auto", "run", "where to compute; auto: the GPU if there is one", kComputing, {"auto", "cpu", "cuda"}),
+      text("device", "auto", "run", "where to compute; auto: the GPU if there is one", kEverywhere, {"auto", "cpu", "cuda"}),
       text("dtype", "auto", "run",
            "type of weights and activations; auto: bf16 (with f32 masters and sums) on a GPU, f32 on the CPU; tf32: f32 with "
            "products in TF32",
-           {"train", "bench"}, {"auto", "f32", "bf16", "tf32", "f64"}),
+           kModelCommands, {"auto", "f32", "bf16", "tf32", "f64"}),
       integer("threads", "", "threads", "run", "CPU threads; without it all cores that the process may use",
               kEverywhere, 1, 4096),
       outside_file(

@@ -61,26 +61,40 @@ double free_memory() {
   return std::max(1.0, double(current_device().free_memory()) - kReserve);
 }
 
-/// Refuses a batch that needs more than the free memory, naming the largest that does not. `fixed`: the batch cannot change.
-void check_batch(const GptOptions& model, std::int64_t rows, bool fixed, const char* smaller, const char* advice,
+/// Memory that a batch has to fit into, and how a refusal calls it.
+struct Room {
+  double bytes = free_memory();  // 0: not known
+  std::string text = fmt::format("only {} is free", bytes_text(bytes));
+};
+
+/// What a step may take besides what is held already.
+Room room_of(const MemoryOptions& memory, Bytes held) {
+  Room room;
+  const double most = double(memory.most - held);
+  if (memory.most == 0 || (room.bytes > 0 && room.bytes <= most)) return room;
+  return {std::max(1.0, most), fmt::format("--memory allows only {}", bytes_text(double(memory.most)))};
+}
+
+/// Refuses a batch that needs more than there is room for, naming the largest that does not. `fixed`: the batch cannot change.
+void check_batch(const GptOptions& model, std::int64_t rows, bool fixed, const char* smaller, const char* advice, const Room& room,
                  const std::function<Bytes(std::int64_t rows)>& predict) {
   auto needs = [&](std::int64_t n) {
     // no machine holds even one activation of this many elements, and more would overflow the plan's bytes
     const double elements = double(n) * double(model.context) * double(model.width);
     return elements > 1e12 ? elements * double(size_of(model.dtype)) : double(predict(n));
   };
-  const double free = free_memory(), need = needs(rows);
-  if (free == 0 || need <= free) return;
+  const double need = needs(rows);
+  if (room.bytes == 0 || need <= room.bytes) return;
   if (fixed)
-    throw UsageError(fmt::format("the run's batch of {} needs at least {} more memory, but only {} is free, and it cannot change; stop other "
+    throw UsageError(fmt::format("the run's batch of {} needs at least {} more memory, but {}, and it cannot change; stop other "
                                  "programs, or resume on a machine with more memory",
-                                 rows, bytes_text(need), bytes_text(free)));
+                                 rows, bytes_text(need), room.text));
   std::int64_t low = 0, high = rows;
   while (high - low > 1) {
     const std::int64_t middle = (low + high) / 2;
-    (needs(middle) <= free ? low : high) = middle;
+    (needs(middle) <= room.bytes ? low : high) = middle;
   }
-  throw UsageError(fmt::format("--batch={} needs at least {} of memory, but only {} is free; {}", rows, bytes_text(need), bytes_text(free),
+  throw UsageError(fmt::format("--batch={} needs at least {} of memory, but {}; {}", rows, bytes_text(need), room.text,
                                low > 0 ? fmt::format("the largest batch that fits is --batch={}{}", low, advice)
                                        : fmt::format("not even --batch=1 fits: use a {}", smaller)));
 }
@@ -183,18 +197,44 @@ Schedule schedule_of(const Config& config) {
   return s;
 }
 
-Cost check_memory(const GptOptions& model, const StepShape& shape, const OptimizerOptions& optimizer, Bytes held) {
-  check_batch(model, shape.rows, held > 0, "smaller context, width or number of layers", " (--gradient_accumulation keeps the step's size)",
-              [&](std::int64_t rows) {
-                StepShape s = shape;
-                s.rows = rows;
-                return TrainingStep::predict(model, s, optimizer).peak - held;
-              });
+MemoryOptions memory_options(const Config& config) {
+  MemoryOptions o;
+  o.recompute = config.text("recompute");
+  if (config.has("memory")) o.most = std::max<Bytes>(1, Bytes(config.real("memory") * double(1 << 30)));
+  return o;
+}
+
+Cost fit_step(const GptOptions& model, StepShape& shape, const OptimizerOptions& optimizer, const MemoryOptions& memory, Bytes held) {
+  shape.arena = memory.recompute == "all" ? 0 : StepShape::kUnlimited;
+  const Cost cost = TrainingStep::predict(model, shape, optimizer);
+  const double room = room_of(memory, held).bytes;
+  if (memory.recompute != "auto" || room == 0 || double(cost.peak - held) <= room) return cost;
+  shape.arena = std::max<Bytes>(0, Bytes(room) + held - cost.persistent);
   return TrainingStep::predict(model, shape, optimizer);
 }
 
+Cost check_memory(const GptOptions& model, StepShape& shape, const OptimizerOptions& optimizer, const MemoryOptions& memory, Bytes held) {
+  const bool none = memory.recompute == "none";
+  const std::string smaller = fmt::format("smaller context, width or number of layers{}", none ? ", or --recompute=auto" : "");
+  const std::string advice =
+      fmt::format(" (--gradient_accumulation keeps the step's size{})", none ? "; --recompute=auto takes less memory" : "");
+  check_batch(model, shape.rows, held > 0, smaller.c_str(), advice.c_str(), room_of(memory, held), [&](std::int64_t rows) {
+    StepShape s = shape;
+    s.rows = rows;
+    return fit_step(model, s, optimizer, memory, held).peak - held;
+  });
+  return fit_step(model, shape, optimizer, memory, held);
+}
+
+std::string memory_text(const Cost& cost) {
+  return fmt::format("{} predicted: {} for weights and optimiser, {} for activations{}", bytes_text(double(cost.peak)),
+                     bytes_text(double(cost.persistent)), bytes_text(double(cost.arena)),
+                     cost.repeated == 0 ? "" : fmt::format("; results made again in backward add {:.1f} % to the work",
+                                                           100 * cost.repeated / (cost.flops - cost.repeated)));
+}
+
 void check_evaluation_memory(const GptOptions& model, std::int64_t rows, bool documents) {
-  check_batch(model, rows, false, "model of a smaller context", "",
+  check_batch(model, rows, false, "model of a smaller context", "", {},
               [&](std::int64_t n) { return Evaluator::predict(model, n, model.context, documents); });
 }
 

@@ -33,12 +33,25 @@ GptOptions gpt_options(const Config& config, std::int64_t vocabulary);
 OptimizerOptions optimizer_options(const Config& config);
 Schedule schedule_of(const Config& config);
 
-/// Refuses a step that does not fit the free memory, naming the largest batch that does; nothing is allocated. Returns the
-/// prediction.
+/// What a training step may take on the current device.
+struct MemoryOptions {
+  std::string recompute = "auto";  // whether backward makes results again: auto (where they do not fit), none, all
+  Bytes most = 0;                  // weights and optimiser included; 0: what is free
+};
+MemoryOptions memory_options(const Config& config);
+
+/// Sets shape.arena, so that as little is recomputed as the memory asks for, and returns the prediction; nothing is allocated
+/// or refused.
 ///
-/// held  bytes of it that are allocated already: a resumed run's parameters, gradients and moments
-Cost check_memory(const GptOptions& model, const StepShape& shape, const OptimizerOptions& optimizer, Bytes held = 0);
-/// The same for an evaluation of a loaded model.
+/// held  bytes that are allocated already: a resumed run's parameters, gradients and moments
+Cost fit_step(const GptOptions& model, StepShape& shape, const OptimizerOptions& optimizer, const MemoryOptions& memory = {},
+              Bytes held = 0);
+/// The same, and refuses a step that does not fit, naming the largest batch that does.
+Cost check_memory(const GptOptions& model, StepShape& shape, const OptimizerOptions& optimizer, const MemoryOptions& memory = {},
+                  Bytes held = 0);
+/// "53 GiB predicted: 2.1 GiB for weights and optimiser, 51 GiB for activations", and what recomputation costs.
+std::string memory_text(const Cost& cost);
+/// Refuses an evaluation of a loaded model that does not fit.
 void check_evaluation_memory(const GptOptions& model, std::int64_t rows, bool documents);
 
 /// Refuses a text whose keys and values (softmax attention keeps them all) do not fit the free memory.

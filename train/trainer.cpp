@@ -46,7 +46,7 @@ Trainer::Trainer(Config config, RunData data, Checkpoint checkpoint, fs::path di
 
 void Trainer::prepare() {
   const GptOptions o = model_ ? model_->options() : gpt_options(config_, data_.tokenizer->size());
-  const StepShape shape{config_.integer("batch"), o.context, config_.integer("gradient_accumulation"), data_.source->documents()};
+  StepShape shape{config_.integer("batch"), o.context, config_.integer("gradient_accumulation"), data_.source->documents()};
   const OptimizerOptions optimizer = optimizer_options(config_);
   schedule_ = schedule_of(config_);
   Bytes held = 0;
@@ -55,11 +55,11 @@ void Trainer::prepare() {
     for (const Tensor& t : {flat.weights, flat.copies, flat.gradients, flat.first_moment, flat.second_moment})
       if (t) held += t.size() * size_of(t.dtype());
   }
-  const Cost cost = check_memory(o, shape, optimizer, held);
+  const Cost cost = check_memory(o, shape, optimizer, memory_options(config_), held);
   if (!model_) model_ = std::make_unique<Gpt>(o);
   step_ = std::make_unique<TrainingStep>(*model_, shape, optimizer, std::uint64_t(config_.integer("seed")), arena_);
   evaluator_ = std::make_unique<Evaluator>(*model_, shape.rows, o.context, shape.documents, arena_);
-  flops_per_step_ = cost.flops;
+  flops_per_step_ = cost.flops - cost.repeated;  // utilisation counts the model's own work
   tokens_per_step_ = shape.rows * shape.context * shape.micro_batches;
   announce(cost);
 }
@@ -83,8 +83,7 @@ void Trainer::announce(const Cost& cost) const {
     fmt::print(stderr, "device      {}, {} threads, {}\n", machine.at("processor"), machine.at("threads"), machine.at("blas"));
   else fmt::print(stderr, "device      {}, {}\n", current_device().description(), name_of(model_->options().dtype));
   fmt::print(stderr, "model       {} parameters\n", count_text(double(model_->parameters().count())));
-  fmt::print(stderr, "memory      {} predicted: {} for weights and optimiser, {} for activations\n", bytes_text(double(cost.peak)),
-             bytes_text(double(cost.persistent)), bytes_text(double(cost.arena)));
+  fmt::print(stderr, "memory      {}\n", memory_text(cost));
   fmt::print(stderr, "step        {} tokens, {}\n\n", tokens_per_step_, flops_text(cost.flops));
   if (const auto tokens = data_.source->training_tokens(); tokens > 0 && tokens < model_->parameters().count() / 10)
     fmt::print(stderr, "warning: {} training tokens are few for {} parameters; expect the model to learn them by heart\n\n", tokens,

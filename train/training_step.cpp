@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "core/error.h"
+#include "nn/recompute.h"
 
 namespace hedgehog {
 
@@ -50,6 +51,7 @@ TrainingStep::Recorded TrainingStep::record_step(Gpt& model, const StepShape& sh
     r.gradients = std::move(r.gradients) + std::move(r.update);
     r.update = {};
   }
+  if (shape.arena != StepShape::kUnlimited) r.gradients = recompute(std::move(r.gradients), shape.arena);
   return r;
 }
 
@@ -173,6 +175,7 @@ Cost TrainingStep::cost() const {
   const Cost update = account(update_->program());
   cost.flops = cost.flops * double(shape_.micro_batches) + update.flops;
   cost.bytes = cost.bytes * double(shape_.micro_batches) + update.bytes;
+  cost.repeated *= double(shape_.micro_batches);
   cost.arena = std::max(cost.arena, update.arena);
   cost.persistent = std::max(cost.persistent, update.persistent);
   cost.peak = cost.arena + cost.persistent;
@@ -187,6 +190,7 @@ Cost TrainingStep::predict(const GptOptions& options, const StepShape& shape, co
   if (shape.micro_batches > 1) {
     const Cost update = account(r.update);
     cost.flops = cost.flops * double(shape.micro_batches) + update.flops;
+    cost.repeated *= double(shape.micro_batches);
     cost.arena = std::max(cost.arena, update.arena);
     cost.persistent = std::max(cost.persistent, update.persistent);
   }

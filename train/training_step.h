@@ -1,5 +1,6 @@
 #pragma once
 #include <deque>
+#include <limits>
 #include <memory>
 #include <span>
 #include <string>
@@ -26,6 +27,8 @@ struct StepShape {
   std::int64_t context = 1;        // tokens a row
   std::int64_t micro_batches = 1;
   bool documents = false;          // whether rows hold several documents that must not see each other
+  Bytes arena = kUnlimited;        // most that activations and workspaces may take, as far as recomputation gets there
+  static constexpr Bytes kUnlimited = std::numeric_limits<Bytes>::max();
 };
 
 struct StepResult {
@@ -63,7 +66,7 @@ class TrainingStep {
   Executor& gradient_executor() { return *gradients_; }
 
   /// Memory and FLOPs of a step of this shape, without running or allocating anything: parameters, gradients, moments and
-  /// inputs are persistent, the rest is the arena.
+  /// inputs are persistent, the rest is the arena. FLOPs include those of recomputation, which `repeated` counts.
   static Cost predict(const GptOptions& model, const StepShape& shape, const OptimizerOptions& optimizer);
 
  private:
