@@ -269,16 +269,17 @@ bool supports(const Attributes& attributes, std::span<const Meta> inputs) {
 std::int64_t forward_workspace(const Attributes&, std::span<const Meta> inputs) {
   Workspace w;
   const Shape& q = inputs[kQ].shape;
-  w.take_slots(q, true);
-  w.take<int>(q[0] * q[2] * segments_of(q).count);
+  const Segments g = segments_of(q, kForwardBlocks);
+  w.take_slots(q, g);
+  w.take<int>(q[0] * q[2] * g.count);
   return w.used;
 }
 
 void forward(const Call& c) {
   const Shape& q = c.inputs[kQ].shape;
   Workspace w{static_cast<std::byte*>(c.workspace)};
-  ForwardArguments p{sequence_of(c), HeadsTarget<bf16>("linear_attention", c.outputs[0], false), c.saved[0].as<float>(),
-                     w.take_slots(q, true), nullptr};
+  ForwardArguments p{sequence_of(c, kForwardBlocks), HeadsTarget<bf16>("linear_attention", c.outputs[0], false), c.saved[0].as<float>(),
+                     w.take_slots(q, segments_of(q, kForwardBlocks)), nullptr};
   if (p.s.segments > 1) make_states(p.s, p.states, q[0], int(q[3]));
   const std::int64_t blocks = q[0] * q[2] * p.s.segments;
   if (p.s.warpgroups && p.o.vector) {

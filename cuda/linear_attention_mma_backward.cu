@@ -8,9 +8,9 @@ namespace {
 constexpr int kPasses = 4;  // of WarpgroupPass
 
 void take(Workspace& w, BackwardArguments& p, const Shape& q) {
-  const Segments g = segments_of(q);
+  const Segments g = segments_of(q, kBackwardBlocks);
   const std::int64_t heads = q[0] * q[2], T = q[1], D = q[3];
-  p.states = w.take_slots(q, true);
+  p.states = w.take_slots(q, g);
   p.reversed = {p.states.S, p.states.z};  // made when the states have been read
   p.shifts = w.take<float>(heads * g.chunks * 2 * D);
   p.delta = w.take<float>(heads * T);
@@ -68,7 +68,7 @@ void backward(const Call& c) {
   const std::int64_t B = q[0], H = q[2], D = q[3];
   auto target = [&](int i) { return HeadsTarget<bf16>("linear_attention", c, i); };
   BackwardArguments p{};
-  p.s = sequence_of(c);
+  p.s = sequence_of(c, kBackwardBlocks);
   p.o = Heads<bf16>("linear_attention", c.outputs[0]);
   p.dy = Heads<bf16>("linear_attention", c.dy[0]);
   p.s.vector = p.s.vector && aligned(p.o) && aligned(p.dy);

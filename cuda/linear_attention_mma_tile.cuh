@@ -63,8 +63,8 @@ struct Lanes {
     load_matrices_transposed(r, shared_address(tile + k * kD + (straight_ ^ n)));
   }
   /// Address of the row of a 16 x 16 block that this lane gives for four 8 x 8 matrices: (0, 0), (8, 0), (0, 8), (8, 8).
-  __device__ __forceinline__ unsigned block(const bf16* tile, int m, int k) const {
-    return shared_address(tile + m * kD + (straight_ ^ k));
+  __device__ __forceinline__ unsigned block(unsigned tile, int m, int k) const {
+    return tile + unsigned(sizeof(bf16)) * (m * kD + (straight_ ^ k));
   }
 
  private:

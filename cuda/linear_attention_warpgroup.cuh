@@ -7,9 +7,10 @@
 namespace hedgehog::cuda::linear_attention_mma {
 
 constexpr int kWide = 64, kWideTile = kWide * kWide;
+constexpr unsigned kTileBytes = kWideTile * sizeof(bf16);
 
 /// A result of 16 rows a warp, rounded, into a tile at row `first`.
-__device__ __forceinline__ void store_tile(bf16* tile, int first, const float (&c)[8][4], const Lanes<kWide>& l) {
+__device__ __forceinline__ void store_tile(unsigned tile, int first, const float (&c)[8][4], const Lanes<kWide>& l) {
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
     unsigned r[4];
@@ -51,7 +52,7 @@ __device__ __forceinline__ void start(State& S, FeatureRows<kWide>& features, co
 
 /// Takes in u = x W of a chunk of keys: their features, and the state before the chunk in their scale, to tiles for all. `last`:
 /// first token of the document at the end of the chunk before, -1 where that is older.
-__device__ __forceinline__ void enter(State& S, float (&u)[8][4], int count, const signed char* rows, int last, bf16* phi, bf16* S_tile,
+__device__ __forceinline__ void enter(State& S, float (&u)[8][4], int count, const signed char* rows, int last, unsigned phi, unsigned S_tile,
                                       FeatureRows<kWide>& features, const Lanes<kWide>& l) {
   float before[2][2], factor[2][2], after[2][2], z[2][2];
 #pragma unroll
@@ -81,21 +82,21 @@ __device__ __forceinline__ void enter(State& S, float (&u)[8][4], int count, con
 }
 
 /// Starts S (F, D) += features (F, tokens) x (tokens, D), where `fresh` instead of what was there; own() follows the wait.
-__device__ __forceinline__ void start_add(State& S, const bf16* features, const bf16* x, bool fresh) {
+__device__ __forceinline__ void start_add(State& S, unsigned features, unsigned x, bool fresh) {
 #pragma unroll
   for (int s = 0; s < 2; ++s)
-    product<Side::straight, Side::transposed>(S[s], features + s * kWideTile, x, fresh);
+    product<Side::straight, Side::transposed>(S[s], features + s * kTileBytes, x, fresh);
 }
 /// The same of the tokens with keep(token) alone.
 template <class Keep>
-__device__ __forceinline__ void start_add(State& S, const bf16* features, const bf16* x, bool fresh, const Keep& keep,
+__device__ __forceinline__ void start_add(State& S, unsigned features, unsigned x, bool fresh, const Keep& keep,
                                           const Lanes<kWide>& l) {
 #pragma unroll
   for (int s = 0; s < 2; ++s) {
     unsigned a[4][4];
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      l.a(a[k], features, s * kWide + 16 * l.warp, 16 * k);
+      load_matrices(a[k], l.block(features, s * kWide + 16 * l.warp, 16 * k));
       keep_tokens(a[k], 16 * k, l.column, keep);
     }
     start_products();
@@ -147,7 +148,7 @@ __device__ __forceinline__ void keep_rows(float (&c)[8][4], const bool (&keep)[2
 }
 
 /// Adds the keys of a chunk to the state, those of the last token's document alone. Starts the product: the caller waits and owns.
-__device__ __forceinline__ void start_leave(State& S, const bf16* phi, const bf16* v, int first, const Lanes<kWide>& l) {
+__device__ __forceinline__ void start_leave(State& S, unsigned phi, unsigned v, int first, const Lanes<kWide>& l) {
   if (first > 0) return start_add(S, phi, v, true, [&](int token) { return token >= first; }, l);
   start_products();
   start_add(S, phi, v, first >= 0);

@@ -4,9 +4,14 @@
 namespace hedgehog::cuda::linear_attention_mma {
 namespace {
 
-constexpr std::size_t kMemory = std::max(sizeof(WarpgroupQueriesMemory), sizeof(WarpgroupKeysMemory));
-constexpr int kBlocks = 2;  // a multiprocessor
-static_assert(kBlocks * (kMemory + 1024) <= 228 * 1024);
+/// Blocks a multiprocessor, and their shared memory with what the kernel has of its own.
+template <WarpgroupPass kPass>
+constexpr int kBlocks = kPass == WarpgroupPass::sums ? 3 : 2;
+template <WarpgroupPass kPass>
+constexpr std::size_t kMemory = kPass == WarpgroupPass::sums ? sizeof(WarpgroupSumsMemory)
+                                                             : std::max(sizeof(WarpgroupQueriesMemory), sizeof(WarpgroupKeysMemory));
+static_assert(kBlocks<WarpgroupPass::both> * (kMemory<WarpgroupPass::both> + 2048) <= 228 * 1024);
+static_assert(kBlocks<WarpgroupPass::sums> * (kMemory<WarpgroupPass::sums> + 2048) <= 228 * 1024);
 
 __device__ __forceinline__ int load_acquire(const int* at) {
   int value;
@@ -18,7 +23,7 @@ __device__ __forceinline__ int load_acquire(const int* at) {
 /// nothing has to happen between them, so that the second pass starts on multiprocessors that the first leaves idle: a walk
 /// against time waits for its counterpart, which was drawn before and waits for nothing. Walks handed over are left out.
 template <WarpgroupPass kPass>
-__global__ void __launch_bounds__(128, kBlocks) linear_attention_warpgroup_backward_kernel(const __grid_constant__ BackwardArguments p) {
+__global__ void __launch_bounds__(128, kBlocks<kPass>) linear_attention_warpgroup_backward_kernel(const __grid_constant__ BackwardArguments p) {
   constexpr bool kQueries = kPass == WarpgroupPass::queries || kPass == WarpgroupPass::both, kKeys = kPass != WarpgroupPass::queries;
   __shared__ int shared;
   const int thread = int(threadIdx.x), items = p.walks * (int(kQueries) + int(kKeys));
@@ -52,7 +57,7 @@ __global__ void __launch_bounds__(128, kBlocks) linear_attention_warpgroup_backw
 template <WarpgroupPass kPass>
 void start(const BackwardArguments& p) {
   const int items = p.walks * (kPass == WarpgroupPass::both ? 2 : 1);
-  launch(linear_attention_warpgroup_backward_kernel<kPass>, std::min(items, kBlocks * multiprocessors()), 128, kMemory, p);
+  launch(linear_attention_warpgroup_backward_kernel<kPass>, std::min(items, kBlocks<kPass> * multiprocessors()), 128, kMemory<kPass>, p);
 }
 
 }  // namespace

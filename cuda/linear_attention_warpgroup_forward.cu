@@ -18,6 +18,7 @@ static_assert(3 * (sizeof(Memory) + 1024) <= 228 * 1024, "three blocks a multipr
 /// meets a row to be redone in log space says so and stops: that kernel then does its whole walk.
 __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_forward_kernel(const __grid_constant__ ForwardArguments p) {
   Memory& m = *reinterpret_cast<Memory*>(shared_bytes());
+  const SharedAddresses at(&m);
   const Sequence& s = p.s;
   const Lanes<kWide> l;
   const Walk walk(s);
@@ -48,11 +49,11 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_forward_ker
     {
       float of_keys[8][4];
       start_products();
-      product<Side::transposed, Side::straight>(of_keys, m.weight_k, m.k, true);
+      product<Side::transposed, Side::straight>(of_keys, at(m.weight_k), at(m.k), true);
       commit_products();
       finish_products<0>();
       own(of_keys);
-      enter(S, of_keys, count, rows, last, m.phi, m.S, m.features, l);
+      enter(S, of_keys, count, rows, last, at(m.phi), at(m.S), m.features, l);
     }
     wait_all_copies();
     shared_written();
@@ -64,7 +65,7 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_forward_ker
       if (thread < kWide) next_row = document_row(s, b, t0 + kWide, thread);
     }
     start_products();
-    product<Side::straight, Side::transposed>(u, m.q, m.weight_q, true);
+    product<Side::straight, Side::transposed>(u, at(m.q), at(m.weight_q), true);
     commit_products();
     finish_products();
     own(u);
@@ -98,14 +99,14 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_forward_ker
           for (int x = 0; x < 2; ++x) den[x] = fmaf(phi[half][2 * x], z.x, fmaf(phi[half][2 * x + 1], z.y, den[x]));
         }
         pack_operand(q[k], phi[0], phi[1]);
-        if (sign == 0) store_matrices(l.block(m.q, 16 * l.warp, 16 * k), q[k][0], q[k][1], q[k][2], q[k][3]);
+        if (sign == 0) store_matrices(l.block(at(m.q), 16 * l.warp, 16 * k), q[k][0], q[k][1], q[k][2], q[k][3]);
       }
     shared_written();
     __syncthreads();  // the features of queries are where q was
     float c[8][4];    // scores, then o
     start_products();
-    product<Side::straight, Side::transposed>(c, m.q, m.phi, true);
-    product<Side::transposed>(c, q, m.phi + kWideTile, false);
+    product<Side::straight, Side::transposed>(c, at(m.q), at(m.phi), true);
+    product<Side::transposed>(c, q, at(m.phi) + kTileBytes, false);
     commit_products();
     finish_products();
     own(c);
@@ -130,8 +131,8 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_forward_ker
     }
     // the state before the chunk and the chunk up to the row; then the keys of the chunk for the next
     start_products();
-    product<Side::straight, Side::transposed>(c, m.q, m.S, true);
-    product<Side::transposed>(c, q, m.S + kWideTile, false);
+    product<Side::straight, Side::transposed>(c, at(m.q), at(m.S), true);
+    product<Side::transposed>(c, q, at(m.S) + kTileBytes, false);
     if (s.document_start) {
       commit_products();
       finish_products();
@@ -139,7 +140,7 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_forward_ker
       keep_rows(c, sees);
       start_products();
     }
-    product<Side::transposed>(c, a, m.v, false);
+    product<Side::transposed>(c, a, at(m.v), false);
     commit_products();
     finish_products();
     own(c);
@@ -169,7 +170,7 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_forward_ker
     __builtin_assume(p.o.vector && p.o.data);
     store_rows<kWide>(p.o, p.o.at(b, t0, h), c, count, l);
     if (!goes_on) return;
-    start_leave(S, m.phi, m.v, last, l);
+    start_leave(S, at(m.phi), at(m.v), last, l);
     finish_products();
     own(S);
     if (thread < kWide) m.rows[(chunk + 1) & 1][thread] = next_row;

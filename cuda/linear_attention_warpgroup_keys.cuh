@@ -4,17 +4,21 @@
 
 namespace hedgehog::cuda::linear_attention_mma {
 
-/// Shared memory of walk_keys.
-struct WarpgroupKeysMemory {
-  bf16 weight_q[kWideTile], weight_k[kWideTile];                 // (D, D')
-  bf16 q[kWideTile], k[kWideTile], v[kWideTile], dy[kWideTile];  // (chunk, D)
-  bf16 du[kWideTile];                                            // (chunk, D')
-  bf16 phi[2 * kWideTile];                                       // (F, chunk) of queries over their denominators
-  bf16 R[2 * kWideTile];                                         // (F, Dv), in the scale of the chunk
-  float y[2 * kWide], added[2 * kWide];                          // after the chunk, and what it adds
+/// Shared memory of walk_keys: what its sums alone need, and the rest.
+struct WarpgroupSumsMemory {
+  bf16 weight_q[kWideTile];                 // (D, D')
+  bf16 q[kWideTile], dy[kWideTile];         // (chunk, D)
+  bf16 phi[2 * kWideTile];                  // (F, chunk) of queries over their denominators
+  float y[2 * kWide], added[2 * kWide];     // after the chunk, and what it adds
   // of this chunk and the one before it
   float shift[2][2 * kWide], den[2][kWide], delta[2][kWide];
   signed char rows[2][kWide];
+};
+struct alignas(1024) WarpgroupKeysMemory : WarpgroupSumsMemory {
+  alignas(1024) bf16 weight_k[kWideTile];   // (D, D')
+  bf16 k[kWideTile], v[kWideTile];          // (chunk, D)
+  bf16 du[kWideTile];                       // (chunk, D')
+  bf16 R[2 * kWideTile];                    // (F, Dv), in the scale of the chunk
 };
 
 /// dk, dv and the part of dweight_k: the walk of linear_attention_backward_keys_kernel with products of a warpgroup. Walks with
@@ -22,6 +26,7 @@ struct WarpgroupKeysMemory {
 template <bool kOnlySums>
 __device__ __forceinline__ void walk_keys(const BackwardArguments& p, const Walk& walk) {
   WarpgroupKeysMemory& m = *reinterpret_cast<WarpgroupKeysMemory*>(shared_bytes());
+  const SharedAddresses at(&m);
   const Sequence& s = p.s;
   const Lanes<kWide> l;
   const std::int64_t index = walk.index, b = walk.b, h = walk.h;
@@ -44,7 +49,7 @@ __device__ __forceinline__ void walk_keys(const BackwardArguments& p, const Walk
 
   const std::int64_t end = std::int64_t(walk.end - 1) * kWide;
   load_rows<kWide>(m.weight_q, s.weight_q + h * kWideTile, kWide, kWide, true, l);
-  load_rows<kWide>(m.weight_k, s.weight_k + h * kWideTile, kWide, kWide, true, l);
+  if constexpr (!kOnlySums) load_rows<kWide>(m.weight_k, s.weight_k + h * kWideTile, kWide, kWide, true, l);
   load_rows<kWide>(m.q, s.q.at(b, end, h), s.q.token, s.T - end, true, l);
   fetch(walk.end - 1);
   keep_fetched(walk.end - 1);
@@ -86,7 +91,7 @@ __device__ __forceinline__ void walk_keys(const BackwardArguments& p, const Walk
     {
       float u[8][4];
       start_products();
-      product<Side::transposed, Side::straight>(u, m.weight_q, m.q, true);
+      product<Side::transposed, Side::straight>(u, at(m.weight_q), at(m.q), true);
       commit_products();
       finish_products();
       own(u);
@@ -113,12 +118,12 @@ __device__ __forceinline__ void walk_keys(const BackwardArguments& p, const Walk
         }
 #pragma unroll
         for (int k = 0; k < 4; ++k)
-          store_matrices(l.block(m.phi, sign * kWide + 16 * l.warp, 16 * k), phi[2 * k][0], phi[2 * k][1], phi[2 * k + 1][0], phi[2 * k + 1][1]);
+          store_matrices(l.block(at(m.phi), sign * kWide + 16 * l.warp, 16 * k), phi[2 * k][0], phi[2 * k][1], phi[2 * k + 1][0], phi[2 * k + 1][1]);
       }
     }
     if constexpr (!kOnlySums) {
-      store_tile(m.R, 0, R[0], l);
-      store_tile(m.R, kWide, R[1], l);
+      store_tile(at(m.R), 0, R[0], l);
+      store_tile(at(m.R), kWide, R[1], l);
     }
     wait_all_copies();
     shared_written();
@@ -133,7 +138,7 @@ __device__ __forceinline__ void walk_keys(const BackwardArguments& p, const Walk
       {
         float u[8][4];
         start_products();
-        product<Side::straight, Side::transposed>(u, m.k, m.weight_k, true);
+        product<Side::straight, Side::transposed>(u, at(m.k), at(m.weight_k), true);
         commit_products();
         finish_products();
         own(u);
@@ -166,8 +171,8 @@ __device__ __forceinline__ void walk_keys(const BackwardArguments& p, const Walk
         {
           float scores[8][4], dscores[8][4];
           start_products();
-          product<Side::transposed>(scores, k_phi, m.phi, true);
-          product<Side::straight, Side::straight>(dscores, m.v, m.dy, true);
+          product<Side::transposed>(scores, k_phi, at(m.phi), true);
+          product<Side::straight, Side::straight>(dscores, at(m.v), at(m.dy), true);
           commit_products();
           finish_products();
           own(scores);
@@ -193,7 +198,7 @@ __device__ __forceinline__ void walk_keys(const BackwardArguments& p, const Walk
         }
         float dv[8][4];
         start_products();
-        product<Side::transposed>(dv, k_phi, m.R, true);
+        product<Side::transposed>(dv, k_phi, at(m.R), true);
         if (cut) {
           commit_products();
           finish_products();
@@ -201,7 +206,7 @@ __device__ __forceinline__ void walk_keys(const BackwardArguments& p, const Walk
           keep_rows(dv, reaches);
           start_products();
         }
-        product<Side::transposed>(dv, a, m.dy, false);
+        product<Side::transposed>(dv, a, at(m.dy), false);
         commit_products();
         finish_products();
         own(dv);
@@ -213,7 +218,7 @@ __device__ __forceinline__ void walk_keys(const BackwardArguments& p, const Walk
         float dphi[2][8][4], du[8][4];
         start_products();
 #pragma unroll
-        for (int sign = 0; sign < 2; ++sign) product<Side::straight, Side::straight>(dphi[sign], m.v, m.R + sign * kWideTile, true);
+        for (int sign = 0; sign < 2; ++sign) product<Side::straight, Side::straight>(dphi[sign], at(m.v), at(m.R) + sign * kTileBytes, true);
         if (cut) {
           commit_products();
           finish_products();
@@ -223,7 +228,7 @@ __device__ __forceinline__ void walk_keys(const BackwardArguments& p, const Walk
           start_products();
         }
 #pragma unroll
-        for (int sign = 0; sign < 2; ++sign) product<Side::straight>(dphi[sign], w, m.phi + sign * kWideTile, false);
+        for (int sign = 0; sign < 2; ++sign) product<Side::straight>(dphi[sign], w, at(m.phi) + sign * kTileBytes, false);
         commit_products();
         finish_products();
         own(dphi);
@@ -246,7 +251,7 @@ __device__ __forceinline__ void walk_keys(const BackwardArguments& p, const Walk
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
           pack_operand(w[k], du[2 * k], du[2 * k + 1]);
-          store_matrices(l.block(m.du, 16 * l.warp, 16 * k), w[k][0], w[k][1], w[k][2], w[k][3]);
+          store_matrices(l.block(at(m.du), 16 * l.warp, 16 * k), w[k][0], w[k][1], w[k][2], w[k][3]);
         }
       }
       shared_written();
@@ -254,8 +259,8 @@ __device__ __forceinline__ void walk_keys(const BackwardArguments& p, const Walk
       __syncthreads();  // du and the numbers of the chunk before are here
       float dk[8][4];
       start_products();
-      product<Side::straight>(dk, w, m.weight_k, true);
-      product<Side::transposed, Side::transposed>(dweight, m.k, m.du, false);
+      product<Side::straight>(dk, w, at(m.weight_k), true);
+      product<Side::transposed, Side::transposed>(dweight, at(m.k), at(m.du), false);
       commit_products();
       finish_products();
       own(dk);
@@ -269,10 +274,10 @@ __device__ __forceinline__ void walk_keys(const BackwardArguments& p, const Walk
 
     // queries of the chunk, as the keys before it see them; those of a later document have seen no state from here
     if (cut) {
-      start_add(R, m.phi, m.dy, true, [&](int token) { return rows[token] < 0; }, l);
+      start_add(R, at(m.phi), at(m.dy), true, [&](int token) { return rows[token] < 0; }, l);
     } else {
       start_products();
-      start_add(R, m.phi, m.dy, false);
+      start_add(R, at(m.phi), at(m.dy), false);
       commit_products();
       finish_products();
     }

@@ -19,6 +19,7 @@ struct WarpgroupQueriesMemory {
 /// meets rows that forward has redone in log space stops; gives the chunk where it stopped, else the end of the walk.
 __device__ __forceinline__ int walk_queries(const BackwardArguments& p, const Walk& walk) {
   WarpgroupQueriesMemory& m = *reinterpret_cast<WarpgroupQueriesMemory*>(shared_bytes());
+  const SharedAddresses at(&m);
   const Sequence& s = p.s;
   const Lanes<kWide> l;
   const std::int64_t index = walk.index, b = walk.b, h = walk.h, begin = std::int64_t(walk.begin) * kWide;
@@ -47,18 +48,15 @@ __device__ __forceinline__ int walk_queries(const BackwardArguments& p, const Wa
     load_rows<kWide>(m.du, p.o.at(b, t0, h), p.o.token, left, true, l);
     float den[2];
 #pragma unroll
-    for (int x = 0; x < 2; ++x) {
-      const int row = l.row + 8 * x;
-      den[x] = row < count ? p.saved[(b * s.T + t0 + row) * s.H + h] * kLog2e : INFINITY;
-    }
+    for (int x = 0; x < 2; ++x) den[x] = p.saved[(b * s.T + t0 + min(l.row + 8 * x, count - 1)) * s.H + h];
     {
       float of_keys[8][4];
       start_products();
-      product<Side::transposed, Side::straight>(of_keys, m.weight_k, m.k, true);
+      product<Side::transposed, Side::straight>(of_keys, at(m.weight_k), at(m.k), true);
       commit_products();
       finish_products();
       own(of_keys);
-      enter(S, of_keys, count, rows, last, m.phi, m.S, m.features, l);
+      enter(S, of_keys, count, rows, last, at(m.phi), at(m.S), m.features, l);
     }
     last = rows[kWide - 1];
     wait_all_copies();
@@ -78,14 +76,14 @@ __device__ __forceinline__ int walk_queries(const BackwardArguments& p, const Wa
     {
       float dscores[8][4];
       start_products();
-      product<Side::straight, Side::transposed>(u, m.q, m.weight_q, true);
-      product<Side::straight, Side::straight>(dscores, m.dy, m.v, true);
+      product<Side::straight, Side::transposed>(u, at(m.q), at(m.weight_q), true);
+      product<Side::straight, Side::straight>(dscores, at(m.dy), at(m.v), true);
       commit_products();
 #pragma unroll
       for (int k = 0; k < kWide; k += 16) {
         unsigned dy[4], o[4];
-        l.a(dy, m.dy, 16 * l.warp, k);
-        l.a(o, m.du, 16 * l.warp, k);
+        load_matrices(dy, l.block(at(m.dy), 16 * l.warp, k));
+        load_matrices(o, l.block(at(m.du), 16 * l.warp, k));
 #pragma unroll
         for (int e = 0; e < 4; ++e) delta[e % 2] -= low_of(dy[e]) * low_of(o[e]) + high_of(dy[e]) * high_of(o[e]);
       }
@@ -106,6 +104,11 @@ __device__ __forceinline__ int walk_queries(const BackwardArguments& p, const Wa
         keep_elements(w, [&](int x, int column) { return column >= first[x]; }, l);
         sees[0] = first[0] < 0, sees[1] = first[1] < 0;
       }
+    }
+#pragma unroll
+    for (int x = 0; x < 2; ++x) {
+      asm volatile("" : "+f"(den[x]));  // not to wait for it where it is read
+      den[x] = l.row + 8 * x < count ? den[x] * kLog2e : INFINITY;
     }
     float largest[2] = {-INFINITY, -INFINITY};
 #pragma unroll
@@ -128,7 +131,7 @@ __device__ __forceinline__ int walk_queries(const BackwardArguments& p, const Wa
     if (s.document_start) {  // rows of a document of this chunk do not see the state
       start_products();
 #pragma unroll
-      for (int sign = 0; sign < 2; ++sign) product<Side::straight, Side::straight>(dphi[sign], m.dy, m.S + sign * kWideTile, true);
+      for (int sign = 0; sign < 2; ++sign) product<Side::straight, Side::straight>(dphi[sign], at(m.dy), at(m.S) + sign * kTileBytes, true);
       commit_products();
       finish_products();
       own(dphi);
@@ -136,13 +139,13 @@ __device__ __forceinline__ int walk_queries(const BackwardArguments& p, const Wa
       keep_rows(dphi[1], sees);
       start_products();
 #pragma unroll
-      for (int sign = 0; sign < 2; ++sign) product<Side::straight>(dphi[sign], w, m.phi + sign * kWideTile, false);
+      for (int sign = 0; sign < 2; ++sign) product<Side::straight>(dphi[sign], w, at(m.phi) + sign * kTileBytes, false);
     } else {
       start_products();
 #pragma unroll
       for (int sign = 0; sign < 2; ++sign) {
-        product<Side::straight, Side::straight>(dphi[sign], m.dy, m.S + sign * kWideTile, true);
-        product<Side::straight>(dphi[sign], w, m.phi + sign * kWideTile, false);
+        product<Side::straight, Side::straight>(dphi[sign], at(m.dy), at(m.S) + sign * kTileBytes, true);
+        product<Side::straight>(dphi[sign], w, at(m.phi) + sign * kTileBytes, false);
       }
     }
     commit_products();
@@ -170,7 +173,7 @@ __device__ __forceinline__ int walk_queries(const BackwardArguments& p, const Wa
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       pack_operand(w[k], u[2 * k], u[2 * k + 1]);
-      store_matrices(l.block(m.du, 16 * l.warp, 16 * k), w[k][0], w[k][1], w[k][2], w[k][3]);
+      store_matrices(l.block(at(m.du), 16 * l.warp, 16 * k), w[k][0], w[k][1], w[k][2], w[k][3]);
     }
     shared_written();
     if (__syncthreads_or(small)) {  // du is here
@@ -180,14 +183,14 @@ __device__ __forceinline__ int walk_queries(const BackwardArguments& p, const Wa
     if (thread == 0) p.redo[index * s.chunks + chunk] = 0;
     start_products();
     float dq[8][4];
-    product<Side::straight>(dq, w, m.weight_q, true);
-    product<Side::transposed, Side::transposed>(dweight, m.q, m.du, false);
+    product<Side::straight>(dq, w, at(m.weight_q), true);
+    product<Side::transposed, Side::transposed>(dweight, at(m.q), at(m.du), false);
     commit_products();
     finish_products();
     own(dq);
     own(dweight);
     if (goes_on) {
-      start_leave(S, m.phi, m.v, last, l);
+      start_leave(S, at(m.phi), at(m.v), last, l);
       finish_products();
       own(S);
     }

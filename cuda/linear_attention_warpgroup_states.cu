@@ -22,6 +22,7 @@ static_assert(3 * (sizeof(Memory) + 1024) <= 228 * 1024, "three blocks a multipr
 /// linear_attention_states_kernel with products of a warpgroup.
 __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_states_kernel(const __grid_constant__ Arguments p) {
   Memory& m = *reinterpret_cast<Memory*>(shared_bytes());
+  const SharedAddresses at(&m);
   const Sequence& s = p.s;
   const Lanes<kWide> l;
   const Walk walk(s);
@@ -44,11 +45,11 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_states_kern
     __syncthreads();  // k, v and rows are here; the chunk before is done with phi and its v
     float u[8][4];
     start_products();
-    product<Side::transposed, Side::straight>(u, m.weight_k, m.k, true);
+    product<Side::transposed, Side::straight>(u, at(m.weight_k), at(m.k), true);
     commit_products();
     finish_products();
     own(u);
-    enter(S, u, kWide, rows, last, m.phi, m.S, m.features, l);
+    enter(S, u, kWide, rows, last, at(m.phi), at(m.S), m.features, l);
     last = rows[kWide - 1];
     shared_written();
     __syncthreads();  // phi is here; all are done with k
@@ -57,7 +58,7 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_states_kern
       load_rows<kWide>(m.v[(chunk + 1) & 1], s.v.at(b, next, h), s.v.token, kWide, true, l);
       if (thread < kWide) m.rows[(chunk + 1) & 1][thread] = document_row(s, b, next, thread);
     }
-    start_leave(S, m.phi, m.v[chunk & 1], last, l);
+    start_leave(S, at(m.phi), at(m.v[chunk & 1]), last, l);
     finish_products();
     own(S);
   }

@@ -50,10 +50,21 @@ __device__ __forceinline__ void own(float (&c)[kTiles][4]) {
 /// How a tile serves in a product: as it lies, its columns being summed over, or transposed, its rows being summed over.
 enum class Side : int { straight = 0, transposed = 1 };
 
+/// Addresses in a block's shared memory as one number and constants: the compiler would make every address anew from registers that
+/// it then spills.
+struct SharedAddresses {
+  const char* object;  // at the start of shared memory
+  unsigned base;
+
+  __device__ explicit SharedAddresses(const void* of)
+      : object(static_cast<const char*>(of)), base(__shfl_sync(0xffffffffu, shared_address(of), 0)) {}
+  __device__ __forceinline__ unsigned operator()(const void* p) const { return base + unsigned(static_cast<const char*>(p) - object); }
+};
+
 /// Descriptor of a tile: groups of 8 rows, 1,024 bytes each.
-__device__ __forceinline__ std::uint64_t describe(const bf16* tile) {
+__device__ __forceinline__ std::uint64_t describe(unsigned tile) {
   constexpr std::uint64_t kSwizzle128 = std::uint64_t(1) << 62, kGroup = std::uint64_t(1024 >> 4) << 32, kUnused = std::uint64_t(1) << 16;
-  return (shared_address(tile) >> 4 & 0x3fff) | kUnused | kGroup | kSwizzle128;
+  return (tile >> 4 & 0x3fff) | kUnused | kGroup | kSwizzle128;
 }
 /// From one step of 16 to the next, in the descriptor's units of 16 bytes.
 template <Side kSide>
@@ -92,9 +103,9 @@ __device__ __forceinline__ void warpgroup_multiply(float (&c)[8][4], const unsig
 #endif
 }
 
-/// Starts c (64, 64) = or += a b, summed over 64. a is (64, 64) for Side::straight, b (columns, k) for Side::straight.
+/// Starts c (64, 64) = or += a b, summed over 64; a and b are addresses of tiles. a is (64, 64) for Side::straight, b (columns, k) for Side::straight.
 template <Side kA, Side kB>
-__device__ __forceinline__ void product(float (&c)[8][4], const bf16* a, const bf16* b, bool fresh) {
+__device__ __forceinline__ void product(float (&c)[8][4], unsigned a, unsigned b, bool fresh) {
   const std::uint64_t of_a = describe(a), of_b = describe(b);
 #pragma unroll
   for (int k = 0; k < 4; ++k)
@@ -102,7 +113,7 @@ __device__ __forceinline__ void product(float (&c)[8][4], const bf16* a, const b
 }
 /// The same with a (64, 16 kSteps) in registers.
 template <Side kB, int kSteps>
-__device__ __forceinline__ void product(float (&c)[8][4], const unsigned (&a)[kSteps][4], const bf16* b, bool fresh) {
+__device__ __forceinline__ void product(float (&c)[8][4], const unsigned (&a)[kSteps][4], unsigned b, bool fresh) {
   const std::uint64_t of_b = describe(b);
 #pragma unroll
   for (int k = 0; k < kSteps; ++k) warpgroup_multiply<kB>(c, a[k], of_b + k * kDescriptorStep<kB>, fresh && k == 0);
