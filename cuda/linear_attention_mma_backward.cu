@@ -5,8 +5,6 @@
 namespace hedgehog::cuda::linear_attention_mma {
 namespace {
 
-constexpr int kPasses = 4;  // of WarpgroupPass
-
 void take(Workspace& w, BackwardArguments& p, const Shape& q) {
   const Segments g = segments_of(q, kBackwardBlocks);
   const std::int64_t heads = q[0] * q[2], T = q[1], D = q[3];
@@ -18,8 +16,7 @@ void take(Workspace& w, BackwardArguments& p, const Shape& q) {
   p.redo = w.take<unsigned long long>(heads * g.chunks);
   for (float*& part : p.dweight) part = w.take<float>(heads * g.count * D * D);
   p.walks = int(heads * g.count);
-  p.handover = w.take<int>(p.walks + kPasses);
-  p.tickets = p.handover + p.walks;
+  p.handover = w.take<int>(p.walks);
 }
 
 struct WeightArguments {
@@ -82,8 +79,10 @@ void backward(const Call& c) {
 
   if (p.s.segments > 1) make_states(p.s, p.states, B, int(D));
   if (p.handover) {
-    check(cudaMemsetAsync(p.handover, -1, std::size_t(p.walks + kPasses) * sizeof(int), stream()), "linear_attention");
-    warpgroup_backward(p, of_keys && p.s.segments == 1 ? WarpgroupPass::both : WarpgroupPass::queries);
+    check(cudaMemsetAsync(p.handover, -1, std::size_t(p.walks) * sizeof(int), stream()), "linear_attention");
+    warpgroup_backward(p, WarpgroupPass::queries);
+    // the sums of segments, launched early too, would only wait: they took 5 % more of the whole
+    if (of_keys && p.s.segments == 1) warpgroup_backward(p, WarpgroupPass::keys, true);
   }
   backward_queries(p, B, int(D));
   if (of_keys) backward_keys(p, B, int(D));

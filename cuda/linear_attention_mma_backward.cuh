@@ -26,16 +26,16 @@ struct BackwardArguments {
   float* dweight[2];         // (B H segments, D, D') parts of dweight_q and dweight_k
   // where products are a warpgroup's, else null
   int* handover;  // (walks) the chunk where the walk in the order of time has stopped, its end if it is done, -1 before that
-  int* tickets;   // the last walk drawn, one a pass
   int walks;      // B H segments
 };
 
 void backward_queries(const BackwardArguments& p, std::int64_t batch, int D);
 void backward_keys(const BackwardArguments& p, std::int64_t batch, int D);
-/// Passes with products of a warpgroup, for heads of 64: dq, what segments add to R and y, dk and dv, or first and last in one.
-/// Walks that meet rows in log space are left to the functions above, those in the order of time from the chunk where they stopped.
-enum class WarpgroupPass : int { queries, sums, keys, both };
-void warpgroup_backward(const BackwardArguments& p, WarpgroupPass pass);
+/// Passes with products of a warpgroup, for heads of 64: dq, what segments add to R and y, dk and dv. Walks that meet rows in log
+/// space are left to the functions above, those in the order of time from the chunk where they stopped. `early`: the pass may
+/// start as soon as all blocks of the pass before it have.
+enum class WarpgroupPass : int { queries, sums, keys };
+void warpgroup_backward(const BackwardArguments& p, WarpgroupPass pass, bool early = false);
 /// Turns what each segment alone adds to R and y into the sums after each segment.
 void scan_reversed(const BackwardArguments& p, std::int64_t batch, int D);
 

@@ -114,7 +114,8 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4)
   const Lanes<kD> l;
   const Walk walk(s);
   if (kOnlySums && walk.segment == 0) return;
-  if (p.handover && p.handover[walk.slot] >= walk.end) return;  // done by the warpgroup's kernel
+  if (p.handover && p.handover[walk.slot] >= walk.end && (!kOnlySums || p.handover[walk.slot - 1] >= walk.begin))
+    return;  // done by the warpgroup's kernel
   const std::int64_t index = walk.index, b = walk.b, h = walk.h;
   const int thread = int(threadIdx.x);
   float next_shift = 0, next_den = INFINITY, next_delta = 0;

@@ -18,7 +18,7 @@ static_assert(3 * (sizeof(Memory) + 1024) <= 228 * 1024, "three blocks a multipr
 /// meets a row to be redone in log space says so and stops: that kernel then does its whole walk.
 __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_forward_kernel(const __grid_constant__ ForwardArguments p) {
   Memory& m = *reinterpret_cast<Memory*>(shared_bytes());
-  const SharedAddresses at(&m);
+  SharedAddresses at(&m);
   const Sequence& s = p.s;
   const Lanes<kWide> l;
   const Walk walk(s);
@@ -37,6 +37,7 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_forward_ker
   int last = -1;
 
   for (int chunk = walk.begin; chunk < walk.end; ++chunk) {
+    at.forget();
     const std::int64_t t0 = std::int64_t(chunk) * kWide, left = s.T - t0;
     const int count = left < kWide ? int(left) : kWide;
     const bool goes_on = chunk + 1 < walk.end;

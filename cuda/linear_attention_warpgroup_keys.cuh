@@ -26,7 +26,7 @@ struct alignas(1024) WarpgroupKeysMemory : WarpgroupSumsMemory {
 template <bool kOnlySums>
 __device__ __forceinline__ void walk_keys(const BackwardArguments& p, const Walk& walk) {
   WarpgroupKeysMemory& m = *reinterpret_cast<WarpgroupKeysMemory*>(shared_bytes());
-  const SharedAddresses at(&m);
+  SharedAddresses at(&m);
   const Sequence& s = p.s;
   const Lanes<kWide> l;
   const std::int64_t index = walk.index, b = walk.b, h = walk.h;
@@ -72,6 +72,7 @@ __device__ __forceinline__ void walk_keys(const BackwardArguments& p, const Walk
   float dweight[8][4] = {};
 
   for (int chunk = walk.end - 1; chunk >= walk.begin; --chunk) {
+    at.forget();
     const std::int64_t t0 = std::int64_t(chunk) * kWide, left = s.T - t0;
     const int count = left < kWide ? int(left) : kWide;
     const signed char* const rows = m.rows[chunk & 1];

@@ -19,7 +19,7 @@ struct WarpgroupQueriesMemory {
 /// meets rows that forward has redone in log space stops; gives the chunk where it stopped, else the end of the walk.
 __device__ __forceinline__ int walk_queries(const BackwardArguments& p, const Walk& walk) {
   WarpgroupQueriesMemory& m = *reinterpret_cast<WarpgroupQueriesMemory*>(shared_bytes());
-  const SharedAddresses at(&m);
+  SharedAddresses at(&m);
   const Sequence& s = p.s;
   const Lanes<kWide> l;
   const std::int64_t index = walk.index, b = walk.b, h = walk.h, begin = std::int64_t(walk.begin) * kWide;
@@ -35,6 +35,7 @@ __device__ __forceinline__ int walk_queries(const BackwardArguments& p, const Wa
   float dweight[8][4] = {};
 
   for (int chunk = walk.begin; chunk < walk.end; ++chunk) {
+    at.forget();
     const std::int64_t t0 = std::int64_t(chunk) * kWide, left = s.T - t0;
     const int count = left < kWide ? int(left) : kWide;
     const bool goes_on = chunk + 1 < walk.end;

@@ -22,7 +22,7 @@ static_assert(3 * (sizeof(Memory) + 1024) <= 228 * 1024, "three blocks a multipr
 /// linear_attention_states_kernel with products of a warpgroup.
 __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_states_kernel(const __grid_constant__ Arguments p) {
   Memory& m = *reinterpret_cast<Memory*>(shared_bytes());
-  const SharedAddresses at(&m);
+  SharedAddresses at(&m);
   const Sequence& s = p.s;
   const Lanes<kWide> l;
   const Walk walk(s);
@@ -38,6 +38,7 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_states_kern
   start(S, m.features, p.states, Walk(s, walk.slot - walk.segment), l);
   int last = -1;
   for (int chunk = walk.begin; chunk < walk.end; ++chunk) {
+    at.forget();
     const std::int64_t next = std::int64_t(chunk + 1) * kWide;
     const signed char* const rows = m.rows[chunk & 1];
     wait_all_copies();

@@ -58,6 +58,8 @@ struct SharedAddresses {
 
   __device__ explicit SharedAddresses(const void* of)
       : object(static_cast<const char*>(of)), base(__shfl_sync(0xffffffffu, shared_address(of), 0)) {}
+  /// Once a round of a loop: else what follows from the base is made before the loop, for all rounds, and spilled.
+  __device__ __forceinline__ void forget() { asm volatile("" : "+r"(base)); }
   __device__ __forceinline__ unsigned operator()(const void* p) const { return base + unsigned(static_cast<const char*>(p) - object); }
 };
 
