@@ -89,34 +89,19 @@ struct StatesScanArguments {
   int D;
 };
 
-constexpr int kAhead = 8;  // segments whose numbers a scan reads before it uses the first
-
 /// From what each segment adds to the state before each segment, one thread an element, in the order of time.
 __global__ void linear_attention_states_scan_kernel(const __grid_constant__ StatesScanArguments p) {
   const Element e(p.heads, p.D);
   if (!e.valid) return;
-  const int segments = p.s.segments;
-  const std::int64_t slot = e.index * segments, b = e.index / p.s.H;
   float sum = 0, shift = -INFINITY;
-  for (int first = 1; first < segments; first += kAhead) {
-    float values[kAhead], locals[kAhead];
-    bool goes_on[kAhead];
-#pragma unroll
-    for (int i = 0; i < kAhead; ++i)
-      if (first + i < segments) {
-        values[i] = e.of(p.states, slot + first + i, p.D);
-        locals[i] = p.states.local[(slot + first + i) * 2 * p.D + e.row];
-        goes_on[i] = passes(p.s, b, first + i - 1, p.D);
-      }
-#pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      if (first + i >= segments) break;
-      const float before = goes_on[i] ? shift : -INFINITY;
-      shift = fmaxf(before, locals[i]);
-      sum = sum * exp2_fast(before - shift) + values[i] * exp2_fast(locals[i] - shift);
-      e.of(p.states, slot + first + i, p.D) = sum;
-      if (e.column == p.D) p.states.shift[(slot + first + i) * 2 * p.D + e.row] = shift;
-    }
+  for (int segment = 1; segment < p.s.segments; ++segment) {
+    const std::int64_t slot = e.index * p.s.segments + segment, row = slot * 2 * p.D + e.row;
+    const float local = p.states.local[row], before = passes(p.s, e.index / p.s.H, segment - 1, p.D) ? shift : -INFINITY;
+    float& value = e.of(p.states, slot, p.D);
+    shift = fmaxf(before, local);
+    sum = sum * exp2_fast(before - shift) + value * exp2_fast(local - shift);
+    value = sum;
+    if (e.column == p.D) p.states.shift[row] = shift;
   }
 }
 
@@ -132,27 +117,17 @@ __global__ void linear_attention_reversed_scan_kernel(const __grid_constant__ Re
   const Element e(a.heads, a.D);
   if (!e.valid) return;
   const Sequence& s = a.p.s;
-  const std::int64_t slot = e.index * s.segments, b = e.index / s.H;
   const float* const shifts = a.p.shifts + e.index * s.chunks * 2 * a.D + e.row;
   float sum = 0;
-  for (int last = s.segments - 1; last > 0; last -= kAhead) {
-    float values[kAhead], factors[kAhead];
-#pragma unroll
-    for (int i = 0; i < kAhead; ++i)
-      if (const int segment = last - i; segment > 0) {
-        values[i] = e.of(a.p.reversed, slot + segment - 1, a.D);
-        const int begin = segment * s.segment_chunks;
-        const int end = begin + s.segment_chunks < s.chunks ? begin + s.segment_chunks : s.chunks;
-        factors[i] = passes(s, b, segment, a.D)
-                         ? exp2_fast(shifts[std::int64_t(begin - 1) * 2 * a.D] - shifts[std::int64_t(end - 1) * 2 * a.D])
-                         : 0.0f;
-      }
-#pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      if (last - i <= 0) break;
-      sum = values[i] + sum * factors[i];
-      e.of(a.p.reversed, slot + last - i - 1, a.D) = sum;
-    }
+  for (int segment = s.segments - 1; segment > 0; --segment) {
+    float& value = e.of(a.p.reversed, e.index * s.segments + segment - 1, a.D);
+    const int begin = segment * s.segment_chunks;
+    const int end = begin + s.segment_chunks < s.chunks ? begin + s.segment_chunks : s.chunks;
+    const float factor = passes(s, e.index / s.H, segment, a.D)
+                             ? exp2_fast(shifts[std::int64_t(begin - 1) * 2 * a.D] - shifts[std::int64_t(end - 1) * 2 * a.D])
+                             : 0.0f;
+    sum = value + sum * factor;
+    value = sum;
   }
 }
 

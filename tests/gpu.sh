@@ -4,7 +4,7 @@
 #   tests/gpu.sh [tests|program|sanitize|bench]...    default: all four
 #
 # Builds into build-gpu (or takes HEDGEHOG_BUILD=<folder of an existing build>), then runs
-#   tests     the device suites of the test program
+#   tests     the device suites of the test program, with the kernels of this GPU and with those of all others
 #   program   hedgehog train, train --resume, eval and sample on the GPU, and a batch that cannot fit
 #   sanitize  compute-sanitizer's memcheck, racecheck, initcheck and synccheck over the suite "sanitized"
 #   bench     hedgehog bench --device=cuda
@@ -83,6 +83,8 @@ on_device() {
 }
 
 run_tests() { on_device "$build/bin/hedgehog_tests" --test-suite=device,sanitized; }
+# the kernels that other GPUs take, on this one
+run_portable() { HEDGEHOG_GPU_KERNELS=portable run_tests; }
 
 # ends <code> <what the output says> <command...>: the command ends with that code and says that
 ends() {
@@ -172,7 +174,10 @@ fi
 
 for part in "${parts[@]}"; do
   case "$part" in
-    tests) step tests run_tests ;;
+    tests)
+      step tests run_tests
+      step "tests, portable kernels" run_portable
+      ;;
     program) step program run_program ;;
     sanitize) for tool in memcheck racecheck initcheck synccheck; do step "$tool" sanitize "$tool"; done ;;
     bench)
