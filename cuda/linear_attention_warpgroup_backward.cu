@@ -11,10 +11,10 @@ template <WarpgroupPass kPass>
 constexpr std::size_t kMemory = kPass == WarpgroupPass::queries ? sizeof(WarpgroupQueriesMemory)
                                 : kPass == WarpgroupPass::sums  ? sizeof(WarpgroupSumsMemory)
                                                                 : sizeof(WarpgroupKeysMemory);
-constexpr std::size_t kOwn = 2048;  // of the system, and of the kernel itself
+[[maybe_unused]] constexpr std::size_t kOwn = 2048;  // of the system, and of the kernel itself
 
 /// Waits until a walk in the order of time has ended, and gives the chunk where.
-__device__ __forceinline__ int wait_for(const int* handover) {
+[[maybe_unused]] __device__ __forceinline__ int wait_for(const int* handover) {
   int stopped;
   do asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(stopped) : "l"(handover) : "memory");
   while (stopped < 0);
@@ -26,6 +26,7 @@ __device__ __forceinline__ int wait_for(const int* handover) {
 /// nothing. Walks handed over are left out.
 template <WarpgroupPass kPass>
 __global__ void __launch_bounds__(128, kBlocks<kPass>) linear_attention_warpgroup_backward_kernel(const __grid_constant__ BackwardArguments p) {
+#if HEDGEHOG_WARPGROUPS
   static_assert(kBlocks<kPass> * (kMemory<kPass> + kOwn) <= 228 * 1024);
   const Walk walk(p.s);
   const int thread = int(threadIdx.x);
@@ -49,6 +50,7 @@ __global__ void __launch_bounds__(128, kBlocks<kPass>) linear_attention_warpgrou
     if (!shared) return;
     walk_keys<kSums>(p, walk);
   }
+#endif
 }
 
 template <WarpgroupPass kPass>

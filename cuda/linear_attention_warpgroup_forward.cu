@@ -17,6 +17,7 @@ static_assert(3 * (sizeof(Memory) + 1024) <= 228 * 1024, "three blocks a multipr
 /// o and the logarithm of its denominator; the walk of linear_attention_forward_kernel with products of a warpgroup. A block that
 /// meets a row to be redone in log space says so and stops: that kernel then does its whole walk.
 __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_forward_kernel(const __grid_constant__ ForwardArguments p) {
+#if HEDGEHOG_WARPGROUPS
   Memory& m = *reinterpret_cast<Memory*>(shared_bytes());
   SharedAddresses at(&m);
   const Sequence& s = p.s;
@@ -176,6 +177,7 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_forward_ker
     own(S);
     if (thread < kWide) m.rows[(chunk + 1) & 1][thread] = next_row;
   }
+#endif
 }
 
 }  // namespace

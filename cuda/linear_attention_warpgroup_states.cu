@@ -21,6 +21,7 @@ static_assert(3 * (sizeof(Memory) + 1024) <= 228 * 1024, "three blocks a multipr
 
 /// linear_attention_states_kernel with products of a warpgroup.
 __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_states_kernel(const __grid_constant__ Arguments p) {
+#if HEDGEHOG_WARPGROUPS
   Memory& m = *reinterpret_cast<Memory*>(shared_bytes());
   SharedAddresses at(&m);
   const Sequence& s = p.s;
@@ -79,6 +80,7 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_states_kern
     }
   }
   to.store(p.states, walk.slot + 1, l);
+#endif
 }
 
 }  // namespace

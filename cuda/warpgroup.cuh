@@ -2,7 +2,7 @@
 #include "cuda/tensor_cores.cuh"
 
 /// Products of a warpgroup, the 4 warps of a block of 128 threads: wgmma.m64n64k16 in bf16 with f32 sums. sm_90a only: elsewhere
-/// these functions trap, and nothing calls them (has_warpgroups).
+/// kernels made of them are empty, and nothing launches them (has_warpgroups).
 ///
 /// A tile has rows of 64 elements, swizzled in pieces of 16 bytes (piece_key<64>, the hardware's 128-byte swizzle), and starts at
 /// a multiple of 1,024 bytes. The same tile serves as (rows, k) or, transposed, as (k, rows). Results lie as those of
@@ -19,7 +19,11 @@ namespace hedgehog::cuda {
 #endif
 
 /// What this thread has stored in shared memory is there for the tensor cores, after the next barrier.
-__device__ __forceinline__ void shared_written() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+__device__ __forceinline__ void shared_written() {
+#if HEDGEHOG_WARPGROUPS
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
 
 /// Registers of operands and sums are ready; before the first product after they were touched.
 __device__ __forceinline__ void start_products() {
