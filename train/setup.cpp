@@ -221,6 +221,10 @@ Cost check_memory(const GptOptions& model, StepShape& shape, const OptimizerOpti
   check_batch(model, shape.rows, held > 0, smaller.c_str(), advice.c_str(), room_of(memory, held), [&](std::int64_t rows) {
     StepShape s = shape;
     s.rows = rows;
+    s.arena = StepShape::kUnlimited;
+    // weights, moments and inputs are there in any case: where they do not fit, no search for what to recompute
+    const Bytes least = TrainingStep::predict(model, s, optimizer).persistent - held;
+    if (const double room = room_of(memory, held).bytes; room > 0 && double(least) > room) return least;
     return fit_step(model, s, optimizer, memory, held).peak - held;
   });
   return fit_step(model, shape, optimizer, memory, held);
