@@ -5,16 +5,8 @@
 namespace hedgehog::cuda::linear_attention_mma {
 namespace {
 
-/// Shared memory of the forward kernel.
 template <int kD>
-struct ForwardMemory {
-  static constexpr int kTile = kD * kD;
-  bf16 weight_q[kTile], weight_k[kTile];  // (D, D')
-  bf16 q[kTile], k[kTile], v[kTile];      // (chunk, D)
-  bf16 phi[2 * kTile];                    // (F, chunk)
-  bf16 S[2 * kTile];                      // (F, Dv), in the scale of the chunk
-  FeatureRows<kD> features;
-  signed char rows[2][kD];                // document rows of this chunk and the next
+struct ForwardMemory : ForwardTiles<kD> {
   // of the rare rows
   bool redo[kD];
   float a[kD], part[kD / 16][kD + 1];

@@ -29,6 +29,45 @@ struct BackwardArguments {
   int walks;      // B H segments
 };
 
+/// Shared memory of both forms of the pass in the order of time.
+template <int kD>
+struct QueriesTiles {
+  static constexpr int kTile = kD * kD;
+  bf16 weight_q[kTile], weight_k[kTile];         // (D, D')
+  bf16 q[kTile], k[kTile], v[kTile], dy[kTile];  // (chunk, D)
+  bf16 du[kTile];                                // (chunk, D'); o until its rows are used up
+  bf16 phi[2 * kTile];                           // (F, chunk) of keys
+  bf16 S[2 * kTile];                             // (F, Dv), in the scale of the chunk
+  FeatureRows<kD> features;
+  signed char rows[2][kD];  // document rows of this chunk and the next
+};
+
+/// What the pass in the order of time has left for a chunk, on its way to shared memory: fetched a chunk ahead. A thread has one
+/// feature and perhaps one row.
+template <int kD>
+struct ChunkNumbers {
+  float shift = 0, den = INFINITY, delta = 0;
+  signed char row = -1;
+
+  __device__ __forceinline__ void fetch(const BackwardArguments& p, const Walk& walk, int chunk) {
+    const Sequence& s = p.s;
+    const int thread = int(threadIdx.x);
+    shift = p.shifts[(walk.index * s.chunks + chunk) * 2 * kD + thread];
+    const std::int64_t t0 = std::int64_t(chunk) * kD, t = t0 + thread;
+    if (thread >= kD) return;
+    den = t < s.T ? p.denominators[walk.index * s.T + t] : INFINITY;
+    delta = t < s.T ? p.delta[walk.index * s.T + t] : 0.0f;
+    row = document_row(s, walk.b, t0, thread);
+  }
+  template <class Memory>
+  __device__ __forceinline__ void keep(Memory& m, int chunk) const {
+    const int thread = int(threadIdx.x);
+    m.shift[chunk & 1][thread] = shift;
+    if (thread >= kD) return;
+    m.den[chunk & 1][thread] = den, m.delta[chunk & 1][thread] = delta, m.rows[chunk & 1][thread] = row;
+  }
+};
+
 void backward_queries(const BackwardArguments& p, std::int64_t batch, int D);
 void backward_keys(const BackwardArguments& p, std::int64_t batch, int D);
 /// Passes with products of a warpgroup, for heads of 64: dq, what segments add to R and y, dk and dv. Walks that meet rows in log

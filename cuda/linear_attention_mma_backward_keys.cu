@@ -114,32 +114,17 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4)
   const Lanes<kD> l;
   const Walk walk(s);
   if (kOnlySums && walk.segment == 0) return;
-  if (p.handover && p.handover[walk.slot] >= walk.end && (!kOnlySums || p.handover[walk.slot - 1] >= walk.begin))
-    return;  // done by the warpgroup's kernel
+  if (p.handover && p.handover[walk.slot] >= walk.end) return;  // done by the warpgroup's kernel
   const std::int64_t index = walk.index, b = walk.b, h = walk.h;
   const int thread = int(threadIdx.x);
-  float next_shift = 0, next_den = INFINITY, next_delta = 0;
-  signed char next_row = -1;
-  auto fetch = [&](int chunk) {
-    next_shift = p.shifts[(index * s.chunks + chunk) * 2 * kD + thread];
-    const std::int64_t t0 = std::int64_t(chunk) * kD, t = t0 + thread;
-    if (thread >= kD) return;
-    next_den = t < s.T ? p.denominators[index * s.T + t] : INFINITY;
-    next_delta = t < s.T ? p.delta[index * s.T + t] : 0.0f;
-    next_row = document_row(s, b, t0, thread);
-  };
-  auto keep_fetched = [&](int chunk) {
-    m.shift[chunk & 1][thread] = next_shift;
-    if (thread >= kD) return;
-    m.den[chunk & 1][thread] = next_den, m.delta[chunk & 1][thread] = next_delta, m.rows[chunk & 1][thread] = next_row;
-  };
+  ChunkNumbers<kD> numbers;
 
   const std::int64_t last = std::int64_t(walk.end - 1) * kD;
   load_rows<kD>(m.weight_q, s.weight_q + h * kD * kD, kD, kD, s.vector, l);
   load_rows<kD>(m.weight_k, s.weight_k + h * kD * kD, kD, kD, s.vector, l);
   load_rows<kD>(m.q, s.q.at(b, last, h), s.q.token, s.T - last, s.vector, l);
-  fetch(walk.end - 1);
-  keep_fetched(walk.end - 1);
+  numbers.fetch(p, walk, walk.end - 1);
+  numbers.keep(m, walk.end - 1);
   Sums<kD> R;  // z: y
   if (kOnlySums || walk.segment + 1 == s.segments) R.clear();
   else R.load(p.reversed, walk.slot, l);
@@ -195,7 +180,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4)
     wait_all_copies();
     __syncthreads();  // k, v, dy, phi and R are here; all are done with q
     if (chunk > walk.begin) load_rows<kD>(m.q, s.q.at(b, t0 - kD, h), s.q.token, kD, s.vector, l);
-    if (chunk > 0) fetch(chunk - 1);
+    if (chunk > 0) numbers.fetch(p, walk, chunk - 1);
 
     if constexpr (!kOnlySums) {
       // keys by token
@@ -324,7 +309,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4)
         store_rows<kD>(p.dk, p.dk.at(b, t0, h), dk, count, l);
       }
     }
-    if (chunk > 0) keep_fetched(chunk - 1);
+    if (chunk > 0) numbers.keep(m, chunk - 1);
     __syncthreads();  // du and the numbers of the chunk before are here
     if constexpr (!kOnlySums) {
       add_weight_gradient<kD>(dweight, m.k, m.du, l);

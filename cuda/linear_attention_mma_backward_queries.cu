@@ -4,15 +4,7 @@ namespace hedgehog::cuda::linear_attention_mma {
 namespace {
 
 template <int kD>
-struct QueriesMemory {
-  static constexpr int kTile = kD * kD;
-  bf16 weight_q[kTile], weight_k[kTile];         // (D, D')
-  bf16 q[kTile], k[kTile], v[kTile], dy[kTile];  // (chunk, D)
-  bf16 du[kTile];                                // (chunk, D'); o until its rows are used up
-  bf16 phi[2 * kTile];                           // (F, chunk) of keys
-  bf16 S[2 * kTile];                             // (F, Dv), in the scale of the chunk
-  FeatureRows<kD> features;
-  signed char rows[2][kD];  // document rows of this chunk and the next
+struct QueriesMemory : QueriesTiles<kD> {
   // of the rare rows
   bool redo[kD];
   float delta[kD], a[kD], du_state[kD], part[kD / 16][kD];

@@ -9,6 +9,8 @@ namespace hedgehog::cuda::linear_attention_mma {
 constexpr int kWide = 64, kWideTile = kWide * kWide;
 constexpr unsigned kTileBytes = kWideTile * sizeof(bf16);
 
+using cuda::own;
+
 /// A result of 16 rows a warp, rounded, into a tile at row `first`.
 __device__ __forceinline__ void store_tile(unsigned tile, int first, const float (&c)[8][4], const Lanes<kWide>& l) {
 #pragma unroll
@@ -28,32 +30,34 @@ __device__ __forceinline__ void scale_rows(float (&c)[8][4], const float (&facto
     for (int p = 0; p < 4; ++p) c[n][p] *= factor[p / 2];
 }
 
-/// S (F, D) of the keys so far, spread over the block as in Sums. Its shifts and z are kept in FeatureRows, of the newest chunk.
+/// S of Sums. Its shifts and z are kept in FeatureRows, of the newest chunk.
 using State = float[2][8][4];
 
 /// The state before a segment, empty before the first, and the rows of features that go with it.
-__device__ __forceinline__ void start(State& S, FeatureRows<kWide>& features, const SumSlots& states, const Walk& walk, const Lanes<kWide>& l) {
+__device__ __forceinline__ void start(Sums<kWide>& sums, FeatureRows<kWide>& features, const SumSlots& states, const Walk& walk,
+                                      const Lanes<kWide>& l) {
   KeyState<kWide> from;
   from.start(states, walk, l);
-#pragma unroll
-  for (int s = 0; s < 2; ++s) {
-#pragma unroll
-    for (int n = 0; n < 8; ++n)
-#pragma unroll
-      for (int p = 0; p < 4; ++p) S[s][n][p] = from.sums.S[s][n][p];
-#pragma unroll
+  sums = from.sums;
+  for (int s = 0; s < 2; ++s)
     for (int x = 0; x < 2; ++x) {
       const int row = s * kWide + l.row + 8 * x;
       if (l.column == 0) features.shift[row] = from.shift[s][x], features.z[row] = from.sums.z[s][x], features.added[row] = 0;
     }
-  }
   __syncwarp();
 }
 
-/// Takes in u = x W of a chunk of keys: their features, and the state before the chunk in their scale, to tiles for all. `last`:
-/// first token of the document at the end of the chunk before, -1 where that is older.
-__device__ __forceinline__ void enter(State& S, float (&u)[8][4], int count, const signed char* rows, int last, unsigned phi, unsigned S_tile,
-                                      FeatureRows<kWide>& features, const Lanes<kWide>& l) {
+/// Takes in a chunk of keys: their features, and the state before the chunk in their scale, to tiles for all. `last`: first token of
+/// the document at the end of the chunk before, -1 where that is older. The block synchronises before (keys) and after (phi,
+/// S_tile, features).
+__device__ __forceinline__ void enter(State& S, unsigned weight, unsigned keys, int count, const signed char* rows, int last, unsigned phi,
+                                      unsigned S_tile, FeatureRows<kWide>& features, const Lanes<kWide>& l) {
+  float u[8][4];
+  start_products();
+  product<Side::transposed, Side::straight>(u, weight, keys, true);
+  commit_products();
+  finish_products();
+  own(u);
   float before[2][2], factor[2][2], after[2][2], z[2][2];
 #pragma unroll
   for (int s = 0; s < 2; ++s)
@@ -105,7 +109,6 @@ __device__ __forceinline__ void start_add(State& S, unsigned features, unsigned 
     finish_products();
   }
 }
-using cuda::own;
 __device__ __forceinline__ void own(State& S) {
   own(S[0]);
   own(S[1]);

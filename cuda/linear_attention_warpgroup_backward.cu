@@ -8,7 +8,7 @@ namespace {
 template <WarpgroupPass kPass>
 constexpr int kBlocks = kPass == WarpgroupPass::sums ? 3 : 2;
 template <WarpgroupPass kPass>
-constexpr std::size_t kMemory = kPass == WarpgroupPass::queries ? sizeof(WarpgroupQueriesMemory)
+constexpr std::size_t kMemory = kPass == WarpgroupPass::queries ? sizeof(QueriesTiles<kWide>)
                                 : kPass == WarpgroupPass::sums  ? sizeof(WarpgroupSumsMemory)
                                                                 : sizeof(WarpgroupKeysMemory);
 [[maybe_unused]] constexpr std::size_t kOwn = 2048;  // of the system, and of the kernel itself
@@ -40,12 +40,7 @@ __global__ void __launch_bounds__(128, kBlocks<kPass>) linear_attention_warpgrou
     constexpr bool kSums = kPass == WarpgroupPass::sums;
     __shared__ int shared;
     if (kSums && walk.segment == 0) return;
-    if (thread == 0) {
-      bool ready = wait_for(p.handover + walk.slot) >= walk.end;
-      // sums are handed on in the scale of the segment before, where its state was
-      if (kSums) ready &= wait_for(p.handover + walk.slot - 1) >= walk.begin;
-      shared = ready;
-    }
+    if (thread == 0) shared = wait_for(p.handover + walk.slot) >= walk.end;
     __syncthreads();
     if (!shared) return;
     walk_keys<kSums>(p, walk);

@@ -4,14 +4,7 @@
 namespace hedgehog::cuda::linear_attention_mma {
 namespace {
 
-struct Memory {
-  bf16 weight_q[kWideTile], weight_k[kWideTile];      // (D, D')
-  bf16 q[kWideTile], k[kWideTile], v[kWideTile];      // (chunk, D)
-  bf16 phi[2 * kWideTile];                            // (F, chunk)
-  bf16 S[2 * kWideTile];                              // (F, Dv), in the scale of the chunk
-  FeatureRows<kWide> features;
-  signed char rows[2][kWide];  // document rows of this chunk and the next
-};
+using Memory = ForwardTiles<kWide>;
 static_assert(3 * (sizeof(Memory) + 1024) <= 228 * 1024, "three blocks a multiprocessor");
 
 /// o and the logarithm of its denominator; the walk of linear_attention_forward_kernel with products of a warpgroup. A block that
@@ -33,8 +26,9 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_forward_ker
   load_rows<kWide>(m.q, s.q.at(b, begin, h), s.q.token, s.T - begin, true, l);
   commit_copies();
   if (thread < kWide) m.rows[walk.begin & 1][thread] = document_row(s, b, begin, thread);
-  State S;
-  start(S, m.features, p.states, walk, l);
+  Sums<kWide> sums;
+  start(sums, m.features, p.states, walk, l);
+  State& S = sums.S;
   int last = -1;
 
   for (int chunk = walk.begin; chunk < walk.end; ++chunk) {
@@ -48,15 +42,7 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_forward_ker
     __syncthreads();  // k and rows are here; the chunk before is done with v, phi and the state
     load_rows<kWide>(m.v, s.v.at(b, t0, h), s.v.token, left, true, l);
     float u[8][4];
-    {
-      float of_keys[8][4];
-      start_products();
-      product<Side::transposed, Side::straight>(of_keys, at(m.weight_k), at(m.k), true);
-      commit_products();
-      finish_products<0>();
-      own(of_keys);
-      enter(S, of_keys, count, rows, last, at(m.phi), at(m.S), m.features, l);
-    }
+    enter(S, at(m.weight_k), at(m.k), count, rows, last, at(m.phi), at(m.S), m.features, l);
     wait_all_copies();
     shared_written();
     __syncthreads();  // q, v, phi and the state are here; all are done with k

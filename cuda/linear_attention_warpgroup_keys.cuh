@@ -29,46 +29,23 @@ __device__ __forceinline__ void walk_keys(const BackwardArguments& p, const Walk
   SharedAddresses at(&m);
   const Sequence& s = p.s;
   const Lanes<kWide> l;
-  const std::int64_t index = walk.index, b = walk.b, h = walk.h;
+  const std::int64_t b = walk.b, h = walk.h;
   const int thread = int(threadIdx.x);
-  float next_shift = 0, next_den = INFINITY, next_delta = 0;
-  signed char next_row = -1;
-  auto fetch = [&](int chunk) {
-    next_shift = p.shifts[(index * s.chunks + chunk) * 2 * kWide + thread];
-    const std::int64_t t0 = std::int64_t(chunk) * kWide, t = t0 + thread;
-    if (thread >= kWide) return;
-    next_den = t < s.T ? p.denominators[index * s.T + t] : INFINITY;
-    next_delta = t < s.T ? p.delta[index * s.T + t] : 0.0f;
-    next_row = document_row(s, b, t0, thread);
-  };
-  auto keep_fetched = [&](int chunk) {
-    m.shift[chunk & 1][thread] = next_shift;
-    if (thread >= kWide) return;
-    m.den[chunk & 1][thread] = next_den, m.delta[chunk & 1][thread] = next_delta, m.rows[chunk & 1][thread] = next_row;
-  };
+  ChunkNumbers<kWide> numbers;
 
   const std::int64_t end = std::int64_t(walk.end - 1) * kWide;
   load_rows<kWide>(m.weight_q, s.weight_q + h * kWideTile, kWide, kWide, true, l);
   if constexpr (!kOnlySums) load_rows<kWide>(m.weight_k, s.weight_k + h * kWideTile, kWide, kWide, true, l);
   load_rows<kWide>(m.q, s.q.at(b, end, h), s.q.token, s.T - end, true, l);
-  fetch(walk.end - 1);
-  keep_fetched(walk.end - 1);
-  State R;
-  {
-    Sums<kWide> from;  // z: y
-    if (kOnlySums || walk.segment + 1 == s.segments) from.clear();
-    else from.load(p.reversed, walk.slot, l);
-#pragma unroll
-    for (int sign = 0; sign < 2; ++sign) {
-#pragma unroll
-      for (int n = 0; n < 8; ++n)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) R[sign][n][e] = from.S[sign][n][e];
-#pragma unroll
-      for (int x = 0; x < 2; ++x)
-        if (l.column == 0) m.y[sign * kWide + l.row + 8 * x] = from.z[sign][x];
-    }
-  }
+  numbers.fetch(p, walk, walk.end - 1);
+  numbers.keep(m, walk.end - 1);
+  Sums<kWide> sums;  // z: y
+  if (kOnlySums || walk.segment + 1 == s.segments) sums.clear();
+  else sums.load(p.reversed, walk.slot, l);
+  for (int sign = 0; sign < 2; ++sign)
+    for (int x = 0; x < 2; ++x)
+      if (l.column == 0) m.y[sign * kWide + l.row + 8 * x] = sums.z[sign][x];
+  State& R = sums.S;
   float dweight[8][4] = {};
 
   for (int chunk = walk.end - 1; chunk >= walk.begin; --chunk) {
@@ -130,7 +107,7 @@ __device__ __forceinline__ void walk_keys(const BackwardArguments& p, const Walk
     shared_written();
     __syncthreads();  // k, v, dy, phi and R are here; all are done with q
     if (chunk > walk.begin) load_rows<kWide>(m.q, s.q.at(b, t0 - kWide, h), s.q.token, kWide, true, l);
-    if (chunk > 0) fetch(chunk - 1);
+    if (chunk > 0) numbers.fetch(p, walk, chunk - 1);
 
     if constexpr (!kOnlySums) {
       // keys by token
@@ -256,7 +233,7 @@ __device__ __forceinline__ void walk_keys(const BackwardArguments& p, const Walk
         }
       }
       shared_written();
-      if (chunk > 0) keep_fetched(chunk - 1);
+      if (chunk > 0) numbers.keep(m, chunk - 1);
       __syncthreads();  // du and the numbers of the chunk before are here
       float dk[8][4];
       start_products();
@@ -269,7 +246,7 @@ __device__ __forceinline__ void walk_keys(const BackwardArguments& p, const Walk
       store_rows<kWide>(p.dk, p.dk.at(b, t0, h), dk, count, l);
       if (chunk == walk.begin) break;
     } else {
-      if (chunk > 0) keep_fetched(chunk - 1);
+      if (chunk > 0) numbers.keep(m, chunk - 1);
       __syncthreads();  // the numbers of the chunk before are here
     }
 
@@ -298,18 +275,10 @@ __device__ __forceinline__ void walk_keys(const BackwardArguments& p, const Walk
     }
   }
   if constexpr (kOnlySums) {
-    Sums<kWide> to;
     __syncwarp();
-#pragma unroll
-    for (int sign = 0; sign < 2; ++sign) {
-#pragma unroll
-      for (int n = 0; n < 8; ++n)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) to.S[sign][n][e] = R[sign][n][e];
-#pragma unroll
-      for (int x = 0; x < 2; ++x) to.z[sign][x] = m.y[sign * kWide + l.row + 8 * x];
-    }
-    to.store(p.reversed, walk.slot - 1, l);
+    for (int sign = 0; sign < 2; ++sign)
+      for (int x = 0; x < 2; ++x) sums.z[sign][x] = m.y[sign * kWide + l.row + 8 * x];
+    sums.store(p.reversed, walk.slot - 1, l);
   } else {
     store_weight_gradient<kWide>(p.dweight[1] + walk.slot * kWideTile, dweight, l);
   }

@@ -4,21 +4,10 @@
 
 namespace hedgehog::cuda::linear_attention_mma {
 
-/// Shared memory of walk_queries.
-struct WarpgroupQueriesMemory {
-  bf16 weight_q[kWideTile], weight_k[kWideTile];                         // (D, D')
-  bf16 q[kWideTile], k[kWideTile], v[kWideTile], dy[kWideTile];          // (chunk, D)
-  bf16 du[kWideTile];                                                    // (chunk, D'); o until its rows are used up
-  bf16 phi[2 * kWideTile];                                               // (F, chunk) of keys
-  bf16 S[2 * kWideTile];                                                 // (F, Dv), in the scale of the chunk
-  FeatureRows<kWide> features;
-  signed char rows[2][kWide];  // document rows of this chunk and the next
-};
-
 /// dq and the part of dweight_q: the walk of linear_attention_backward_queries_kernel with products of a warpgroup. A block that
 /// meets rows that forward has redone in log space stops; gives the chunk where it stopped, else the end of the walk.
 __device__ __forceinline__ int walk_queries(const BackwardArguments& p, const Walk& walk) {
-  WarpgroupQueriesMemory& m = *reinterpret_cast<WarpgroupQueriesMemory*>(shared_bytes());
+  auto& m = *reinterpret_cast<QueriesTiles<kWide>*>(shared_bytes());
   SharedAddresses at(&m);
   const Sequence& s = p.s;
   const Lanes<kWide> l;
@@ -29,8 +18,9 @@ __device__ __forceinline__ int walk_queries(const BackwardArguments& p, const Wa
   load_rows<kWide>(m.weight_k, s.weight_k + h * kWideTile, kWide, kWide, true, l);
   load_rows<kWide>(m.k, s.k.at(b, begin, h), s.k.token, s.T - begin, true, l);
   if (thread < kWide) m.rows[walk.begin & 1][thread] = document_row(s, b, begin, thread);
-  State S;
-  start(S, m.features, p.states, walk, l);
+  Sums<kWide> sums;
+  start(sums, m.features, p.states, walk, l);
+  State& S = sums.S;
   int last = -1, stopped = walk.end;
   float dweight[8][4] = {};
 
@@ -50,15 +40,7 @@ __device__ __forceinline__ int walk_queries(const BackwardArguments& p, const Wa
     float den[2];
 #pragma unroll
     for (int x = 0; x < 2; ++x) den[x] = p.saved[(b * s.T + t0 + min(l.row + 8 * x, count - 1)) * s.H + h];
-    {
-      float of_keys[8][4];
-      start_products();
-      product<Side::transposed, Side::straight>(of_keys, at(m.weight_k), at(m.k), true);
-      commit_products();
-      finish_products();
-      own(of_keys);
-      enter(S, of_keys, count, rows, last, at(m.phi), at(m.S), m.features, l);
-    }
+    enter(S, at(m.weight_k), at(m.k), count, rows, last, at(m.phi), at(m.S), m.features, l);
     last = rows[kWide - 1];
     wait_all_copies();
     shared_written();

@@ -35,8 +35,9 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_states_kern
   load_rows<kWide>(m.k, s.k.at(b, begin, h), s.k.token, kWide, true, l);
   load_rows<kWide>(m.v[walk.begin & 1], s.v.at(b, begin, h), s.v.token, kWide, true, l);
   if (thread < kWide) m.rows[walk.begin & 1][thread] = document_row(s, b, begin, thread);
-  State S;
-  start(S, m.features, p.states, Walk(s, walk.slot - walk.segment), l);
+  Sums<kWide> sums;
+  start(sums, m.features, p.states, Walk(s, walk.slot - walk.segment), l);
+  State& S = sums.S;
   int last = -1;
   for (int chunk = walk.begin; chunk < walk.end; ++chunk) {
     at.forget();
@@ -45,13 +46,7 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_states_kern
     wait_all_copies();
     shared_written();
     __syncthreads();  // k, v and rows are here; the chunk before is done with phi and its v
-    float u[8][4];
-    start_products();
-    product<Side::transposed, Side::straight>(u, at(m.weight_k), at(m.k), true);
-    commit_products();
-    finish_products();
-    own(u);
-    enter(S, u, kWide, rows, last, at(m.phi), at(m.S), m.features, l);
+    enter(S, at(m.weight_k), at(m.k), kWide, rows, last, at(m.phi), at(m.S), m.features, l);
     last = rows[kWide - 1];
     shared_written();
     __syncthreads();  // phi is here; all are done with k
@@ -65,21 +60,13 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_states_kern
     own(S);
   }
   __syncwarp();
-  Sums<kWide> to;
-#pragma unroll
-  for (int sign = 0; sign < 2; ++sign) {
-#pragma unroll
-    for (int n = 0; n < 8; ++n)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) to.S[sign][n][e] = S[sign][n][e];
-#pragma unroll
+  for (int sign = 0; sign < 2; ++sign)
     for (int x = 0; x < 2; ++x) {
       const int row = sign * kWide + l.row + 8 * x;
-      to.z[sign][x] = m.features.added[row] + (last >= 0 ? 0.0f : m.features.z[row]);
+      sums.z[sign][x] = m.features.added[row] + (last >= 0 ? 0.0f : m.features.z[row]);
       if (l.column == 0) p.states.local[(walk.slot + 1) * 2 * kWide + row] = m.features.shift[row];
     }
-  }
-  to.store(p.states, walk.slot + 1, l);
+  sums.store(p.states, walk.slot + 1, l);
 #endif
 }
 
