@@ -2,6 +2,7 @@
 
 #include "core/account.h"
 #include "core/executor.h"
+#include "nn/recompute.h"
 #include "ops/linear.h"
 #include "ops/matmul.h"
 #include "ops/mlp.h"
@@ -55,6 +56,22 @@ TEST_CASE("bench: the products of a program are those of its layers, forward and
                              {{.m = 6, .n = 3, .k = 7, .transpose_b = true}, 1},
                              {{.m = 7, .n = 4, .k = 6, .transpose_a = true, .into_weight_gradient = true}, 1},
                              {{.m = 3, .n = 7, .k = 6, .transpose_a = true, .into_weight_gradient = true}, 1}});
+}
+
+TEST_CASE("bench: a repeat of mlp for its saved tensors alone counts one product") {
+  const Tensor x = input({64, 8}, "x"), w1 = parameter({8, 32}, "w1"), w2 = parameter({32, 8}, "w2");
+  const Program whole = record([&] {
+    Tensor y = x;
+    for (int i = 0; i < 4; ++i) y = mlp(y, w1, w2);
+    backward(y);
+    return Tensors{y};
+  });
+  const Program lean = recompute(whole, 0);
+  double alone = 0, full = 0;
+  for (const Entry& e : lean.entries)
+    if (e.repeated) (e.outputs[0] ? full : alone) += 1;
+  REQUIRE(alone > 0);
+  CHECK(flops_of(products_of(lean)) - flops_of(products_of(whole)) == (alone + 2 * full) * 2.0 * 64 * 8 * 32);
 }
 
 TEST_CASE("bench: the products of matmul have the FLOPs of its account, however its factors are stored") {

@@ -46,7 +46,7 @@ class Products {
     const Tensor &weight_1 = e.inputs[1], &weight_2 = e.inputs[2];
     if (!e.backward) {
       layer(e, weight_1, rows(e));
-      layer(e, weight_2, rows(e));
+      if (e.outputs[0]) layer(e, weight_2, rows(e));  // a repeat may want the saved tensors alone
       return;
     }
     layer_backward(e, weight_1, rows(e), 0, 1);
