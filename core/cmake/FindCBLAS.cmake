@@ -6,10 +6,6 @@
 find_path(CBLAS_INCLUDE_DIR cblas.h
   HINTS /opt/homebrew/opt/openblas/include /usr/local/opt/openblas/include
   PATH_SUFFIXES openblas openblas-pthread)
-# one that was found before a faster one was installed
-if(CBLAS_LIBRARY MATCHES "lib(c?blas)[.]")
-  unset(CBLAS_LIBRARY CACHE)
-endif()
 find_library(CBLAS_LIBRARY NAMES openblas openblasp blis cblas mkl_rt blas
   NAMES_PER_DIR HINTS /opt/homebrew/opt/openblas/lib /usr/local/opt/openblas/lib)
 mark_as_advanced(CBLAS_INCLUDE_DIR CBLAS_LIBRARY)
