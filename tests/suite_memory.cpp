@@ -81,17 +81,17 @@ void same_bits(const Op& op, const Sample& sample, const Variant& variant, const
   }
 }
 
-/// x' = copy(x) first, so that the op reads and differentiates planned tensors; x' is read once more afterwards, so that
-/// gradients are both written and added to.
-Tensors between_copies(const Op& op, const Sample& sample, const Tensors& arguments) {
-  Tensors copies, again;
+/// x' = copy(x) first, so that the op reads and differentiates planned tensors. With `again` x' is read once more afterwards, so that
+/// gradients are both written and added to; without, the op is its last reader and its results may take its place.
+Tensors between_copies(const Op& op, const Sample& sample, const Tensors& arguments, bool again) {
+  Tensors copies;
   for (std::size_t i = 0; i < arguments.size(); ++i) {
     const bool changes = op.updates >> i & 1u;
     copies.push_back(arguments[i] && !changes ? apply(detail::kCopy, {}, {arguments[i]})[0] : arguments[i]);
   }
   Tensors results = apply(op, sample.attributes, copies);
   for (const Tensor& x : copies)
-    if (x.wants_gradient()) results.push_back(apply(detail::kCopy, {}, {x})[0]);
+    if (again && x.wants_gradient()) results.push_back(apply(detail::kCopy, {}, {x})[0]);
   Tensors differentiable, cotangents;
   for (const Tensor& y : results)
     if (y.wants_gradient()) {
@@ -267,14 +267,14 @@ void windows() {
   });
 }
 
-void check_planned(const Op& op, const Sample& sample, Dtype dtype) {
+void check_planned(const Op& op, const Sample& sample, Dtype dtype, bool again) {
   const Tensors arguments = draw_arguments(op, sample, 10, dtype);
   std::vector<std::vector<double>> values;
   for (const Tensor& x : arguments) values.push_back(x ? x.to_vector() : std::vector<double>{});
-  const Bits eager = with_gradients(bits_of(between_copies(op, sample, arguments)), arguments);
+  const Bits eager = with_gradients(bits_of(between_copies(op, sample, arguments, again)), arguments);
   clear_tape();
   reset(arguments, values);
-  const Program program = record([&] { return between_copies(op, sample, arguments); });
+  const Program program = record([&] { return between_copies(op, sample, arguments, again); });
   CHECK(run_planned(program, arguments, values, {}, 2) == eager);
   CHECK(run_planned(program, arguments, values, {.reuse = false}) == eager);
   CHECK(run_planned(program, arguments, values, {.poison = true}, 2) == eager);
@@ -292,8 +292,11 @@ void planned_as_eager() {
     CAPTURE(op->name);
     for (const Sample& sample : op->samples) {
       CAPTURE(sample.label);
-      check_planned(*op, sample, Dtype::f32);
-      if (!current_device().host() && accepts(*op, sample, Dtype::bf16)) check_planned(*op, sample, Dtype::bf16);
+      for (bool again : {true, false}) {
+        CAPTURE(again);
+        check_planned(*op, sample, Dtype::f32, again);
+        if (!current_device().host() && accepts(*op, sample, Dtype::bf16)) check_planned(*op, sample, Dtype::bf16, again);
+      }
     }
   }
 }

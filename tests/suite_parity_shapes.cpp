@@ -252,6 +252,9 @@ Cases hard_linear_cases() {
     out.push_back(one_large_key({.B = 1, .T = T, .D = 128}));
     for (const double t : {50.0, 200.0}) out.push_back(shifted_features({.T = T}, t));
   }
+  // few heads and many chunks: segments, of which some are redone and some not
+  out.push_back(one_large_key({.B = 1, .T = 1100}));
+  out.push_back(linear_case({.B = 1, .T = 1100, .scale = 8}));
   return out;
 }
 
