@@ -10,7 +10,7 @@
 namespace hedgehog {
 namespace {
 
-/// FLOPs of a call, and a hundred for each byte that it moves: a processor does about as many in that time.
+/// FLOPs of a call, and a hundred for each byte that it moves: between a CPU's 10 and an H100's 260 that take as long.
 double price_of(const Entry& e) {
   const Work w = work_of(e);
   return w.flops + 100 * w.bytes;

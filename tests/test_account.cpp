@@ -43,7 +43,7 @@ TEST_CASE("account: a norm moves its rows once each way, and twice where its gra
   }
 }
 
-TEST_CASE("account: a norm of a sum moves four activations forward and four backward") {
+TEST_CASE("account: a norm of a sum moves four activations forward and five backward") {
   const auto work = work_by_op([] {
     const Tensor x = input({kRows, kColumns}, "x", Dtype::bf16), r = input({kRows, kColumns}, "r", Dtype::bf16);
     x->wants_gradient = r->wants_gradient = true;

@@ -154,6 +154,10 @@ TEST_CASE("recompute: the memory given decides, and is refused only where no rec
   CHECK(contains(none, "--recompute=auto takes less memory"));
   const std::string tight = message_of<UsageError>([&] { check_memory(o, shape, {}, {"auto", (least.peak + least.persistent) / 2}); });
   CHECK(contains(tight, "the largest batch that fits is --batch="));
+  // where the batch cannot change: what is left of the memory, and the way out of this limit
+  const std::string fixed = message_of<UsageError>([&] { check_memory(o, shape, {}, {"none", between}, least.persistent); });
+  CHECK(contains(fixed, "--memory allows only " + bytes_text(double(between - least.persistent)) + " more"));
+  CHECK(contains(fixed, "raise --memory, or give --recompute=auto"));
   // memory that is held already counts as part of what is allowed
   CHECK(check_memory(o, shape, {}, {"auto", between}, least.persistent).peak <= between);
 }
@@ -168,6 +172,8 @@ TEST_CASE("cli: recompute and memory are said before training and by info") {
   CHECK(info.code == 0);
   CHECK(contains(info.output, "step of 4 x 1024"));
   CHECK(contains(info.output, "made again"));
+  CHECK(contains(info.output, "; fits"));
+  CHECK(contains(run_program("info --preset=gpt2 --batch=4 --memory=1").output, "does not fit, --memory allows only 1 GiB"));
   check_refused(run_program("train --recompute=some"), 2, {"recompute", "some"});
   check_refused(run_program("train --memory=0.001"), 2, {"--memory allows only 1.02 MiB", "not even --batch=1 fits"});
 }

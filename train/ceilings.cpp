@@ -12,6 +12,16 @@
 
 namespace hedgehog {
 
+namespace {
+
+/// Of repeats that each did the work `each` times.
+Timed of_times(std::vector<double> times, int each = 1) {
+  std::sort(times.begin(), times.end());
+  return {times[times.size() / 2] / each, times.front() / each, times.back() / each, int(times.size()) * each};
+}
+
+}  // namespace
+
 Timed time_repeated(const std::function<void()>& work, int repeats, double seconds) {
   using Clock = std::chrono::steady_clock;
   work();
@@ -23,8 +33,7 @@ Timed time_repeated(const std::function<void()>& work, int repeats, double secon
     times.push_back(std::chrono::duration<double>(Clock::now() - start).count());
     total += times.back();
   }
-  std::sort(times.begin(), times.end());
-  return {times[times.size() / 2], times.front(), times.back(), int(times.size())};
+  return of_times(std::move(times));
 }
 
 namespace {
@@ -81,10 +90,7 @@ Timed timed_runs(Executor& executor) {
   replay->run();
   watch->lap();
   for (int i = 0; i < kRepeats; ++i) replay->run(), watch->lap();
-  std::vector<double> times = watch->seconds();
-  for (double& t : times) t /= each;
-  std::sort(times.begin(), times.end());
-  return {times[times.size() / 2], times.front(), times.back(), kRepeats * each};
+  return of_times(watch->seconds(), each);
 }
 
 namespace {
@@ -138,9 +144,7 @@ double measured_copy_bandwidth() {
     const Storage from(kLarge), to(kLarge);
     const auto watch = device.stopwatch();
     for (int i = 0; i < 10; ++i) device.copy(to.data(), from.data(), kLarge), watch->lap();
-    std::vector<double> times = watch->seconds();
-    std::sort(times.begin(), times.end());
-    return 2.0 * double(kLarge) / times[times.size() / 2];
+    return 2.0 * double(kLarge) / of_times(watch->seconds()).median;
   }
   constexpr std::size_t kBytes = std::size_t(256) << 20;
   std::vector<char> from(kBytes, 1), to(kBytes);

@@ -61,12 +61,14 @@ NamedValues model_rows(const Config& config) {
   StepShape shape{rows, o.context};
   // a plan of more elements than any machine holds would overflow its bytes
   const bool possible = double(rows) * double(o.context) * double(o.width) <= 1e12;
-  const std::string step = possible ? memory_text(fit_step(o, shape, {}, memory_options(config))) + fmt::format(" ({})", name_of(o.dtype))
-                                    : "more than any machine holds";
+  std::string step = "more than any machine holds";
+  if (possible) {
+    const Cost cost = fit_step(o, shape, {}, memory_options(config));
+    step = fmt::format("{} ({}); {}", memory_text(cost), name_of(o.dtype), verdict_text(cost, memory_options(config)));
+  }
   return {{"model", fmt::format("{} layers, {} heads, width {}, context {}, vocabulary {}, {} attention", o.layers, o.heads, o.width, o.context,
                                 o.vocabulary, o.attention)},
           {"parameters", std::to_string(parameter_count(o))},
-          {"memory", bytes_text(parameters * 16) + " for weights, gradients and optimiser in f32"},
           {"work", flops_text(6 * parameters) + " a training token, attention not counted"},
           {fmt::format("step of {} x {}", rows, o.context), step}};
 }

@@ -65,6 +65,7 @@ double free_memory() {
 struct Room {
   double bytes = free_memory();  // 0: not known
   std::string text = fmt::format("only {} is free", bytes_text(bytes));
+  std::string remedy = "stop other programs, or resume on a machine with more memory";  // where the batch cannot change
 };
 
 /// What a step may take besides what is held already.
@@ -72,7 +73,7 @@ Room room_of(const MemoryOptions& memory, Bytes held) {
   Room room;
   const double most = double(memory.most - held);
   if (memory.most == 0 || (room.bytes > 0 && room.bytes <= most)) return room;
-  return {std::max(1.0, most), fmt::format("--memory allows only {}", bytes_text(double(memory.most)))};
+  return {std::max(1.0, most), fmt::format("--memory allows only {}{}", bytes_text(std::max(0.0, most)), held > 0 ? " more" : ""), "raise --memory"};
 }
 
 /// Refuses a batch that needs more than there is room for, naming the largest that does not. `fixed`: the batch cannot change.
@@ -86,9 +87,8 @@ void check_batch(const GptOptions& model, std::int64_t rows, bool fixed, const c
   const double need = needs(rows);
   if (room.bytes == 0 || need <= room.bytes) return;
   if (fixed)
-    throw UsageError(fmt::format("the run's batch of {} needs at least {} more memory, but {}, and it cannot change; stop other "
-                                 "programs, or resume on a machine with more memory",
-                                 rows, bytes_text(need), room.text));
+    throw UsageError(fmt::format("the run's batch of {} needs at least {} more memory, but {}, and it cannot change; {}", rows,
+                                 bytes_text(need), room.text, room.remedy));
   std::int64_t low = 0, high = rows;
   while (high - low > 1) {
     const std::int64_t middle = (low + high) / 2;
@@ -218,13 +218,15 @@ Cost check_memory(const GptOptions& model, StepShape& shape, const OptimizerOpti
   const std::string smaller = fmt::format("smaller context, width or number of layers{}", none ? ", or --recompute=auto" : "");
   const std::string advice =
       fmt::format(" (--gradient_accumulation keeps the step's size{})", none ? "; --recompute=auto takes less memory" : "");
-  check_batch(model, shape.rows, held > 0, smaller.c_str(), advice.c_str(), room_of(memory, held), [&](std::int64_t rows) {
+  Room room = room_of(memory, held);
+  if (none) room.remedy += ", or give --recompute=auto";
+  check_batch(model, shape.rows, held > 0, smaller.c_str(), advice.c_str(), room, [&](std::int64_t rows) {
     StepShape s = shape;
     s.rows = rows;
     s.arena = StepShape::kUnlimited;
     // weights, moments and inputs are there in any case: where they do not fit, no search for what to recompute
     const Bytes least = TrainingStep::predict(model, s, optimizer).persistent - held;
-    if (const double room = room_of(memory, held).bytes; room > 0 && double(least) > room) return least;
+    if (room.bytes > 0 && double(least) > room.bytes) return least;
     return fit_step(model, s, optimizer, memory, held).peak - held;
   });
   return fit_step(model, shape, optimizer, memory, held);
@@ -234,7 +236,13 @@ std::string memory_text(const Cost& cost) {
   return fmt::format("{} predicted: {} for weights and optimiser, {} for activations{}", bytes_text(double(cost.peak)),
                      bytes_text(double(cost.persistent)), bytes_text(double(cost.arena)),
                      cost.repeated == 0 ? "" : fmt::format("; results made again in backward add {:.1f} % to the work",
-                                                           100 * cost.repeated / (cost.flops - cost.repeated)));
+                                                           100 * cost.repeated / cost.own_flops()));
+}
+
+std::string verdict_text(const Cost& cost, const MemoryOptions& memory) {
+  const Room room = room_of(memory, 0);
+  if (room.bytes == 0) return "";
+  return double(cost.peak) <= room.bytes ? "fits" : "does not fit, " + room.text;
 }
 
 void check_evaluation_memory(const GptOptions& model, std::int64_t rows, bool documents) {

@@ -51,6 +51,8 @@ Cost check_memory(const GptOptions& model, StepShape& shape, const OptimizerOpti
                   Bytes held = 0);
 /// "53 GiB predicted: 2.1 GiB for weights and optimiser, 51 GiB for activations", and what recomputation costs.
 std::string memory_text(const Cost& cost);
+/// "fits", "does not fit, only 3 GiB is free" or the like; empty where the memory is not known.
+std::string verdict_text(const Cost& cost, const MemoryOptions& memory);
 /// Refuses an evaluation of a loaded model that does not fit.
 void check_evaluation_memory(const GptOptions& model, std::int64_t rows, bool documents);
 

@@ -59,7 +59,7 @@ void Trainer::prepare() {
   if (!model_) model_ = std::make_unique<Gpt>(o);
   step_ = std::make_unique<TrainingStep>(*model_, shape, optimizer, std::uint64_t(config_.integer("seed")), arena_);
   evaluator_ = std::make_unique<Evaluator>(*model_, shape.rows, o.context, shape.documents, arena_);
-  flops_per_step_ = cost.flops - cost.repeated;  // utilisation counts the model's own work
+  flops_per_step_ = cost.own_flops();  // utilisation counts the model's own work
   tokens_per_step_ = shape.rows * shape.context * shape.micro_batches;
   announce(cost);
 }

@@ -169,17 +169,24 @@ std::string TrainingStep::explain_failure(std::span<const Batch> batches) {
   return "every op's result was finite when the batches of the step were repeated";
 }
 
-Cost TrainingStep::cost() const {
-  Cost cost = account(gradients_->program());
-  if (!update_) return cost;
-  const Cost update = account(update_->program());
-  cost.flops = cost.flops * double(shape_.micro_batches) + update.flops;
-  cost.bytes = cost.bytes * double(shape_.micro_batches) + update.bytes;
-  cost.repeated *= double(shape_.micro_batches);
+namespace {
+
+/// A step of several micro-batches from the cost of one.
+Cost with_update(Cost cost, const Cost& update, std::int64_t micro_batches) {
+  cost.flops = cost.flops * double(micro_batches) + update.flops;
+  cost.bytes = cost.bytes * double(micro_batches) + update.bytes;
+  cost.repeated *= double(micro_batches);
   cost.arena = std::max(cost.arena, update.arena);
   cost.persistent = std::max(cost.persistent, update.persistent);
   cost.peak = cost.arena + cost.persistent;
   return cost;
+}
+
+}  // namespace
+
+Cost TrainingStep::cost() const {
+  const Cost cost = account(gradients_->program());
+  return update_ ? with_update(cost, account(update_->program()), shape_.micro_batches) : cost;
 }
 
 Cost TrainingStep::predict(const GptOptions& options, const StepShape& shape, const OptimizerOptions& optimizer) {
@@ -187,13 +194,7 @@ Cost TrainingStep::predict(const GptOptions& options, const StepShape& shape, co
   const Recorded r = record_step(model, shape, optimizer);
   const FlatParameters& flat = model.parameters().flatten();
   Cost cost = account(r.gradients);
-  if (shape.micro_batches > 1) {
-    const Cost update = account(r.update);
-    cost.flops = cost.flops * double(shape.micro_batches) + update.flops;
-    cost.repeated *= double(shape.micro_batches);
-    cost.arena = std::max(cost.arena, update.arena);
-    cost.persistent = std::max(cost.persistent, update.persistent);
-  }
+  if (shape.micro_batches > 1) cost = with_update(cost, account(r.update), shape.micro_batches);
   for (const Tensor& t : {flat.weights, flat.copies, flat.gradients, flat.first_moment, flat.second_moment, r.tokens, r.targets, r.documents})
     if (t) cost.persistent += t.size() * size_of(t.dtype());
   cost.peak = cost.arena + cost.persistent;
