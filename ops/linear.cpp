@@ -117,7 +117,6 @@ const Op kLinear{
     .backward = {backward_linear},
     .reads = {.inputs = bits(0, 1), .saved = bits(0)},
     .strided = bits(0),
-    .alias = {{3, 0}},
     .alias_backward = {{0, 3}},
     .cost = [](const Attributes& a, std::span<const Meta> in, std::span<const Meta> out) {
       const double product = 2.0 * double(in[0].shape.size()) * double(out[0].shape.last());

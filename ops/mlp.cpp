@@ -116,7 +116,6 @@ const Op kMlp{
     .backward = {[](const Call& c) { backward_mlp(c, activation_of(c.attributes)); }},
     .reads = {.inputs = bits(0, 1, 2), .saved = bits(0, 1)},
     .strided = bits(0),
-    .alias = {{5, 0}},
     .alias_backward = {{0, 5}},
     .saved_alone = true,
     .cost = [](const Attributes&, std::span<const Meta> in, std::span<const Meta> out) {
