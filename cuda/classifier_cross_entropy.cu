@@ -2,25 +2,31 @@
 
 #include "cuda/blas.h"
 #include "cuda/cross_entropy_rows.cuh"
+#include "cuda/stream.h"
+#include "cuda/tensor_cores.cuh"
 
 namespace hedgehog::cuda {
 namespace {
 
 /// How tokens are cut, by the shapes alone. A tile of logits goes through memory five times and each tile costs one pass over
-/// the f32 dweight, so tiles are as large as the memory they take is small beside the activations.
+/// the f32 dweight, so tiles are as large as the memory they take is small beside the activations: twenty times x, about what one
+/// or two layers keep for backward.
 struct Tiles {
   std::int64_t rows;  // of a tile; the last may have fewer
-  Tiles(std::int64_t tokens, std::int64_t classes, std::int64_t element) {
-    constexpr std::int64_t kBytes = std::int64_t(256) << 20, kStep = 128;
-    const std::int64_t most = std::max(kStep, kBytes / (classes * element) / kStep * kStep), count = (tokens + most - 1) / most;
+  Tiles(std::int64_t tokens, std::int64_t width, std::int64_t classes, std::int64_t element) {
+    constexpr std::int64_t kLeast = std::int64_t(256) << 20, kMost = std::int64_t(1) << 30, kStep = 128;
+    const std::int64_t bytes = std::clamp(20 * tokens * width * element, kLeast, kMost);
+    const std::int64_t most = std::max(kStep, bytes / (classes * element) / kStep * kStep), count = (tokens + most - 1) / most;
     rows = std::min(tokens, ((tokens + count - 1) / count + kStep - 1) / kStep * kStep);
   }
 };
+/// Bytes of a row of logits that a block keeps in shared memory, two blocks a multiprocessor; a longer row is read twice.
+constexpr std::int64_t kLongestRow = 110 << 10;
 
 /// losses[n] = ln sum_v exp(logits[n, v]) - logits[n, target[n]]; with `gradient` the logits become those of
-/// dlogits = scale (softmax(logits) - onehot(target)). A block for each row: the second pass finds the row in the cache.
+/// dlogits = scale (softmax(logits) - onehot(target)). A block for each row; with kKept the row comes to shared memory first.
 /// The padding's and ignored rows' gradients are 0; a target outside the classes gives NaN.
-template <class T, int N>
+template <class T, int N, bool kKept>
 __global__ void __launch_bounds__(512) classifier_losses_kernel(T* logits, const std::int32_t* targets, Accumulator<T>* losses,
                                                                 std::int64_t columns, std::int64_t classes, const double* scale,
                                                                 bool gradient) {
@@ -37,12 +43,21 @@ __global__ void __launch_bounds__(512) classifier_losses_kernel(T* logits, const
   }
   // read before any thread overwrites it: the sums have barriers
   const A own = target >= 0 && target < classes ? load(scores + target) : A(__int_as_float(0x7fffffff));
-  const RowExpSum<A> e = row_exp_sum<kFast, N>(static_cast<const T*>(scores), classes);
+  const T* from = scores;
+  if constexpr (kKept) {  // a thread reads what it has copied itself
+    extern __shared__ uint4 row_bytes[];
+    T* const kept = reinterpret_cast<T*>(row_bytes);
+    for (std::int64_t c = std::int64_t(threadIdx.x) * N; c < columns; c += std::int64_t(blockDim.x) * N)
+      copy_async(shared_address(kept + c), scores + c, true);
+    wait_all_copies();
+    from = kept;
+  }
+  const RowExpSum<A> e = row_exp_sum<kFast, N>(from, classes);
   if (threadIdx.x == 0) losses[row] = log(e.sum) - (own - e.highest);
   if (!gradient) return;
   const A factor = A(*scale), share = factor / e.sum;
   for (std::int64_t c = std::int64_t(threadIdx.x) * N; c < columns; c += std::int64_t(blockDim.x) * N) {
-    const Packet<T, N> packet = load_packet<N>(static_cast<const T*>(scores + c));
+    const Packet<T, N> packet = load_packet<N>(from + c);
     A d[N];
 #pragma unroll
     for (int i = 0; i < N; ++i) {
@@ -57,10 +72,14 @@ template <class T>
 void tile_losses(T* logits, const std::int32_t* targets, Accumulator<T>* losses, std::int64_t rows, std::int64_t columns,
                  std::int64_t classes, const double* scale, bool gradient) {
   constexpr int N = kVector<T>;
-  if (columns % N == 0)
-    classifier_losses_kernel<T, N><<<unsigned(rows), class_threads(columns, N), 0, stream()>>>(logits, targets, losses, columns, classes, scale, gradient);
-  else
-    classifier_losses_kernel<T, 1><<<unsigned(rows), class_threads(columns, 1), 0, stream()>>>(logits, targets, losses, columns, classes, scale, gradient);
+  const auto launch = [&](auto kernel, int n, std::size_t shared) {
+    if (shared > 0) allow_shared_memory(reinterpret_cast<const void*>(kernel), shared);
+    kernel<<<unsigned(rows), class_threads(columns, n), shared, stream()>>>(logits, targets, losses, columns, classes, scale, gradient);
+  };
+  const std::int64_t bytes = columns * std::int64_t(sizeof(T));
+  if (columns % N != 0) launch(classifier_losses_kernel<T, 1, false>, 1, 0);
+  else if (gradient && bytes <= std::min(kLongestRow, std::int64_t(largest_shared_memory()))) launch(classifier_losses_kernel<T, N, true>, N, std::size_t(bytes));
+  else launch(classifier_losses_kernel<T, N, false>, N, 0);
   check_launch("classifier_cross_entropy");
 }
 
@@ -68,7 +87,7 @@ void forward(const Call& c) {
   const Ref &x = c.inputs[0], &weight = c.inputs[1], &targets = c.inputs[2], &dx = c.saved[0], &dweight = c.saved[1];
   const std::int64_t rows = x.shape.rows(), columns = x.shape.last(), width = weight.shape[0], element = size_of(x.dtype);
   const std::int64_t classes = classes_of(c.attributes, width);
-  const Tiles tiles(rows, width, element);
+  const Tiles tiles(rows, columns, width, element);
   auto* const scale = static_cast<double*>(c.workspace);
   std::byte* const logits = static_cast<std::byte*>(c.workspace) + kScaleBytes;
   const std::int32_t* const aims = targets.as<std::int32_t>();
@@ -138,7 +157,7 @@ void backward(const Call& c) {
 void register_classifier_cross_entropy(KernelTable& table) {
   table["classifier_cross_entropy"] = {forward, backward, [](const Attributes&, std::span<const Meta> in) {
                                          const std::int64_t width = in[1].shape[0], element = size_of(in[0].dtype);
-                                         return kScaleBytes + Tiles(in[0].shape.rows(), width, element).rows * width * element;
+                                         return kScaleBytes + Tiles(in[0].shape.rows(), in[0].shape.last(), width, element).rows * width * element;
                                        }, {}};
 }
 

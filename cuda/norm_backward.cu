@@ -1,5 +1,7 @@
 #include "cuda/norm.cuh"
 #include "cuda/partial_sums.cuh"
+#include "cuda/stream.h"
+#include "cuda/tensor_cores.cuh"
 
 namespace hedgehog::cuda {
 namespace {
@@ -18,33 +20,46 @@ struct NormBackward {
   std::int64_t rows, columns;
 };
 
-/// A block owns a range of rows, one at a time for each of its warps. A row, and the warp's part of dweight and dbias, stay
-/// in registers; the warps' parts are added in order through shared memory, so no sum depends on timing.
-template <class T, int kPackets>
+/// A block owns a range of rows, one at a time for each of its warps, which has kStages rows on their way to shared memory: a lane
+/// reads there what it has copied itself. The warp's part of dweight and dbias stays in registers; the warps' parts are added in
+/// order through shared memory, so no sum depends on timing.
+template <class T, int kPackets, int kStages>
 __global__ void __launch_bounds__(kWarps* kWarp, kPackets <= 3 ? 2 : 1) norm_backward_warp_kernel(const NormBackward<T> k) {
   constexpr int N = kVector<T>;
   extern __shared__ float4 shared[];
-  float* const combined = reinterpret_cast<float*>(shared);  // (2, columns)
   const int lane = int(threadIdx.x % kWarp), warp = int(threadIdx.x / kWarp), packets = int(k.columns / N);
-  float dweight[kPackets][N] = {}, dbias[kPackets][N] = {};
+  const auto place = [&](std::int64_t row, int p) { return row * k.columns + std::int64_t(p * kWarp + lane) * N; };
+  // dy, normed and dsum of a row
+  T* const mine = reinterpret_cast<T*>(shared) + warp * kStages * 3 * k.columns + lane * N;
+  const auto staged = [&](int stage, int which, int p) { return mine + (stage * 3 + which) * k.columns + p * kWarp * N; };
   const std::int64_t end = range_begin(k.rows, blockIdx.x + 1, gridDim.x);
-  for (std::int64_t row = range_begin(k.rows, blockIdx.x, gridDim.x) + warp; row < end; row += kWarps) {
-    Packet<T, N> dy[kPackets], x[kPackets];
+  const auto fetch = [&](std::int64_t row, int stage) {
 #pragma unroll
     for (int p = 0; p < kPackets; ++p)
-      if (const int at = p * kWarp + lane; at < packets) {
-        dy[p] = load_packet<N>(k.dy + row * k.columns + at * N);
-        x[p] = load_packet<N>(k.normed + row * k.columns + at * N);
+      if (row < end && p * kWarp + lane < packets) {
+        copy_async(shared_address(staged(stage, 0, p)), k.dy + place(row, p), true);
+        copy_async(shared_address(staged(stage, 1, p)), k.normed + place(row, p), true);
+        if (k.dsum) copy_async(shared_address(staged(stage, 2, p)), k.dsum + place(row, p), true);
       }
+    commit_copies();
+  };
+  float dweight[kPackets][N] = {}, dbias[kPackets][N] = {};
+  const std::int64_t begin = range_begin(k.rows, blockIdx.x, gridDim.x) + warp;
+  for (int i = 0; i + 1 < kStages; ++i) fetch(begin + i * kWarps, i);
+  int stage = 0;
+  for (std::int64_t row = begin; row < end; row += kWarps, stage = stage + 1 == kStages ? 0 : stage + 1) {
+    fetch(row + (kStages - 1) * kWarps, stage == 0 ? kStages - 1 : stage - 1);
     const float rstd = k.rstd[row], mean = k.mean ? k.mean[row] : 0.0f;
+    wait_copies<kStages - 1>();
     float g_sum = 0, g_xhat = 0;
 #pragma unroll
     for (int p = 0; p < kPackets; ++p)
       if (const int at = p * kWarp + lane; at < packets) {
+        const Packet<T, N> dy = load_packet<N>(staged(stage, 0, p)), x = load_packet<N>(staged(stage, 1, p));
         const Packet<float, N> weight = load_packet<N>(k.weight + at * N);
 #pragma unroll
         for (int i = 0; i < N; ++i) {
-          const float d = convert<float>(dy[p][i]), xhat = (convert<float>(x[p][i]) - mean) * rstd, g = d * weight[i];
+          const float d = convert<float>(dy[i]), xhat = (convert<float>(x[i]) - mean) * rstd, g = d * weight[i];
           dweight[p][i] += d * xhat;
           dbias[p][i] += d;
           g_sum += g;
@@ -56,21 +71,24 @@ __global__ void __launch_bounds__(kWarps* kWarp, kPackets <= 3 ? 2 : 1) norm_bac
 #pragma unroll
     for (int p = 0; p < kPackets; ++p)
       if (const int at = p * kWarp + lane; at < packets) {
-        const std::int64_t place = row * k.columns + at * N;
+        const Packet<T, N> dy = load_packet<N>(staged(stage, 0, p)), x = load_packet<N>(staged(stage, 1, p));
         const Packet<float, N> weight = load_packet<N>(k.weight + at * N);
         Packet<T, N> dsum;
-        if (k.dsum) dsum = load_packet<N>(k.dsum + place);
+        if (k.dsum) dsum = load_packet<N>(staged(stage, 2, p));
         float dx[N];
 #pragma unroll
         for (int i = 0; i < N; ++i) {
-          const float xhat = (convert<float>(x[p][i]) - mean) * rstd, g = convert<float>(dy[p][i]) * weight[i];
+          const float xhat = (convert<float>(x[i]) - mean) * rstd, g = convert<float>(dy[i]) * weight[i];
           dx[i] = rstd * (g - a - xhat * b) + (k.dsum ? convert<float>(dsum[i]) : 0.0f);
         }
-        if (k.dx) k.dx.put(place, dx);
-        if (k.dresidual) k.dresidual.put(place, dx);
+        if (k.dx) k.dx.put(place(row, p), dx);
+        if (k.dresidual) k.dresidual.put(place(row, p), dx);
       }
   }
   if (!k.partials) return;
+  wait_copies();
+  __syncthreads();  // the rows make room
+  float* const combined = reinterpret_cast<float*>(shared);  // (2, columns)
   for (int turn = 0; turn < int(kWarps); ++turn) {
     if (turn == warp) {
 #pragma unroll
@@ -132,9 +150,17 @@ bool launch_warps(const NormBackward<T>& k, unsigned blocks) {
   constexpr int N = kVector<T>;
   if (!k.dy || k.columns % N != 0) return false;
   if (!aligned({k.dy, k.dsum, k.normed, k.weight, k.dx.data, k.dresidual.data})) return false;
-  const std::size_t shared = std::size_t(2 * k.columns) * sizeof(float);
   return with_packets_per_lane(k.columns / N, [&](auto packets) {
-    norm_backward_warp_kernel<T, packets.value><<<blocks, kWarps * kWarp, shared, stream()>>>(k);
+    constexpr int kPackets = packets.value;
+    const std::size_t stage = std::size_t(kWarps) * 3 * std::size_t(k.columns) * sizeof(T);
+    const std::size_t room = std::min<std::size_t>(kPackets <= 3 ? 112 << 10 : 224 << 10, largest_shared_memory());
+    const auto launch = [&](auto kernel, std::size_t stages) {
+      allow_shared_memory(reinterpret_cast<const void*>(kernel), stages * stage);
+      kernel<<<blocks, kWarps * kWarp, stages * stage, stream()>>>(k);
+    };
+    if (3 * stage <= room) launch(norm_backward_warp_kernel<T, kPackets, 3>, 3);
+    else if (2 * stage <= room) launch(norm_backward_warp_kernel<T, kPackets, 2>, 2);
+    else launch(norm_backward_warp_kernel<T, kPackets, 1>, 1);
   });
 }
 
