@@ -4,7 +4,7 @@
 #include "core/op.h"
 
 /// Matrix products by cuBLASLt. The algorithm of a product is a function of shapes, dtypes, epilogue, alignment, device
-/// and library version alone: it is the first of the library's own heuristic and is cached by these.
+/// and library version alone: it is taken from the list of the library's own heuristic by a fixed rule and is cached by these.
 namespace hedgehog::cuda {
 
 /// Epilogue of a product D = alpha op(A) op(B) + beta C.
@@ -14,7 +14,6 @@ enum class Epilogue : std::uint8_t {
   gelu,       // D = gelu(product); the product before it goes to aux if aux is not null
   gelu_bias,  // D = gelu(product + bias); product + bias goes to aux if aux is not null
   dgelu,      // D = product * gelu'(aux)
-  bias_gradient,  // sums = op(B) summed over k; written whatever beta is
 };
 
 /// One row-major matrix product, or a batch of equally spaced ones.
@@ -38,7 +37,6 @@ struct Product {
   const void* bias = nullptr;  // (n), dtype of A
   void* aux = nullptr;         // (m, n) dtype of A, rows ld_aux apart
   std::int64_t ld_aux = 0;
-  float* sums = nullptr;       // (n)
 };
 /// Whether the library fuses this epilogue for these dtypes and sizes; the caller runs a kernel of its own otherwise.
 bool fuses(Epilogue epilogue, Dtype dtype, std::int64_t n);

@@ -329,6 +329,7 @@ void throw_uneven(const char* op, const Ref& x) {
 }
 
 int multiprocessors() { return properties.multiProcessorCount; }
+bool starts_early() { return properties.major >= 9; }
 std::size_t largest_shared_memory() { return properties.sharedMemPerBlockOptin; }
 
 void allow_shared_memory(const void* kernel, std::size_t bytes) {

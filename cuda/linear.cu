@@ -18,7 +18,6 @@ void forward(const Call& c) {
                  .addend = c.inputs[3].data,
                  .activation = kind_of(c.attributes),
                  .h = c.saved[0].data,
-                 .spare = c.workspace,
                  .sums = static_cast<float*>(c.workspace),
                  .y = c.outputs[0].data});
 }
@@ -34,31 +33,18 @@ void backward(const Call& c) {
   std::byte* const partials = workspace + (active ? aligned_bytes(s.m, s.n, dtype) : 0);
   auto* const scratch = reinterpret_cast<float*>(partials + aligned_bytes(row_blocks(s.m), s.n, accumulator_of(dtype)));
   const void* const dh = active ? workspace : dy.data;
-  bool summed = !dbias;
-  if (active && (dx || dweight || dbias)) {
-    slope_and_sums(kind, dtype, dy.data, c.saved[0].data, workspace, dbias ? partials : nullptr, s.m, s.n);
-    if (dbias) add_sums(dtype, partials, row_blocks(s.m), dbias, adds(c, 2));
-    summed = true;
-  }
+  if (dx || dweight || dbias)
+    slope_and_sums(kind, dtype, dy.data, c.saved[0].data, active ? workspace : nullptr, dbias ? partials : nullptr, s.m, s.n);
+  if (dbias) add_sums(dtype, partials, row_blocks(s.m), dbias, adds(c, 2));
   if (dx) input_gradient(dh, weight, dx, adds(c, 0));
-  float* const sums = !active && sums_by_product(c.inputs[2], dweight, dbias) ? reinterpret_cast<float*>(partials) : nullptr;
-  if ((dweight || dbias) && weight_gradient(x, dh, s.n, dweight, adds(c, 1), scratch, sums)) {
-    if (dbias) add_sums(dtype, partials, 1, dbias, adds(c, 2));
-    summed = true;
-  }
-  if (!summed) {
-    slope_and_sums(Activation::none, dtype, dy.data, nullptr, nullptr, partials, s.m, s.n);
-    add_sums(dtype, partials, row_blocks(s.m), dbias, adds(c, 2));
-  }
+  if (dweight) weight_gradient(x, dh, dweight, adds(c, 1), scratch);
   // last: daddend may lie on dy
   if (daddend) add_upstream(dy, daddend, adds(c, 3));
 }
 
-std::int64_t forward_workspace(const Attributes& a, std::span<const Meta> in) {
-  // where h goes when it is not saved and y may lie on the addend
+std::int64_t forward_workspace(const Attributes&, std::span<const Meta> in) {
   const Sizes s(in[0].shape, in[1].shape);
-  const std::int64_t spare = kind_of(a) != Activation::none && in[3].given ? aligned_bytes(s.m, s.n, in[0].dtype) : 0;
-  return std::max(spare, sums_bytes(s.m, s.n, in[0].dtype, in[2].given));
+  return sums_bytes(s.m, s.n, in[0].dtype, in[2].given);
 }
 
 std::int64_t backward_workspace(const Attributes& a, std::span<const Meta> in) {

@@ -45,8 +45,9 @@ __global__ void finish_kernel(Activation kind, const float* sums, const bf16* bi
 constexpr int kThreads = 256, kWarps = kThreads / 32;
 
 /// dh = dy activation'(h), and sums of dh over the rows of each block. A warp holds 32 packets of columns and walks every
-/// eighth row; the warps' sums meet in shared memory, those of the blocks in the kernel after it. Either result may be null.
-template <class T, int kCount>
+/// eighth row; the warps' sums meet in shared memory, those of the blocks in the kernel after it. Sums alone (h and dh null, kSlope
+/// false), or dh alone (partials null).
+template <class T, int kCount, bool kSlope>
 __global__ void dh_kernel(Activation kind, const T* dy, const T* h, T* dh, Accumulator<T>* partials, std::int64_t rows, std::int64_t columns) {
   using A = Accumulator<T>;
   __shared__ A shared[kWarps][32 * kCount + 1];
@@ -54,17 +55,18 @@ __global__ void dh_kernel(Activation kind, const T* dy, const T* h, T* dh, Accum
   const std::int64_t packets = columns / kCount, packet = blockIdx.x * std::int64_t(32) + lane;
   const std::int64_t first = rows * blockIdx.y / gridDim.y, last = rows * (blockIdx.y + 1) / gridDim.y;
   A sums[kCount] = {};
+#pragma unroll(kSlope ? 1 : 8)
   for (std::int64_t r = first + warp; r < last && packet < packets; r += kWarps) {
     const std::int64_t at = (r * packets + packet) * kCount;
     Packet<T, kCount> g = load_packet<kCount>(dy + at), x;
-    if (h) x = load_packet<kCount>(h + at);
+    if constexpr (kSlope) x = load_packet<kCount>(h + at);
 #pragma unroll
     for (int e = 0; e < kCount; ++e) {
-      const A value = h ? A(load(&g[e]) * slope(kind, load(&x[e]))) : load(&g[e]);
+      const A value = kSlope ? A(load(&g[e]) * slope(kind, load(&x[e]))) : load(&g[e]);
       sums[e] += value;  // before it is rounded for the products
-      g[e] = convert<T>(value);
+      if constexpr (kSlope) g[e] = convert<T>(value);
     }
-    if (h) store_packet(dh + at, g);
+    if constexpr (kSlope) store_packet(dh + at, g);
   }
   if (!partials) return;
 #pragma unroll
@@ -156,7 +158,7 @@ void forward_layer(const Layer& l) {
   const bool active = l.activation != Activation::none;
   const bool gelu = l.activation == Activation::gelu && !l.addend && fuses(Epilogue::gelu, dtype, n);
   // where the product goes: h, unless the library applies the activation itself
-  void* const h = !active || gelu ? l.y : l.h ? l.h : l.addend ? l.spare : l.y;
+  void* const h = !active || gelu ? l.y : l.h ? l.h : l.y;
   const bool fused_bias = l.bias && fuses(Epilogue::bias, dtype, n);
   const bool aside = sums_bytes(m, n, dtype, l.bias) > 0;
   for_row_runs(x, k, [&](std::int64_t row, std::int64_t rows, std::int64_t offset, std::int64_t ld) {
@@ -219,18 +221,11 @@ bool input_gradient(const void* dh, const Ref& weight, const Ref& dx, bool add, 
   return done;
 }
 
-bool weight_gradient(const Ref& x, const void* dh, std::int64_t n, const Ref& wanted, bool add, float* scratch, float* sums) {
-  const std::int64_t k = x.shape.last();
+void weight_gradient(const Ref& x, const void* dh, const Ref& dweight, bool add, float* scratch) {
+  const std::int64_t k = dweight.shape[0], n = dweight.shape[1];
   const Dtype dtype = x.dtype;
-  if (!wanted && !(sums && fuses(Epilogue::bias_gradient, dtype, n))) return false;
-  const Ref dweight = wanted ? wanted : packed(scratch, {k, n}, Dtype::f32);
-  if (!wanted) add = false;
-  const bool runs = x.columns != x.size() && x.columns != k;
   // several runs add up in f32 and are rounded once
-  const bool aside = dweight.dtype == Dtype::bf16 && runs;
-  // the epilogue overwrites the sums: it takes all rows at once
-  const bool fused_sums = sums && !runs && dweight.dtype == Dtype::f32 && fuses(Epilogue::bias_gradient, dtype, n);
-  bool summed = false;
+  const bool aside = dweight.dtype == Dtype::bf16 && x.columns != x.size() && x.columns != k;
   for_row_runs(x, k, [&](std::int64_t row, std::int64_t rows, std::int64_t offset, std::int64_t ld) {
     Product p;
     p.dtype = dtype, p.result = aside ? Dtype::f32 : dweight.dtype;
@@ -240,15 +235,9 @@ bool weight_gradient(const Ref& x, const void* dh, std::int64_t n, const Ref& wa
     p.b = element(dh, row * n, dtype), p.ldb = n;
     p.d = aside ? scratch : dweight.data, p.ldd = n;
     p.beta = row > 0 || (!aside && add);
-    if (fused_sums) {
-      Product with_sums = p;
-      with_sums.epilogue = Epilogue::bias_gradient, with_sums.sums = sums;
-      summed = try_multiply(with_sums);
-    }
-    if (!summed) multiply(p);
+    multiply(p);
   });
   if (aside) round_into(scratch, dweight, add);
-  return summed;
 }
 
 void slope_and_sums(Activation kind, Dtype dtype, const void* dy, const void* h, void* dh, void* partials, std::int64_t m, std::int64_t n) {
@@ -262,8 +251,9 @@ void slope_and_sums(Activation kind, Dtype dtype, const void* dy, const void* h,
     auto launch = [&](auto count) {
       constexpr int each = decltype(count)::value;
       const dim3 grid(unsigned((n / each + 31) / 32), unsigned(blocks));
-      dh_kernel<T, each><<<grid, kThreads, 0, stream()>>>(kind, static_cast<const T*>(dy), static_cast<const T*>(h), static_cast<T*>(dh),
-                                                          static_cast<Accumulator<T>*>(partials), m, n);
+      const auto kernel = h ? dh_kernel<T, each, true> : dh_kernel<T, each, false>;
+      kernel<<<grid, kThreads, 0, stream()>>>(kind, static_cast<const T*>(dy), static_cast<const T*>(h), static_cast<T*>(dh),
+                                              static_cast<Accumulator<T>*>(partials), m, n);
     };
     if (n % kVector<T> == 0 && aligned({dy, h, dh})) launch(std::integral_constant<int, kVector<T>>{});
     else launch(std::integral_constant<int, 1>{});
@@ -277,10 +267,7 @@ void add_sums(Dtype dtype, const void* partials, std::int64_t blocks, const Ref&
   const std::int64_t n = dbias.size();
   dispatch_floating(dtype, [&](auto zero) {
     using T = decltype(zero);
-    dispatch_gradient<T>(dbias, [&](auto g) {
-      using G = decltype(g);
-      add_partials("linear", static_cast<const Accumulator<T>*>(partials), blocks, n, dbias.as<G>(), add);
-    });
+    sum_partials<T>("linear", partials, blocks, n, Target<T>(dbias, add));
   });
 }
 

@@ -17,9 +17,8 @@ struct Layer {
   const void* addend = nullptr;  // (..., N), or null
   Activation activation = Activation::none;
   void* h = nullptr;      // (..., N): kept for backward; null: not kept
-  void* spare = nullptr;  // (..., N): for h where it is not kept; needed with both an activation and an addend
   float* sums = nullptr;  // (..., N) f32, needed where sums_bytes says so
-  void* y = nullptr;      // (..., N)
+  void* y = nullptr;      // (..., N), apart from the addend: the library rounds a product before it adds what lies in its place
 };
 void forward_layer(const Layer& layer);
 /// Bytes of Layer::sums. With a bias and rows that are no multiple of 16 bytes the library rounds the product to bf16 before the
@@ -30,16 +29,8 @@ std::int64_t sums_bytes(std::int64_t m, std::int64_t n, Dtype dtype, bool bias);
 /// gelu' of it before it is rounded. Returns false, and nothing is done, where the library does not offer that.
 bool input_gradient(const void* dh, const Ref& weight, const Ref& dx, bool add, const void* gelu_of = nullptr);
 
-/// dweight (+)= x^T dh for a weight (K, N); x may be rows with a stride. scratch: (K, N) f32, for a bf16 dweight or none. sums: (N)
-/// f32 for the sums over rows of dh, or null. Returns whether they have been written: by the epilogue of the product, where the
-/// library offers it. Without dweight the product is made for the sums alone, so that they have the same bits.
-bool weight_gradient(const Ref& x, const void* dh, std::int64_t n, const Ref& dweight, bool add, float* scratch, float* sums);
-
-/// Whether the sums for a bias are to be asked of that product: always the same for the same op, so that a gradient has the same bits
-/// whichever others are wanted.
-inline bool sums_by_product(const Ref& bias, const Ref& dweight, const Ref& dbias) {
-  return bias.given && (dweight ? dweight.dtype == Dtype::f32 : dbias && dbias.dtype == Dtype::f32);
-}
+/// dweight (+)= x^T dh for a weight (K, N); x may be rows with a stride. scratch: (K, N) f32, for a bf16 dweight.
+void weight_gradient(const Ref& x, const void* dh, const Ref& dweight, bool add, float* scratch);
 
 /// dh = dy activation'(h), and the sums of its rows, before dh is rounded, by blocks into partials (row_blocks(m), n) of
 /// accumulators; either may be null. dh may be dy. Without activation nothing but the sums is computed.

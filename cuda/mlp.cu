@@ -45,19 +45,13 @@ void backward(const Call& c) {
   auto* const dh = static_cast<std::byte*>(c.workspace);
   std::byte* const partials = dh + aligned_bytes(s.m, s.n, dtype);  // of one bias after the other
   auto* const scratch = reinterpret_cast<float*>(partials + aligned_bytes(row_blocks(s.m), std::max(s.n, s.out), accumulator_of(dtype)));
-  // what a bias still needs: the product of its weight may have summed the rows already
-  auto add_bias = [&](const Ref& dbias, bool add, bool summed, const void* rows) {
-    if (!summed) slope_and_sums(Activation::none, dtype, rows, nullptr, nullptr, partials, s.m, dbias.size());
-    add_sums(dtype, partials, summed ? 1 : row_blocks(s.m), dbias, add);
-  };
-  auto sums_for = [&](int weight, int bias) {
-    return sums_by_product(c.inputs[bias], c.dx[weight], c.dx[bias]) ? reinterpret_cast<float*>(partials) : nullptr;
+  auto add_bias = [&](const Ref& dbias, bool add, const void* rows) {
+    slope_and_sums(Activation::none, dtype, rows, nullptr, nullptr, partials, s.m, dbias.size());
+    add_sums(dtype, partials, row_blocks(s.m), dbias, add);
   };
 
-  bool summed = false;
-  if (dweight_2 || dbias_2)
-    summed = weight_gradient(packed(g.data, s.inner(), dtype), dy.data, s.out, dweight_2, adds(c, 2), scratch, sums_for(2, 4));
-  if (dbias_2) add_bias(dbias_2, adds(c, 4), summed, dy.data);
+  if (dweight_2) weight_gradient(packed(g.data, s.inner(), dtype), dy.data, dweight_2, adds(c, 2), scratch);
+  if (dbias_2) add_bias(dbias_2, adds(c, 4), dy.data);
 
   if (dx || dweight_1 || dbias_1) {
     const Ref inner = packed(dh, s.inner(), dtype);
@@ -66,11 +60,11 @@ void backward(const Call& c) {
       input_gradient(dy.data, weight_2, inner, false);
       slope_and_sums(kind, dtype, dh, h.data, dh, dbias_1 ? partials : nullptr, s.m, s.n);
       if (dbias_1) add_sums(dtype, partials, row_blocks(s.m), dbias_1, adds(c, 3));
+    } else if (dbias_1) {
+      add_bias(dbias_1, adds(c, 3), dh);
     }
     if (dx) input_gradient(dh, weight_1, dx, adds(c, 0));
-    summed = false;
-    if (dweight_1 || dbias_1) summed = weight_gradient(x, dh, s.n, dweight_1, adds(c, 1), scratch, fused ? sums_for(1, 3) : nullptr);
-    if (fused && dbias_1) add_bias(dbias_1, adds(c, 3), summed, dh);
+    if (dweight_1) weight_gradient(x, dh, dweight_1, adds(c, 1), scratch);
   }
   // last: daddend may lie on dy
   if (daddend) add_upstream(dy, daddend, adds(c, 5));

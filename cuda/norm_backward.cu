@@ -28,8 +28,13 @@ __global__ void __launch_bounds__(kWarps* kWarp, kPackets <= 3 ? 2 : 1) norm_bac
   constexpr int N = kVector<T>;
   extern __shared__ float4 shared[];
   const int lane = int(threadIdx.x % kWarp), warp = int(threadIdx.x / kWarp), packets = int(k.columns / N);
+  // a gradient that is added to comes ahead of time, too
+  const bool onto = k.dx.adds && !k.dx.wide && !k.dsum && !k.dresidual;
+  const T* const added = onto ? static_cast<const T*>(k.dx.data) : k.dsum;
+  Target<T> to = k.dx;
+  to.adds = to.adds && !onto;
   const auto place = [&](std::int64_t row, int p) { return row * k.columns + std::int64_t(p * kWarp + lane) * N; };
-  // dy, normed and dsum of a row
+  // dy, normed and what is added to dx, of a row
   T* const mine = reinterpret_cast<T*>(shared) + warp * kStages * 3 * k.columns + lane * N;
   const auto staged = [&](int stage, int which, int p) { return mine + (stage * 3 + which) * k.columns + p * kWarp * N; };
   const std::int64_t end = range_begin(k.rows, blockIdx.x + 1, gridDim.x);
@@ -39,7 +44,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, kPackets <= 3 ? 2 : 1) norm_bac
       if (row < end && p * kWarp + lane < packets) {
         copy_async(shared_address(staged(stage, 0, p)), k.dy + place(row, p), true);
         copy_async(shared_address(staged(stage, 1, p)), k.normed + place(row, p), true);
-        if (k.dsum) copy_async(shared_address(staged(stage, 2, p)), k.dsum + place(row, p), true);
+        if (added) copy_async(shared_address(staged(stage, 2, p)), added + place(row, p), true);
       }
     commit_copies();
   };
@@ -73,15 +78,15 @@ __global__ void __launch_bounds__(kWarps* kWarp, kPackets <= 3 ? 2 : 1) norm_bac
       if (const int at = p * kWarp + lane; at < packets) {
         const Packet<T, N> dy = load_packet<N>(staged(stage, 0, p)), x = load_packet<N>(staged(stage, 1, p));
         const Packet<float, N> weight = load_packet<N>(k.weight + at * N);
-        Packet<T, N> dsum;
-        if (k.dsum) dsum = load_packet<N>(staged(stage, 2, p));
+        Packet<T, N> before;
+        if (added) before = load_packet<N>(staged(stage, 2, p));
         float dx[N];
 #pragma unroll
         for (int i = 0; i < N; ++i) {
           const float xhat = (convert<float>(x[i]) - mean) * rstd, g = convert<float>(dy[i]) * weight[i];
-          dx[i] = rstd * (g - a - xhat * b) + (k.dsum ? convert<float>(dsum[i]) : 0.0f);
+          dx[i] = rstd * (g - a - xhat * b) + (added ? convert<float>(before[i]) : 0.0f);
         }
-        if (k.dx) k.dx.put(place(row, p), dx);
+        if (to) to.put(place(row, p), dx);
         if (k.dresidual) k.dresidual.put(place(row, p), dx);
       }
   }

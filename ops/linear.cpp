@@ -49,8 +49,6 @@ Layout infer_linear(const Attributes& a, std::span<const Meta> in) {
   Layout layout{{y}, {}};
   if (kind != Activation::none) {
     layout.saved = {y};
-    // where h goes when it is not saved and y may lie on the addend
-    if (addend.given) layout.forward_workspace = y.shape.size() * element;
     layout.backward_workspace = (y.shape.size() + 15) / 16 * 16 * element;  // dh
   }
   if (bias.given) layout.backward_workspace += row_blocks(rows) * padded_row(columns) * element;
@@ -62,7 +60,7 @@ void linear_forward(const Call& c) {
   const T *bias = c.inputs[2].as<T>(), *addend = c.inputs[3].as<T>();
   const Activation kind = activation_of(c.attributes);
   T* const y = c.outputs[0].as<T>();
-  T* const h = kind == Activation::none ? y : c.saved[0] ? c.saved[0].as<T>() : addend ? static_cast<T*>(c.workspace) : y;
+  T* const h = kind == Activation::none ? y : c.saved[0] ? c.saved[0].as<T>() : y;
   linear_rows(c.inputs[0], c.inputs[1], bias, addend, kind, h, y);
 }
 
