@@ -23,6 +23,16 @@ __device__ __forceinline__ void wait_for_kernels() {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
+/// The same with something between the two, which all threads have done before the next kernel starts: for one that does not wait.
+template <class Between>
+__device__ __forceinline__ void wait_for_kernels(const Between& between) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  between();
+  __syncthreads();
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
 
 /// Launches a kernel that calls wait_for_kernels (or waits in another way for what it reads).
 template <class... Parameters>

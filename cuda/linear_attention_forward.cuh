@@ -10,6 +10,7 @@ struct ForwardArguments {
   float* saved;  // (B, T, H) or null
   SumSlots states;
   int* rare;     // (B H segments) 1: the walk is left to the kernel that knows log space; null: it has all walks
+  float* no_state;  // the second output, one 0, or null
 };
 
 /// Shared memory of both forms.
@@ -24,7 +25,7 @@ struct ForwardTiles {
   signed char rows[2][kD];                // document rows of this chunk and the next
 };
 
-/// Starts all walks with products of a warpgroup; those marked in `rare` are left undone.
+/// Starts all walks with products of a warpgroup, and marks in `rare` those that are left undone.
 void warpgroup_forward(const ForwardArguments& p, std::int64_t blocks);
 
 }  // namespace hedgehog::cuda::linear_attention_mma

@@ -102,6 +102,8 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8) linear_attention_for
   const Sequence& s = p.s;
   const Lanes<kD> l;
   const Walk walk(s);
+  wait_for_kernels();
+  if (p.no_state && walk.slot == 0 && threadIdx.x == 0) *p.no_state = 0;
   if (p.rare && p.rare[walk.slot] == 0) return;
   const std::int64_t b = walk.b, h = walk.h, begin = std::int64_t(walk.begin) * kD;
   const int thread = int(threadIdx.x);
@@ -240,9 +242,6 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8) linear_attention_for
   }
 }
 
-/// The second output when no final state is asked for.
-__global__ void linear_attention_no_state_kernel(float* at) { *at = 0; }
-
 }  // namespace
 
 bool supports(const Attributes& attributes, std::span<const Meta> inputs) {
@@ -255,13 +254,13 @@ bool supports(const Attributes& attributes, std::span<const Meta> inputs) {
   for (int i : {kBiasQ, kBiasK, kMask, kInitialState})
     if (inputs[std::size_t(i)].given) return false;
   const std::int64_t D = q.shape[3], width = inputs[kWeightQ].shape[2], Dv = inputs[kV].shape[3];
-  return (D == 32 || D == 64) && Dv == D && width == D && inputs[kK].shape[2] == q.shape[2];
+  return (D == 32 || D == 64) && Dv == D && width == D;
 }
 
 std::int64_t forward_workspace(const Attributes&, std::span<const Meta> inputs) {
   Workspace w;
   const Shape& q = inputs[kQ].shape;
-  const Segments g = segments_of(q, kForwardBlocks);
+  const Segments g = segments_of(q, Pass::forward);
   w.take_slots(q, g);
   w.take<int>(q[0] * q[2] * g.count);
   return w.used;
@@ -270,18 +269,16 @@ std::int64_t forward_workspace(const Attributes&, std::span<const Meta> inputs) 
 void forward(const Call& c) {
   const Shape& q = c.inputs[kQ].shape;
   Workspace w{static_cast<std::byte*>(c.workspace)};
-  ForwardArguments p{sequence_of(c, kForwardBlocks), HeadsTarget<bf16>("linear_attention", c.outputs[0], false), c.saved[0].as<float>(),
-                     w.take_slots(q, segments_of(q, kForwardBlocks)), nullptr};
+  ForwardArguments p{sequence_of(c, Pass::forward), HeadsTarget<bf16>("linear_attention", c.outputs[0], false), c.saved[0].as<float>(),
+                     w.take_slots(q, segments_of(q, Pass::forward)), nullptr, c.outputs[1].as<float>()};
   if (p.s.segments > 1) make_states(p.s, p.states, q[0], int(q[3]));
   const std::int64_t blocks = q[0] * q[2] * p.s.segments;
   if (p.s.warpgroups && p.o.vector) {
     p.rare = w.take<int>(blocks);
-    check(cudaMemsetAsync(p.rare, 0, std::size_t(blocks) * sizeof(int), stream()), "linear_attention");
     warpgroup_forward(p, blocks);
   }
   if (q[3] == 64) launch(linear_attention_forward_kernel<64>, blocks, 128, sizeof(ForwardMemory<64>), p);
   else launch(linear_attention_forward_kernel<32>, blocks, 64, sizeof(ForwardMemory<32>), p);
-  if (c.outputs[1]) launch(linear_attention_no_state_kernel, 1, 1, 0, c.outputs[1].as<float>());
 }
 
 }  // namespace hedgehog::cuda::linear_attention_mma

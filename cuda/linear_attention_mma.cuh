@@ -9,7 +9,7 @@
 namespace hedgehog::cuda::linear_attention_mma {
 
 /// Whether forward and backward below take a call, from attributes, shapes and dtypes: bf16, causal, map "hedgehog" with
-/// weights and without biases, D = Dv = D' of 32 or 64, as many key heads as query heads, chunk 0, no mask and no states.
+/// weights and without biases, D = Dv = D' of 32 or 64, chunk 0, no mask and no states.
 bool supports(const Attributes& attributes, std::span<const Meta> inputs);
 
 /// Bytes of workspace of a supported call.

@@ -5,8 +5,9 @@
 namespace hedgehog::cuda::linear_attention_mma {
 namespace {
 
-void take(Workspace& w, BackwardArguments& p, const Shape& q) {
-  const Segments g = segments_of(q, kBackwardBlocks);
+/// What a call needs beside its results; with grouped heads also the gradients of k and v by query head.
+void take(Workspace& w, BackwardArguments& p, const Shape& q, std::int64_t key_heads) {
+  const Segments g = segments_of(q, Pass::backward);
   const std::int64_t heads = q[0] * q[2], T = q[1], D = q[3];
   p.states = w.take_slots(q, g);
   p.reversed = {p.states.S, p.states.z};  // made when the states have been read
@@ -17,23 +18,57 @@ void take(Workspace& w, BackwardArguments& p, const Shape& q) {
   for (float*& part : p.dweight) part = w.take<float>(heads * g.count * D * D);
   p.walks = int(heads * g.count);
   p.handover = w.take<int>(p.walks);
+  if (key_heads == q[2]) return;
+  for (HeadsTarget<bf16>* part : {&p.dk, &p.dv})
+    *part = HeadsTarget<bf16>("linear_attention", {w.take<bf16>(q.size()), q, Dtype::bf16, q.size(), q.size(), true}, false);
 }
 
 struct WeightArguments {
-  const float* parts;    // (B, H, segments, matrix)
-  Target<bf16> dweight;  // (H, matrix)
-  std::int64_t batch, heads, segments, matrix;
+  const float* parts[2];    // (B, H, segments, matrix) of queries and keys
+  Target<bf16> dweight[2];  // (H, matrix)
+  unsigned batch, heads, segments, matrix;
 };
 
-/// Sums the parts of all batch elements and segments in order, one thread an element.
+/// Sums the parts of all batch elements and segments in order, one thread an element; the second half of the blocks is that of
+/// keys.
 __global__ void linear_attention_backward_weight_kernel(const WeightArguments p) {
-  const std::int64_t i = std::int64_t(blockIdx.x) * 256 + threadIdx.x;
-  if (i >= p.heads * p.matrix) return;
-  const std::int64_t h = i / p.matrix, element = i % p.matrix;
+  const unsigned half = gridDim.x / 2, side = blockIdx.x / half;
+  const unsigned i = blockIdx.x % half * 256 + threadIdx.x, h = i / p.matrix;
+  wait_for_kernels();
+  if (i >= p.heads * p.matrix || !p.dweight[side]) return;
+  const float* const parts = p.parts[side] + i % p.matrix;
   float sum = 0;
-  for (std::int64_t b = 0; b < p.batch; ++b)
-    for (std::int64_t g = 0; g < p.segments; ++g) sum += p.parts[((b * p.heads + h) * p.segments + g) * p.matrix + element];
-  p.dweight.put(i, sum);
+#pragma unroll 16
+  for (unsigned part = 0; part < p.batch * p.segments; ++part)
+    sum += parts[std::int64_t((part / p.segments * p.heads + h) * p.segments + part % p.segments) * p.matrix];
+  p.dweight[side].put(i, sum);
+}
+
+/// Gradients of key heads from those of the query heads that share them.
+struct GroupArguments {
+  const bf16* parts[2];      // (B, T, H, D) of k and v
+  HeadsTarget<bf16> sum[2];  // (B, T, H / group, D)
+  std::int64_t vectors, T;   // vectors: B T H / group
+  int heads, group, D;       // heads: of keys
+};
+
+/// One thread for 8 elements of a key head, and of k or v.
+__global__ void linear_attention_backward_group_kernel(const GroupArguments p) {
+  const std::int64_t pieces = p.D / 8, i = std::int64_t(blockIdx.x) * 256 + threadIdx.x;
+  const int side = i >= p.vectors * pieces;
+  const std::int64_t at = i - side * p.vectors * pieces, vector = quotient(at, pieces), piece = at - vector * pieces;
+  wait_for_kernels();
+  if (vector >= p.vectors || !p.sum[side]) return;
+  const std::int64_t token = quotient(vector, p.heads), h = vector - token * p.heads, b = quotient(token, p.T);
+  float sum[8] = {};
+  for (int g = 0; g < p.group; ++g) {
+    float part[8];
+    load_packet<8>(p.parts[side] + ((token * p.heads + h) * p.group + g) * p.D + piece * 8, part);
+#pragma unroll
+    for (int e = 0; e < 8; ++e) sum[e] += part[e];
+  }
+  const std::int64_t to = p.sum[side].at(b, token - b * p.T, h) + piece * 8;
+  for (int e = 0; e < 8; ++e) p.sum[side].put(to + e, sum[e]);
 }
 
 /// Gradients of an output that nothing reads.
@@ -55,17 +90,17 @@ void write_zeros(const Call& c) {
 std::int64_t backward_workspace(const Attributes&, std::span<const Meta> inputs) {
   Workspace w;
   BackwardArguments p{};
-  take(w, p, inputs[kQ].shape);
+  take(w, p, inputs[kQ].shape, inputs[kK].shape[2]);
   return w.used;
 }
 
 void backward(const Call& c) {
   if (!c.dy[0]) return write_zeros(c);
   const Shape& q = c.inputs[kQ].shape;
-  const std::int64_t B = q[0], H = q[2], D = q[3];
+  const std::int64_t B = q[0], T = q[1], H = q[2], D = q[3], key_heads = c.inputs[kK].shape[2];
   auto target = [&](int i) { return HeadsTarget<bf16>("linear_attention", c, i); };
   BackwardArguments p{};
-  p.s = sequence_of(c, kBackwardBlocks);
+  p.s = sequence_of(c, Pass::backward);
   p.o = Heads<bf16>("linear_attention", c.outputs[0]);
   p.dy = Heads<bf16>("linear_attention", c.dy[0]);
   p.s.vector = p.s.vector && aligned(p.o) && aligned(p.dy);
@@ -73,24 +108,31 @@ void backward(const Call& c) {
   p.saved = c.saved[0].as<const float>();
   p.dq = target(kQ), p.dk = target(kK), p.dv = target(kV);
   Workspace w{static_cast<std::byte*>(c.workspace)};
-  take(w, p, q);
+  take(w, p, q, key_heads);
   if (!p.s.warpgroups) p.handover = nullptr;
   const bool of_keys = c.dx[kK] || c.dx[kV] || c.dx[kWeightK];
 
   if (p.s.segments > 1) make_states(p.s, p.states, B, int(D));
   if (p.handover) {
-    check(cudaMemsetAsync(p.handover, -1, std::size_t(p.walks) * sizeof(int), stream()), "linear_attention");
     warpgroup_backward(p, WarpgroupPass::queries);
-    // the sums of segments, launched early too, would only wait: they took 5 % more of the whole
-    if (of_keys && p.s.segments == 1) warpgroup_backward(p, WarpgroupPass::keys, true);
+    if (of_keys && p.s.segments == 1) warpgroup_backward(p, WarpgroupPass::keys);
   }
   backward_queries(p, B, int(D));
   if (of_keys) backward_keys(p, B, int(D));
-  for (int side = 0; side < 2; ++side) {
-    const Target<bf16> dweight(c, kWeightQ + side);
-    if (!dweight) continue;
-    const WeightArguments sum{p.dweight[side], dweight, B, H, p.s.segments, D * D};
-    launch(linear_attention_backward_weight_kernel, (H * D * D + 255) / 256, 256, 0, sum);
+  if (key_heads < H && (c.dx[kK] || c.dx[kV])) {
+    const std::int64_t vectors = B * T * key_heads;
+    const GroupArguments sum{{static_cast<const bf16*>(p.dk.data), static_cast<const bf16*>(p.dv.data)}, {target(kK), target(kV)}, vectors, T,
+                             int(key_heads), int(H / key_heads), int(D)};
+    launch(linear_attention_backward_group_kernel, (2 * vectors * (D / 8) + 255) / 256, 256, 0, sum);
+  }
+  if (c.dx[kWeightQ] || c.dx[kWeightK]) {
+    const auto add = [&](Target<bf16> q_side, Target<bf16> k_side) {
+      const WeightArguments sum{{p.dweight[0], p.dweight[1]}, {q_side, k_side}, unsigned(B), unsigned(H), unsigned(p.s.segments), unsigned(D * D)};
+      launch(linear_attention_backward_weight_kernel, 2 * ((H * D * D + 255) / 256), 256, 0, sum);
+    };
+    const Target<bf16> of_query_map(c, kWeightQ), of_key_map(c, kWeightK);
+    if (!of_query_map || of_query_map.data != of_key_map.data) add(of_query_map, of_key_map);
+    else add(of_query_map, {}), add({}, of_key_map);  // one tensor is both maps: one after the other
   }
 }
 

@@ -71,10 +71,10 @@ struct ChunkNumbers {
 void backward_queries(const BackwardArguments& p, std::int64_t batch, int D);
 void backward_keys(const BackwardArguments& p, std::int64_t batch, int D);
 /// Passes with products of a warpgroup, for heads of 64: dq, what segments add to R and y, dk and dv. Walks that meet rows in log
-/// space are left to the functions above, those in the order of time from the chunk where they stopped. `early`: the pass may
-/// start as soon as all blocks of the pass before it have.
+/// space are left to the functions above, those in the order of time from the chunk where they stopped. Without segments, keys
+/// follow queries directly.
 enum class WarpgroupPass : int { queries, sums, keys };
-void warpgroup_backward(const BackwardArguments& p, WarpgroupPass pass, bool early = false);
+void warpgroup_backward(const BackwardArguments& p, WarpgroupPass pass);
 /// Turns what each segment alone adds to R and y into the sums after each segment.
 void scan_reversed(const BackwardArguments& p, std::int64_t batch, int D);
 

@@ -113,6 +113,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4)
   const Sequence& s = p.s;
   const Lanes<kD> l;
   const Walk walk(s);
+  wait_for_kernels();
   if (kOnlySums && walk.segment == 0) return;
   if (p.handover && p.handover[walk.slot] >= walk.end) return;  // done by the warpgroup's kernel
   const std::int64_t index = walk.index, b = walk.b, h = walk.h;

@@ -81,6 +81,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4)
   const Sequence& s = p.s;
   const Lanes<kD> l;
   const Walk walk(s);
+  wait_for_kernels();
   // chunks before it have been done by the warpgroup's kernel
   const int first_chunk = p.handover ? p.handover[walk.slot] : walk.begin;
   if (first_chunk >= walk.end) return;

@@ -14,18 +14,23 @@ enum Input : int { kQ, kK, kV, kWeightQ, kWeightK, kBiasQ, kBiasK, kDocumentStar
 struct Segments {
   int chunks, count, length;  // length: chunks a segment
 };
-/// One segment where batch and heads fill the device; else about `blocks` in all, with their states summed beforehand. From the
-/// shape alone, so that the sums have one order.
-inline Segments segments_of(const Shape& q, std::int64_t blocks) {
-  constexpr std::int64_t kFew = 128, kShortest = 4;
-  const std::int64_t heads = q[0] * q[2], chunks = (q[1] + q[3] - 1) / q[3];
-  const std::int64_t wanted = heads <= kFew ? std::min(blocks / heads, chunks / kShortest) : 1;
-  const std::int64_t length = wanted > 1 ? (chunks + wanted - 1) / wanted : chunks;
-  return {int(chunks), int((chunks + length - 1) / length), int(length)};
+enum class Pass : int { forward, backward };
+/// Cuts the walks of a pass so that its blocks end early: all that an H100 holds at a time take about as long as the longest. A walk
+/// costs its chunks and one more to begin; segments cost kStates chunks for the sums at their ends, which are made beforehand
+/// (measured: cuda/README.md). From the shape alone, so that sums have one order.
+inline Segments segments_of(const Shape& q, Pass pass) {
+  constexpr std::int64_t kShortest = 4, kStates = 12;
+  const std::int64_t D = q[3], heads = q[0] * q[2], chunks = (q[1] + D - 1) / D;
+  const std::int64_t together = 132 * (pass == Pass::forward ? (D == 64 ? 3 : 8) : (D == 64 ? 2 : 4));
+  std::int64_t best = chunks, least = 0;
+  for (std::int64_t count = 1; count <= std::max<std::int64_t>(1, std::min(chunks / kShortest, 4 * together / heads)); ++count) {
+    const std::int64_t length = (chunks + count - 1) / count, walks = heads * ((chunks + length - 1) / length);
+    const std::int64_t cost = (walks + together - 1) / together * (length + 1) + (length < chunks ? kStates : 0);
+    if (count > 1 && cost >= least) continue;
+    best = length, least = cost;
+  }
+  return {int(chunks), int((chunks + best - 1) / best), int(best)};
 }
-/// Blocks that a pass is cut into: an H100 holds 396 of forward at a time, and 264 of backward, whose last round is fuller with
-/// three rounds of half as long walks than with two.
-constexpr std::int64_t kForwardBlocks = 384, kBackwardBlocks = 768;
 
 /// Parts of the workspace, each 256-byte aligned; without a base it counts bytes.
 struct Workspace {
@@ -50,12 +55,14 @@ void make_states(const Sequence& s, const SumSlots& states, std::int64_t batch, 
 /// What the keys of each segment alone add, with products of a warpgroup: part of make_states.
 void warpgroup_states(const Sequence& s, const SumSlots& states, std::int64_t blocks);
 
-inline Sequence sequence_of(const Call& c, std::int64_t blocks) {
-  auto heads = [&](int i) { return Heads<bf16>("linear_attention", c.inputs[std::size_t(i)]); };
-  auto weight = [&](int i) { return c.inputs[std::size_t(i)].as<const bf16>(); };
+inline Sequence sequence_of(const Call& c, Pass pass) {
   const Shape& q = c.inputs[kQ].shape;
-  const Segments g = segments_of(q, blocks);
-  Sequence s{heads(kQ), heads(kK), heads(kV), weight(kWeightQ), weight(kWeightK), c.inputs[kDocumentStart].as<const std::int32_t>(),
+  const std::int64_t q_heads = q[2];
+  auto heads = [&](int i) { return Heads<bf16>("linear_attention", c.inputs[std::size_t(i)]); };
+  auto key_heads = [&](int i) { return KeyHeads{heads(i), unsigned(q_heads / c.inputs[std::size_t(i)].shape[2])}; };
+  auto weight = [&](int i) { return c.inputs[std::size_t(i)].as<const bf16>(); };
+  const Segments g = segments_of(q, pass);
+  Sequence s{heads(kQ), key_heads(kK), key_heads(kV), weight(kWeightQ), weight(kWeightK), c.inputs[kDocumentStart].as<const std::int32_t>(),
              q[1], int(q[2]), false, g.chunks, g.count, g.length};
   s.vector = aligned(s.q) && aligned(s.k) && aligned(s.v) && aligned({s.weight_q, s.weight_k});
   s.warpgroups = s.vector && q[3] == 64 && has_warpgroups();

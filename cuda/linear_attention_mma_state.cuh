@@ -4,9 +4,19 @@
 /// What a block of the tensor-core path of linear attention walks, and the sums it carries along.
 namespace hedgehog::cuda::linear_attention_mma {
 
+/// Heads of keys or values by the query head that reads them.
+struct KeyHeads : Heads<bf16> {
+  unsigned group = 1;  // query heads for each
+
+  __device__ __forceinline__ bf16* at(std::int64_t b, std::int64_t t, std::int64_t query_head) const {
+    return Heads<bf16>::at(b, t, unsigned(query_head) / group);
+  }
+};
+
 /// Addresses of one call, shared by its kernels.
 struct Sequence {
-  Heads<bf16> q, k, v;
+  Heads<bf16> q;
+  KeyHeads k, v;
   const bf16 *weight_q, *weight_k;   // (H, D, D')
   const std::int32_t* document_start;  // (B, T) or null
   std::int64_t T;

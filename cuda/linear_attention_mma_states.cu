@@ -26,6 +26,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8) linear_attention_sta
   const Sequence& s = p.s;
   const Lanes<kD> l;
   const Walk walk(s);
+  wait_for_kernels();
   if (walk.segment + 1 == s.segments) return;
   const std::int64_t b = walk.b, h = walk.h, begin = std::int64_t(walk.begin) * kD;
   const int thread = int(threadIdx.x);
@@ -64,23 +65,47 @@ __device__ bool passes(const Sequence& s, std::int64_t b, int segment, int D) {
   return s.document_start[b * s.T + end - 1] < begin;
 }
 
-/// Element i of one batch element and head: row i / (D + 1), column D stands for z.
-struct Element {
+constexpr int kScanThreads = 128;
+
+/// Four columns of a row of one batch element and head, by one thread; the first of a row has z, too.
+struct Piece {
   std::int64_t index, row;
   int column;
   bool valid;
 
-  __device__ Element(std::int64_t heads, int D) {
-    const std::int64_t i = std::int64_t(blockIdx.x) * 256 + threadIdx.x, row_all = i / (D + 1);
-    index = row_all / (2 * D), row = row_all % (2 * D);
-    column = int(i % (D + 1));
+  __device__ Piece(std::int64_t heads, int D) {
+    const unsigned i = blockIdx.x * kScanThreads + threadIdx.x, pieces = unsigned(D) / 4, rows = 2 * unsigned(D);
+    column = int(i % pieces) * 4;
+    row = i / pieces % rows;
+    index = i / pieces / rows;
     valid = index < heads;
   }
-  __device__ float& of(const SumSlots& slots, std::int64_t slot, int D) const {
-    const std::int64_t at = slot * 2 * D + row;
-    return column < D ? slots.S[at * D + column] : slots.z[at];
+};
+/// What a piece has in one slot.
+struct Values {
+  float4 S;
+  float z;
+
+  __device__ __forceinline__ static std::int64_t place(const Piece& e, std::int64_t slot, int D) { return slot * 2 * D + e.row; }
+  __device__ __forceinline__ void load(const Piece& e, const SumSlots& from, std::int64_t slot, int D) {
+    const std::int64_t at = place(e, slot, D);
+    S = *reinterpret_cast<const float4*>(from.S + at * D + e.column);
+    z = from.z[at];
+  }
+  __device__ __forceinline__ void store(const Piece& e, const SumSlots& to, std::int64_t slot, int D) const {
+    const std::int64_t at = place(e, slot, D);
+    *reinterpret_cast<float4*>(to.S + at * D + e.column) = S;
+    if (e.column == 0) to.z[at] = z;
+  }
+  /// this = this * factor + x * scale
+  __device__ __forceinline__ void add(float factor, const Values& x, float scale) {
+    S.x = S.x * factor + x.S.x * scale, S.y = S.y * factor + x.S.y * scale;
+    S.z = S.z * factor + x.S.z * scale, S.w = S.w * factor + x.S.w * scale;
+    z = z * factor + x.z * scale;
   }
 };
+/// Segments that a scan has on their way from memory at a time.
+constexpr int kAhead = 8;
 
 struct StatesScanArguments {
   Sequence s;
@@ -89,19 +114,33 @@ struct StatesScanArguments {
   int D;
 };
 
-/// From what each segment adds to the state before each segment, one thread an element, in the order of time.
+/// From what each segment adds to the state before each segment, in the order of time.
 __global__ void linear_attention_states_scan_kernel(const __grid_constant__ StatesScanArguments p) {
-  const Element e(p.heads, p.D);
+  const Piece e(p.heads, p.D);
+  wait_for_kernels();
   if (!e.valid) return;
-  float sum = 0, shift = -INFINITY;
-  for (int segment = 1; segment < p.s.segments; ++segment) {
-    const std::int64_t slot = e.index * p.s.segments + segment, row = slot * 2 * p.D + e.row;
-    const float local = p.states.local[row], before = passes(p.s, e.index / p.s.H, segment - 1, p.D) ? shift : -INFINITY;
-    float& value = e.of(p.states, slot, p.D);
-    shift = fmaxf(before, local);
-    sum = sum * exp2_fast(before - shift) + value * exp2_fast(local - shift);
-    value = sum;
-    if (e.column == p.D) p.states.shift[row] = shift;
+  const std::int64_t first = e.index * p.s.segments;
+  Values sum{};
+  float shift = -INFINITY;
+  for (int begin = 1; begin < p.s.segments; begin += kAhead) {
+    Values added[kAhead];
+    float local[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      if (begin + i >= p.s.segments) break;
+      added[i].load(e, p.states, first + begin + i, p.D);
+      local[i] = p.states.local[Values::place(e, first + begin + i, p.D)];
+    }
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int segment = begin + i;
+      if (segment >= p.s.segments) break;
+      const float before = passes(p.s, e.index / p.s.H, segment - 1, p.D) ? shift : -INFINITY;
+      shift = fmaxf(before, local[i]);
+      sum.add(exp2_fast(before - shift), added[i], exp2_fast(local[i] - shift));
+      sum.store(e, p.states, first + segment, p.D);
+      if (e.column == 0) p.states.shift[Values::place(e, first + segment, p.D)] = shift;
+    }
   }
 }
 
@@ -111,27 +150,37 @@ struct ReversedScanArguments {
   int D;
 };
 
-/// From what each segment adds to R and y to the sums after each segment, one thread an element, against time. Sums after a
-/// segment have the scale of its last chunk.
+/// From what each segment adds to R and y to the sums after each segment, against time. Sums after a segment have the scale of its
+/// last chunk.
 __global__ void linear_attention_reversed_scan_kernel(const __grid_constant__ ReversedScanArguments a) {
-  const Element e(a.heads, a.D);
+  const Piece e(a.heads, a.D);
+  wait_for_kernels();
   if (!e.valid) return;
   const Sequence& s = a.p.s;
   const float* const shifts = a.p.shifts + e.index * s.chunks * 2 * a.D + e.row;
-  float sum = 0;
-  for (int segment = s.segments - 1; segment > 0; --segment) {
-    float& value = e.of(a.p.reversed, e.index * s.segments + segment - 1, a.D);
-    const int begin = segment * s.segment_chunks;
-    const int end = begin + s.segment_chunks < s.chunks ? begin + s.segment_chunks : s.chunks;
-    const float factor = passes(s, e.index / s.H, segment, a.D)
-                             ? exp2_fast(shifts[std::int64_t(begin - 1) * 2 * a.D] - shifts[std::int64_t(end - 1) * 2 * a.D])
-                             : 0.0f;
-    sum = value + sum * factor;
-    value = sum;
+  Values sum{};
+  for (int last = s.segments - 1; last > 0; last -= kAhead) {
+    Values added[kAhead];
+    float before[kAhead], after[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int segment = last - i, begin = segment * s.segment_chunks;
+      if (segment <= 0) break;
+      added[i].load(e, a.p.reversed, e.index * s.segments + segment - 1, a.D);
+      before[i] = shifts[std::int64_t(begin - 1) * 2 * a.D];
+      after[i] = shifts[std::int64_t(min(begin + s.segment_chunks, s.chunks) - 1) * 2 * a.D];
+    }
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int segment = last - i;
+      if (segment <= 0) break;
+      sum.add(passes(s, e.index / s.H, segment, a.D) ? exp2_fast(before[i] - after[i]) : 0.0f, added[i], 1);
+      sum.store(e, a.p.reversed, e.index * s.segments + segment - 1, a.D);
+    }
   }
 }
 
-std::int64_t scan_blocks(std::int64_t heads, int D) { return (heads * 2 * D * (D + 1) + 255) / 256; }
+std::int64_t scan_blocks(std::int64_t heads, int D) { return (heads * 2 * D * (D / 4) + kScanThreads - 1) / kScanThreads; }
 
 }  // namespace
 
@@ -141,12 +190,12 @@ void make_states(const Sequence& s, const SumSlots& states, std::int64_t batch, 
   if (s.warpgroups) warpgroup_states(s, states, blocks);
   else if (D == 64) launch(linear_attention_states_kernel<64>, blocks, 128, sizeof(StatesMemory<64>), p);
   else launch(linear_attention_states_kernel<32>, blocks, 64, sizeof(StatesMemory<32>), p);
-  launch(linear_attention_states_scan_kernel, scan_blocks(heads, D), 256, 0, StatesScanArguments{s, states, heads, D});
+  launch(linear_attention_states_scan_kernel, scan_blocks(heads, D), kScanThreads, 0, StatesScanArguments{s, states, heads, D});
 }
 
 void scan_reversed(const BackwardArguments& p, std::int64_t batch, int D) {
   const std::int64_t heads = batch * p.s.H;
-  launch(linear_attention_reversed_scan_kernel, scan_blocks(heads, D), 256, 0, ReversedScanArguments{p, heads, D});
+  launch(linear_attention_reversed_scan_kernel, scan_blocks(heads, D), kScanThreads, 0, ReversedScanArguments{p, heads, D});
 }
 
 }  // namespace hedgehog::cuda::linear_attention_mma

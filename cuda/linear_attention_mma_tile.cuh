@@ -1,4 +1,5 @@
 #pragma once
+#include "cuda/early_launch.cuh"
 #include "cuda/packet.cuh"
 #include "cuda/tensor_cores.cuh"
 
@@ -18,11 +19,11 @@ __device__ __forceinline__ unsigned char* shared_bytes() {
   return bytes;
 }
 
+/// Early: the kernel calls wait_for_kernels.
 template <class Arguments>
 void launch(void (*kernel)(Arguments), std::int64_t blocks, int threads, std::size_t shared, const Arguments& arguments) {
   if (shared > 0) allow_shared_memory(reinterpret_cast<const void*>(kernel), shared);
-  kernel<<<unsigned(blocks), unsigned(threads), shared, stream()>>>(arguments);
-  check_launch("linear_attention");
+  launch_early("linear_attention", kernel, unsigned(blocks), unsigned(threads), shared, arguments);
 }
 
 /// piece_key in elements.

@@ -21,9 +21,9 @@ constexpr std::size_t kMemory = kPass == WarpgroupPass::queries ? sizeof(Queries
   return stopped;
 }
 
-/// One block a walk. A pass against time that follows directly is launched early: its blocks start as soon as all of the pass in
-/// the order of time are under way, on multiprocessors that those leave idle, and wait for their counterparts, which wait for
-/// nothing. Walks handed over are left out.
+/// One block a walk. Without segments the pass against time does not wait for all of the pass in the order of time: its blocks
+/// start as soon as all of that are under way, on multiprocessors that those leave idle, and wait for their counterparts, which wait
+/// for nothing. Walks handed over are left out.
 template <WarpgroupPass kPass>
 __global__ void __launch_bounds__(128, kBlocks<kPass>) linear_attention_warpgroup_backward_kernel(const __grid_constant__ BackwardArguments p) {
 #if HEDGEHOG_WARPGROUPS
@@ -31,7 +31,10 @@ __global__ void __launch_bounds__(128, kBlocks<kPass>) linear_attention_warpgrou
   const Walk walk(p.s);
   const int thread = int(threadIdx.x);
   if constexpr (kPass == WarpgroupPass::queries) {
-    asm volatile("griddepcontrol.launch_dependents;");
+    wait_for_kernels([&] {  // not done, for the pass against time
+      if (thread == 0) atomicExch(p.handover + walk.slot, -1);
+      __threadfence();
+    });
     const int stopped = walk_queries(p, walk);
     __threadfence();
     __syncthreads();
@@ -39,6 +42,7 @@ __global__ void __launch_bounds__(128, kBlocks<kPass>) linear_attention_warpgrou
   } else {
     constexpr bool kSums = kPass == WarpgroupPass::sums;
     __shared__ int shared;
+    if (kSums || p.s.segments > 1) wait_for_kernels();  // else early
     if (kSums && walk.segment == 0) return;
     if (thread == 0) shared = wait_for(p.handover + walk.slot) >= walk.end;
     __syncthreads();
@@ -49,25 +53,17 @@ __global__ void __launch_bounds__(128, kBlocks<kPass>) linear_attention_warpgrou
 }
 
 template <WarpgroupPass kPass>
-void start(const BackwardArguments& p, bool early) {
-  const auto kernel = linear_attention_warpgroup_backward_kernel<kPass>;
-  allow_shared_memory(reinterpret_cast<const void*>(kernel), kMemory<kPass>);
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(unsigned(p.walks)), config.blockDim = dim3(128), config.dynamicSmemBytes = kMemory<kPass>, config.stream = stream();
-  config.attrs = &attribute, config.numAttrs = early ? 1 : 0;
-  check(cudaLaunchKernelEx(&config, kernel, p), "linear_attention");
+void start(const BackwardArguments& p) {
+  launch(linear_attention_warpgroup_backward_kernel<kPass>, p.walks, 128, kMemory<kPass>, p);
 }
 
 }  // namespace
 
-void warpgroup_backward(const BackwardArguments& p, WarpgroupPass pass, bool early) {
+void warpgroup_backward(const BackwardArguments& p, WarpgroupPass pass) {
   switch (pass) {
-    case WarpgroupPass::queries: return start<WarpgroupPass::queries>(p, early);
-    case WarpgroupPass::sums: return start<WarpgroupPass::sums>(p, early);
-    case WarpgroupPass::keys: return start<WarpgroupPass::keys>(p, early);
+    case WarpgroupPass::queries: return start<WarpgroupPass::queries>(p);
+    case WarpgroupPass::sums: return start<WarpgroupPass::sums>(p);
+    case WarpgroupPass::keys: return start<WarpgroupPass::keys>(p);
   }
 }
 

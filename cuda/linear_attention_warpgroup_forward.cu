@@ -18,6 +18,7 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_forward_ker
   const Walk walk(s);
   const std::int64_t b = walk.b, h = walk.h, begin = std::int64_t(walk.begin) * kWide;
   const int thread = int(threadIdx.x);
+  wait_for_kernels();
 
   load_rows<kWide>(m.weight_q, s.weight_q + h * kWideTile, kWide, kWide, true, l);
   load_rows<kWide>(m.weight_k, s.weight_k + h * kWideTile, kWide, kWide, true, l);
@@ -157,12 +158,13 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_forward_ker
     }
     __builtin_assume(p.o.vector && p.o.data);
     store_rows<kWide>(p.o, p.o.at(b, t0, h), c, count, l);
-    if (!goes_on) return;
+    if (!goes_on) break;
     start_leave(S, at(m.phi), at(m.v), last, l);
     finish_products();
     own(S);
     if (thread < kWide) m.rows[(chunk + 1) & 1][thread] = next_row;
   }
+  if (thread == 0) p.rare[walk.slot] = 0;
 #endif
 }
 

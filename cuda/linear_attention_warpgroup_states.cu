@@ -27,6 +27,7 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_states_kern
   const Sequence& s = p.s;
   const Lanes<kWide> l;
   const Walk walk(s);
+  wait_for_kernels();
   if (walk.segment + 1 == s.segments) return;
   const std::int64_t b = walk.b, h = walk.h, begin = std::int64_t(walk.begin) * kWide;
   const int thread = int(threadIdx.x);
