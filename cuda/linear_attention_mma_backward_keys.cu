@@ -106,7 +106,7 @@ __device__ __forceinline__ void copy(float (&to)[kTiles][4], const float (&from)
 /// first with the sums over later queries in registers: the mirror image of the pass in the order of time, with queries by
 /// feature in shared memory and keys by token in registers. With kOnlySums it gives what the segment alone adds to R and y.
 template <int kD, bool kOnlySums>
-__global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4)
+__global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
     linear_attention_backward_keys_kernel(const __grid_constant__ BackwardArguments p) {
   constexpr int kSteps = kD / 16, kHalf = kD / 2;
   KeysMemory<kD>& m = *reinterpret_cast<KeysMemory<kD>*>(shared_bytes());

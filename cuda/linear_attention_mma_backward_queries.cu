@@ -74,7 +74,7 @@ __device__ __noinline__ void queries_log_space_rows(const BackwardArguments& p, 
 /// dq, the part of dweight_q of one batch element, head and segment, and what the pass against time needs. One block walks the
 /// chunks of a segment; states are made again as in forward, and stay in registers with the sum of dweight_q.
 template <int kD>
-__global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 4)
+__global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
     linear_attention_backward_queries_kernel(const __grid_constant__ BackwardArguments p) {
   constexpr int kSteps = kD / 16, kHalf = kD / 2;
   QueriesMemory<kD>& m = *reinterpret_cast<QueriesMemory<kD>*>(shared_bytes());

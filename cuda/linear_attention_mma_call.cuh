@@ -21,7 +21,7 @@ enum class Pass : int { forward, backward };
 inline Segments segments_of(const Shape& q, Pass pass) {
   constexpr std::int64_t kShortest = 4, kStates = 12;
   const std::int64_t D = q[3], heads = q[0] * q[2], chunks = (q[1] + D - 1) / D;
-  const std::int64_t together = 132 * (pass == Pass::forward ? (D == 64 ? 3 : 8) : (D == 64 ? 2 : 4));
+  const std::int64_t together = 132 * (pass == Pass::forward ? (D == 64 ? 3 : 8) : (D == 64 ? 2 : 6));
   std::int64_t best = chunks, least = 0;
   for (std::int64_t count = 1; count <= std::max<std::int64_t>(1, std::min(chunks / kShortest, 4 * together / heads)); ++count) {
     const std::int64_t length = (chunks + count - 1) / count, walks = heads * ((chunks + length - 1) / length);

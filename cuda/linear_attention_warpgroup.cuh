@@ -49,7 +49,8 @@ __device__ __forceinline__ void start(Sums<kWide>& sums, FeatureRows<kWide>& fea
 
 /// Takes in a chunk of keys: their features, and the state before the chunk in their scale, to tiles for all. `last`: first token of
 /// the document at the end of the chunk before, -1 where that is older. The block synchronises before (keys) and after (phi,
-/// S_tile, features).
+/// S_tile, features). kPublish: whether the state is wanted in S_tile.
+template <bool kPublish = true>
 __device__ __forceinline__ void enter(State& S, unsigned weight, unsigned keys, int count, const signed char* rows, int last, unsigned phi,
                                       unsigned S_tile, FeatureRows<kWide>& features, const Lanes<kWide>& l) {
   float u[8][4];
@@ -81,7 +82,7 @@ __device__ __forceinline__ void enter(State& S, unsigned weight, unsigned keys, 
     for (int x = 0; x < 2; ++x)
       if (l.column == 0) features.z[s * kWide + l.row + 8 * x] = z[s][x] * factor[s][x];
     scale_rows(S[s], factor[s]);
-    store_tile(S_tile, s * kWide, S[s], l);
+    if constexpr (kPublish) store_tile(S_tile, s * kWide, S[s], l);
   }
 }
 

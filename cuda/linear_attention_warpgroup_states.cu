@@ -13,7 +13,6 @@ struct Memory {
   bf16 weight_k[kWideTile];               // (D, D')
   bf16 k[kWideTile], v[2][kWideTile];     // (chunk, D)
   bf16 phi[2 * kWideTile];                // (F, chunk)
-  bf16 S[2 * kWideTile];                  // written by enter, not read
   FeatureRows<kWide> features;
   signed char rows[2][kWide];
 };
@@ -47,7 +46,7 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_states_kern
     wait_all_copies();
     shared_written();
     __syncthreads();  // k, v and rows are here; the chunk before is done with phi and its v
-    enter(S, at(m.weight_k), at(m.k), kWide, rows, last, at(m.phi), at(m.S), m.features, l);
+    enter<false>(S, at(m.weight_k), at(m.k), kWide, rows, last, at(m.phi), 0, m.features, l);
     last = rows[kWide - 1];
     shared_written();
     __syncthreads();  // phi is here; all are done with k

@@ -204,7 +204,7 @@ Cases attention_cases(const Make& make) {
     out.push_back(of_activations(make({.T = T, .D = 64})));
   }
   // several chunks, and several segments of them, with documents that end within
-  for (const std::int64_t T : {150, 600})
+  for (const std::int64_t T : {150, 1300})
     for (const std::int64_t D : {32, 64}) {
       out.push_back(make({.B = 1, .T = T, .D = D, .documents = true}));
       out.push_back(of_activations(out.back()));
