@@ -140,29 +140,9 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8) linear_attention_for
                    [&](unsigned(&b)[4], int n, int k) { l.b_transposed(b, m.weight_q, n, k); });
       __syncwarp();
       if (goes_on) load_rows<kD>(m.q, s.q.at(b, t0 + kD, h), s.q.token, left - kD, s.vector, l);
-#pragma unroll
-      for (int n = 0; n < kD / 8; ++n) {
-        const float2 plus = pair_at(m.features.shift, 8 * n + l.column), minus = pair_at(m.features.shift, kD + 8 * n + l.column);
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          u[n][e] *= kLog2e;
-          largest[e / 2] = fmaxf(largest[e / 2], fmaxf((e % 2 ? plus.y : plus.x) + u[n][e], (e % 2 ? minus.y : minus.x) - u[n][e]));
-        }
-      }
+      query_exponents<kD>(u, largest, m.features.shift, l);
       for (float& x : largest) x = row_max(x);
-#pragma unroll
-      for (int sign = 0; sign < 2; ++sign) {
-        float phi[kD / 8][4];
-#pragma unroll
-        for (int n = 0; n < kD / 8; ++n) {
-          const float2 shift = pair_at(m.features.shift, sign * kD + 8 * n + l.column);
-#pragma unroll
-          for (int e = 0; e < 4; ++e)
-            phi[n][e] = exp2_fast((sign ? -u[n][e] : u[n][e]) + (e % 2 ? shift.y : shift.x) - largest[e / 2]);
-        }
-#pragma unroll
-        for (int k = 0; k < kSteps; ++k) pack_operand(q[sign * kSteps + k], phi[2 * k], phi[2 * k + 1]);
-      }
+      query_operands<kD>(q, u, largest, m.features.shift, l);
     }
 
     // the state before the chunk, for rows of its document
