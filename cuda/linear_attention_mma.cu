@@ -1,6 +1,7 @@
 #include "cuda/linear_attention_mma.cuh"
 
 #include "cuda/linear_attention_forward.cuh"
+#include "cuda/linear_attention_mma_bidirectional.cuh"
 
 namespace hedgehog::cuda::linear_attention_mma {
 namespace {
@@ -227,20 +228,22 @@ __global__ void linear_attention_no_state_kernel(float* at) { *at = 0; }
 
 bool supports(const Attributes& attributes, std::span<const Meta> inputs) {
   const Meta& q = inputs[kQ];
-  if (q.dtype != Dtype::bf16 || !attributes.flag("causal") || attributes.flag("final_state") || attributes.integer("chunk") != 0 ||
+  if (q.dtype != Dtype::bf16 || attributes.flag("final_state") || attributes.integer("chunk") != 0 ||
       attributes.text("map") != "hedgehog")
     return false;
   for (int i : {kWeightQ, kWeightK})
     if (!inputs[std::size_t(i)].given || inputs[std::size_t(i)].dtype != Dtype::bf16) return false;
   for (int i : {kBiasQ, kBiasK, kMask, kInitialState})
     if (inputs[std::size_t(i)].given) return false;
+  if (!attributes.flag("causal") && inputs[kDocumentStart].given) return false;
   const std::int64_t D = q.shape[3], width = inputs[kWeightQ].shape[2], Dv = inputs[kV].shape[3];
   return (D == 32 || D == 64) && Dv == D && width == D && inputs[kK].shape[2] == q.shape[2];
 }
 
-std::int64_t forward_workspace(const Attributes&, std::span<const Meta> inputs) {
-  Workspace w;
+std::int64_t forward_workspace(const Attributes& attributes, std::span<const Meta> inputs) {
   const Shape& q = inputs[kQ].shape;
+  if (!attributes.flag("causal")) return bidirectional_forward_workspace(q);
+  Workspace w;
   const Segments g = segments_of(q, kForwardBlocks);
   w.take_slots(q, g);
   w.take<int>(q[0] * q[2] * g.count);
@@ -248,6 +251,8 @@ std::int64_t forward_workspace(const Attributes&, std::span<const Meta> inputs) 
 }
 
 void forward(const Call& c) {
+  if (c.outputs[1]) launch(linear_attention_no_state_kernel, 1, 1, 0, c.outputs[1].as<float>());
+  if (!c.attributes.flag("causal")) return bidirectional_forward(c);
   const Shape& q = c.inputs[kQ].shape;
   Workspace w{static_cast<std::byte*>(c.workspace)};
   ForwardArguments p{sequence_of(c, kForwardBlocks), HeadsTarget<bf16>("linear_attention", c.outputs[0], false), c.saved[0].as<float>(),
@@ -261,7 +266,6 @@ void forward(const Call& c) {
   }
   if (q[3] == 64) launch(linear_attention_forward_kernel<64>, blocks, 128, sizeof(ForwardMemory<64>), p);
   else launch(linear_attention_forward_kernel<32>, blocks, 64, sizeof(ForwardMemory<32>), p);
-  if (c.outputs[1]) launch(linear_attention_no_state_kernel, 1, 1, 0, c.outputs[1].as<float>());
 }
 
 }  // namespace hedgehog::cuda::linear_attention_mma

@@ -1,6 +1,7 @@
 #include "cuda/linear_attention_mma_backward.cuh"
 
 #include "cuda/linear_attention_mma.cuh"
+#include "cuda/linear_attention_mma_bidirectional.cuh"
 
 namespace hedgehog::cuda::linear_attention_mma {
 namespace {
@@ -52,7 +53,16 @@ void write_zeros(const Call& c) {
 
 }  // namespace
 
-std::int64_t backward_workspace(const Attributes&, std::span<const Meta> inputs) {
+void sum_weight_parts(const Call& c, int weight, const float* parts, std::int64_t segments) {
+  const Target<bf16> dweight(c, weight);
+  if (!dweight) return;
+  const Shape& q = c.inputs[kQ].shape;
+  const WeightArguments sum{parts, dweight, q[0], q[2], segments, q[3] * q[3]};
+  launch(linear_attention_backward_weight_kernel, (q[2] * q[3] * q[3] + 255) / 256, 256, 0, sum);
+}
+
+std::int64_t backward_workspace(const Attributes& attributes, std::span<const Meta> inputs) {
+  if (!attributes.flag("causal")) return bidirectional_backward_workspace(inputs[kQ].shape);
   Workspace w;
   BackwardArguments p{};
   take(w, p, inputs[kQ].shape);
@@ -61,8 +71,9 @@ std::int64_t backward_workspace(const Attributes&, std::span<const Meta> inputs)
 
 void backward(const Call& c) {
   if (!c.dy[0]) return write_zeros(c);
+  if (!c.attributes.flag("causal")) return bidirectional_backward(c);
   const Shape& q = c.inputs[kQ].shape;
-  const std::int64_t B = q[0], H = q[2], D = q[3];
+  const std::int64_t B = q[0], D = q[3];
   auto target = [&](int i) { return HeadsTarget<bf16>("linear_attention", c, i); };
   BackwardArguments p{};
   p.s = sequence_of(c, kBackwardBlocks);
@@ -86,12 +97,7 @@ void backward(const Call& c) {
   }
   backward_queries(p, B, int(D));
   if (of_keys) backward_keys(p, B, int(D));
-  for (int side = 0; side < 2; ++side) {
-    const Target<bf16> dweight(c, kWeightQ + side);
-    if (!dweight) continue;
-    const WeightArguments sum{p.dweight[side], dweight, B, H, p.s.segments, D * D};
-    launch(linear_attention_backward_weight_kernel, (H * D * D + 255) / 256, 256, 0, sum);
-  }
+  for (int side = 0; side < 2; ++side) sum_weight_parts(c, kWeightQ + side, p.dweight[side], p.s.segments);
 }
 
 }  // namespace hedgehog::cuda::linear_attention_mma

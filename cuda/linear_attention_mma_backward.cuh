@@ -77,6 +77,8 @@ enum class WarpgroupPass : int { queries, sums, keys };
 void warpgroup_backward(const BackwardArguments& p, WarpgroupPass pass, bool early = false);
 /// Turns what each segment alone adds to R and y into the sums after each segment.
 void scan_reversed(const BackwardArguments& p, std::int64_t batch, int D);
+/// The gradient of one of the weights, if it is wanted, from parts (B H segments, D, D'): summed in order.
+void sum_weight_parts(const Call& c, int weight, const float* parts, std::int64_t segments);
 
 /// dweight (D, D') += x^T du over the tokens of a chunk; a warp holds 16 rows.
 template <int kD>
