@@ -1,6 +1,7 @@
 #include "cuda/linear_attention_mma.cuh"
 
 #include "cuda/linear_attention_forward.cuh"
+#include "cuda/linear_attention_mma_bidirectional.cuh"
 
 namespace hedgehog::cuda::linear_attention_mma {
 namespace {
@@ -142,29 +143,9 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8) linear_attention_for
                    [&](unsigned(&b)[4], int n, int k) { l.b_transposed(b, m.weight_q, n, k); });
       __syncwarp();
       if (goes_on) load_rows<kD>(m.q, s.q.at(b, t0 + kD, h), s.q.token, left - kD, s.vector, l);
-#pragma unroll
-      for (int n = 0; n < kD / 8; ++n) {
-        const float2 plus = pair_at(m.features.shift, 8 * n + l.column), minus = pair_at(m.features.shift, kD + 8 * n + l.column);
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          u[n][e] *= kLog2e;
-          largest[e / 2] = fmaxf(largest[e / 2], fmaxf((e % 2 ? plus.y : plus.x) + u[n][e], (e % 2 ? minus.y : minus.x) - u[n][e]));
-        }
-      }
+      query_exponents<kD>(u, largest, m.features.shift, l);
       for (float& x : largest) x = row_max(x);
-#pragma unroll
-      for (int sign = 0; sign < 2; ++sign) {
-        float phi[kD / 8][4];
-#pragma unroll
-        for (int n = 0; n < kD / 8; ++n) {
-          const float2 shift = pair_at(m.features.shift, sign * kD + 8 * n + l.column);
-#pragma unroll
-          for (int e = 0; e < 4; ++e)
-            phi[n][e] = exp2_fast((sign ? -u[n][e] : u[n][e]) + (e % 2 ? shift.y : shift.x) - largest[e / 2]);
-        }
-#pragma unroll
-        for (int k = 0; k < kSteps; ++k) pack_operand(q[sign * kSteps + k], phi[2 * k], phi[2 * k + 1]);
-      }
+      query_operands<kD>(q, u, largest, m.features.shift, l);
     }
 
     // the state before the chunk, for rows of its document
@@ -246,20 +227,22 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8) linear_attention_for
 
 bool supports(const Attributes& attributes, std::span<const Meta> inputs) {
   const Meta& q = inputs[kQ];
-  if (q.dtype != Dtype::bf16 || !attributes.flag("causal") || attributes.flag("final_state") || attributes.integer("chunk") != 0 ||
+  if (q.dtype != Dtype::bf16 || attributes.flag("final_state") || attributes.integer("chunk") != 0 ||
       attributes.text("map") != "hedgehog")
     return false;
   for (int i : {kWeightQ, kWeightK})
     if (!inputs[std::size_t(i)].given || inputs[std::size_t(i)].dtype != Dtype::bf16) return false;
   for (int i : {kBiasQ, kBiasK, kMask, kInitialState})
     if (inputs[std::size_t(i)].given) return false;
+  if (!attributes.flag("causal") && inputs[kDocumentStart].given) return false;
   const std::int64_t D = q.shape[3], width = inputs[kWeightQ].shape[2], Dv = inputs[kV].shape[3];
   return (D == 32 || D == 64) && Dv == D && width == D;
 }
 
-std::int64_t forward_workspace(const Attributes&, std::span<const Meta> inputs) {
-  Workspace w;
+std::int64_t forward_workspace(const Attributes& attributes, std::span<const Meta> inputs) {
   const Shape& q = inputs[kQ].shape;
+  if (!attributes.flag("causal")) return bidirectional_forward_workspace(q);
+  Workspace w;
   const Segments g = segments_of(q, Pass::forward);
   w.take_slots(q, g);
   w.take<int>(q[0] * q[2] * g.count);
@@ -267,6 +250,7 @@ std::int64_t forward_workspace(const Attributes&, std::span<const Meta> inputs) 
 }
 
 void forward(const Call& c) {
+  if (!c.attributes.flag("causal")) return bidirectional_forward(c);
   const Shape& q = c.inputs[kQ].shape;
   Workspace w{static_cast<std::byte*>(c.workspace)};
   ForwardArguments p{sequence_of(c, Pass::forward), HeadsTarget<bf16>("linear_attention", c.outputs[0], false), c.saved[0].as<float>(),

@@ -5,11 +5,12 @@
 #include "core/op.h"
 
 /// The fast path of linear_attention: bf16 on tensor cores, phi never in device memory. A block walks the chunks of one batch
-/// element and head, or of a segment of it where batch and heads are few; then states at the segments' ends are made first.
+/// element and head, or of a segment of it where batch and heads are few; then states at the segments' ends are made first. Where
+/// every query sees every key, sums over all keys are made first, and all else is independent (linear_attention_mma_bidirectional.cuh).
 namespace hedgehog::cuda::linear_attention_mma {
 
-/// Whether forward and backward below take a call, from attributes, shapes and dtypes: bf16, causal, map "hedgehog" with
-/// weights and without biases, D = Dv = D' of 32 or 64, chunk 0, no mask and no states.
+/// Whether forward and backward below take a call, from attributes, shapes and dtypes: bf16, map "hedgehog" with weights and without
+/// biases, D = Dv = D' of 32 or 64, chunk 0, no mask and no states, documents only if causal.
 bool supports(const Attributes& attributes, std::span<const Meta> inputs);
 
 /// Bytes of workspace of a supported call.

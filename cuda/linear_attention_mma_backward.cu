@@ -1,6 +1,7 @@
 #include "cuda/linear_attention_mma_backward.cuh"
 
 #include "cuda/linear_attention_mma.cuh"
+#include "cuda/linear_attention_mma_bidirectional.cuh"
 
 namespace hedgehog::cuda::linear_attention_mma {
 namespace {
@@ -19,14 +20,14 @@ void take(Workspace& w, BackwardArguments& p, const Shape& q, std::int64_t key_h
   p.walks = int(heads * g.count);
   p.handover = w.take<int>(p.walks);
   if (key_heads == q[2]) return;
-  for (HeadsTarget<bf16>* part : {&p.dk, &p.dv})
-    *part = HeadsTarget<bf16>("linear_attention", {w.take<bf16>(q.size()), q, Dtype::bf16, q.size(), q.size(), true}, false);
+  p.dk = take_group_part(w, q);
+  p.dv = take_group_part(w, q);
 }
 
 struct WeightArguments {
   const float* parts[2];    // (B, H, segments, matrix) of queries and keys
   Target<bf16> dweight[2];  // (H, matrix)
-  unsigned batch, heads, segments, matrix;
+  unsigned segments[2], batch, heads, matrix;
 };
 
 /// Sums the parts of all batch elements and segments in order, one thread an element; the second half of the blocks is that of
@@ -37,10 +38,11 @@ __global__ void linear_attention_backward_weight_kernel(const WeightArguments p)
   wait_for_kernels();
   if (i >= p.heads * p.matrix || !p.dweight[side]) return;
   const float* const parts = p.parts[side] + i % p.matrix;
+  const unsigned segments = p.segments[side];
   float sum = 0;
 #pragma unroll 16
-  for (unsigned part = 0; part < p.batch * p.segments; ++part)
-    sum += parts[std::int64_t((part / p.segments * p.heads + h) * p.segments + part % p.segments) * p.matrix];
+  for (unsigned part = 0; part < p.batch * segments; ++part)
+    sum += parts[std::int64_t((part / segments * p.heads + h) * segments + part % segments) * p.matrix];
   p.dweight[side].put(i, sum);
 }
 
@@ -87,7 +89,36 @@ void write_zeros(const Call& c) {
 
 }  // namespace
 
-std::int64_t backward_workspace(const Attributes&, std::span<const Meta> inputs) {
+void sum_weight_parts(const Call& c, const float* query_parts, std::int64_t query_segments, const float* key_parts, std::int64_t key_segments) {
+  const Shape& q = c.inputs[kQ].shape;
+  const Target<bf16> dweight[2] = {Target<bf16>(c, kWeightQ), Target<bf16>(c, kWeightK)};
+  const auto add = [&](const Target<bf16>& of_queries, const Target<bf16>& of_keys) {
+    const WeightArguments p{{query_parts, key_parts}, {of_queries, of_keys}, {unsigned(query_segments), unsigned(key_segments)},
+                            unsigned(q[0]), unsigned(q[2]), unsigned(q[3] * q[3])};
+    launch(linear_attention_backward_weight_kernel, 2 * ((q[2] * q[3] * q[3] + 255) / 256), 256, 0, p);
+  };
+  if (!dweight[0] && !dweight[1]) return;
+  if (dweight[0].data != dweight[1].data) return add(dweight[0], dweight[1]);
+  add(dweight[0], {});  // one tensor is both maps: one after the other
+  add({}, dweight[1]);
+}
+
+HeadsTarget<bf16> take_group_part(Workspace& w, const Shape& q) {
+  return HeadsTarget<bf16>("linear_attention", {w.take<bf16>(q.size()), q, Dtype::bf16, q.size(), q.size(), true}, false);
+}
+
+void sum_groups(const Call& c, const HeadsTarget<bf16>& dk, const HeadsTarget<bf16>& dv) {
+  const Shape &q = c.inputs[kQ].shape, &k = c.inputs[kK].shape;
+  if (k[2] == q[2] || (!c.dx[kK] && !c.dx[kV])) return;
+  const auto target = [&](int i) { return HeadsTarget<bf16>("linear_attention", c, i); };
+  const std::int64_t vectors = k[0] * k[1] * k[2];
+  const GroupArguments p{{static_cast<const bf16*>(dk.data), static_cast<const bf16*>(dv.data)}, {target(kK), target(kV)}, vectors, k[1],
+                         int(k[2]), int(q[2] / k[2]), int(k[3])};
+  launch(linear_attention_backward_group_kernel, (2 * vectors * (k[3] / 8) + 255) / 256, 256, 0, p);
+}
+
+std::int64_t backward_workspace(const Attributes& attributes, std::span<const Meta> inputs) {
+  if (!attributes.flag("causal")) return bidirectional_backward_workspace(inputs[kQ].shape, inputs[kK].shape[2]);
   Workspace w;
   BackwardArguments p{};
   take(w, p, inputs[kQ].shape, inputs[kK].shape[2]);
@@ -96,8 +127,9 @@ std::int64_t backward_workspace(const Attributes&, std::span<const Meta> inputs)
 
 void backward(const Call& c) {
   if (!c.dy[0]) return write_zeros(c);
+  if (!c.attributes.flag("causal")) return bidirectional_backward(c);
   const Shape& q = c.inputs[kQ].shape;
-  const std::int64_t B = q[0], T = q[1], H = q[2], D = q[3], key_heads = c.inputs[kK].shape[2];
+  const std::int64_t B = q[0], D = q[3];
   auto target = [&](int i) { return HeadsTarget<bf16>("linear_attention", c, i); };
   BackwardArguments p{};
   p.s = sequence_of(c, Pass::backward);
@@ -108,7 +140,7 @@ void backward(const Call& c) {
   p.saved = c.saved[0].as<const float>();
   p.dq = target(kQ), p.dk = target(kK), p.dv = target(kV);
   Workspace w{static_cast<std::byte*>(c.workspace)};
-  take(w, p, q, key_heads);
+  take(w, p, q, c.inputs[kK].shape[2]);
   if (!p.s.warpgroups) p.handover = nullptr;
   const bool of_keys = c.dx[kK] || c.dx[kV] || c.dx[kWeightK];
 
@@ -119,21 +151,8 @@ void backward(const Call& c) {
   }
   backward_queries(p, B, int(D));
   if (of_keys) backward_keys(p, B, int(D));
-  if (key_heads < H && (c.dx[kK] || c.dx[kV])) {
-    const std::int64_t vectors = B * T * key_heads;
-    const GroupArguments sum{{static_cast<const bf16*>(p.dk.data), static_cast<const bf16*>(p.dv.data)}, {target(kK), target(kV)}, vectors, T,
-                             int(key_heads), int(H / key_heads), int(D)};
-    launch(linear_attention_backward_group_kernel, (2 * vectors * (D / 8) + 255) / 256, 256, 0, sum);
-  }
-  if (c.dx[kWeightQ] || c.dx[kWeightK]) {
-    const auto add = [&](Target<bf16> q_side, Target<bf16> k_side) {
-      const WeightArguments sum{{p.dweight[0], p.dweight[1]}, {q_side, k_side}, unsigned(B), unsigned(H), unsigned(p.s.segments), unsigned(D * D)};
-      launch(linear_attention_backward_weight_kernel, 2 * ((H * D * D + 255) / 256), 256, 0, sum);
-    };
-    const Target<bf16> of_query_map(c, kWeightQ), of_key_map(c, kWeightK);
-    if (!of_query_map || of_query_map.data != of_key_map.data) add(of_query_map, of_key_map);
-    else add(of_query_map, {}), add({}, of_key_map);  // one tensor is both maps: one after the other
-  }
+  sum_groups(c, p.dk, p.dv);
+  sum_weight_parts(c, p.dweight[0], p.s.segments, p.dweight[1], p.s.segments);
 }
 
 }  // namespace hedgehog::cuda::linear_attention_mma

@@ -77,6 +77,12 @@ enum class WarpgroupPass : int { queries, sums, keys };
 void warpgroup_backward(const BackwardArguments& p, WarpgroupPass pass);
 /// Turns what each segment alone adds to R and y into the sums after each segment.
 void scan_reversed(const BackwardArguments& p, std::int64_t batch, int D);
+/// Gradients of the weights that are wanted, from parts (B H segments, D, D') of queries and of keys: summed in order.
+void sum_weight_parts(const Call& c, const float* of_queries, std::int64_t query_segments, const float* of_keys, std::int64_t key_segments);
+/// Room for the gradient of k or v by query head, where several query heads share a key head.
+HeadsTarget<bf16> take_group_part(Workspace& w, const Shape& q);
+/// Gradients of k and v from those by query head, if there are groups.
+void sum_groups(const Call& c, const HeadsTarget<bf16>& dk, const HeadsTarget<bf16>& dv);
 
 /// dweight (D, D') += x^T du over the tokens of a chunk; a warp holds 16 rows.
 template <int kD>

@@ -127,15 +127,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
     float u[kD / 8][4] = {}, largest[2] = {-INFINITY, -INFINITY};
     multiply<kD>(u, [&](unsigned(&a)[4], int k) { l.a(a, m.q, 16 * l.warp, k); },
                  [&](unsigned(&b)[4], int n, int k) { l.b_transposed(b, m.weight_q, n, k); });
-#pragma unroll
-    for (int n = 0; n < kD / 8; ++n) {
-      const float2 plus = pair_at(m.features.shift, 8 * n + l.column), minus = pair_at(m.features.shift, kD + 8 * n + l.column);
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        u[n][e] *= kLog2e;
-        largest[e / 2] = fmaxf(largest[e / 2], fmaxf((e % 2 ? plus.y : plus.x) + u[n][e], (e % 2 ? minus.y : minus.x) - u[n][e]));
-      }
-    }
+    query_exponents<kD>(u, largest, m.features.shift, l);
     float delta[2] = {0, 0};
 #pragma unroll
     for (int k = 0; k < kD; k += 16) {

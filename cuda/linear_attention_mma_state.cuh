@@ -211,6 +211,39 @@ __device__ __forceinline__ void features_of(float (&u)[kD / 8][4], int count, in
   }
 }
 
+/// Exponents of a chunk of queries by token from u = x W, and the largest of each row of a lane with the shift of keys, of the lane's
+/// own columns.
+template <int kD>
+__device__ __forceinline__ void query_exponents(float (&u)[kD / 8][4], float (&largest)[2], const float* shift, const Lanes<kD>& l) {
+#pragma unroll
+  for (int n = 0; n < kD / 8; ++n) {
+    const float2 plus = pair_at(shift, 8 * n + l.column), minus = pair_at(shift, kD + 8 * n + l.column);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      u[n][e] *= kLog2e;
+      largest[e / 2] = fmaxf(largest[e / 2], fmaxf((e % 2 ? plus.y : plus.x) + u[n][e], (e % 2 ? minus.y : minus.x) - u[n][e]));
+    }
+  }
+}
+/// Features of those queries in the scale of keys, as operands.
+template <int kD>
+__device__ __forceinline__ void query_operands(unsigned (&q)[kD / 8][4], const float (&u)[kD / 8][4], const float (&largest)[2],
+                                               const float* shift, const Lanes<kD>& l) {
+#pragma unroll
+  for (int sign = 0; sign < 2; ++sign) {
+    float phi[kD / 8][4];
+#pragma unroll
+    for (int n = 0; n < kD / 8; ++n) {
+      const float2 of_columns = pair_at(shift, sign * kD + 8 * n + l.column);
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        phi[n][e] = exp2_fast((sign ? -u[n][e] : u[n][e]) + (e % 2 ? of_columns.y : of_columns.x) - largest[e / 2]);
+    }
+#pragma unroll
+    for (int k = 0; k < kD / 16; ++k) pack_operand(q[sign * (kD / 16) + k], phi[2 * k], phi[2 * k + 1]);
+  }
+}
+
 /// Running state of keys with its shifts: row r stands for 2^shift_r times what is stored.
 template <int kD>
 struct KeyState {

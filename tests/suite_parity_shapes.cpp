@@ -258,6 +258,25 @@ Cases hard_linear_cases() {
   return out;
 }
 
+/// Every query sees every key: sums over all tokens come first, of one segment or several, and keys that dwarf the others.
+Cases bidirectional_cases() {
+  Cases out;
+  for (const std::int64_t D : {32, 64}) {
+    for (const std::int64_t T : {1, 63, 64, 65, 200}) out.push_back(of_activations(linear_case({.T = T, .D = D, .causal = false})));
+    for (const std::int64_t T : {600, 1100}) {
+      out.push_back(linear_case({.B = 1, .T = T, .D = D, .causal = false}));
+      out.push_back(of_activations(out.back()));
+    }
+    for (const std::int64_t T : {65, 257, 1100}) {
+      out.push_back(linear_case({.B = 1, .T = T, .D = D, .causal = false, .scale = 8}));
+      // all queries of head 0 see that key, and the differences that cancel in their gradients are all there is of f32's error
+      out.push_back(one_large_key({.B = 1, .T = T, .D = D, .causal = false}));
+      out.back().dtypes = {Dtype::bf16};
+    }
+  }
+  return out;
+}
+
 Cases other_map_cases() {
   Cases out;
   for (const char* map : {"hedgehog-softmax", "hedgehog-joint", "elu", "relu", "exp"})
@@ -276,6 +295,7 @@ const std::vector<std::pair<const char*, Cases (*)()>>& all_cases() {
       {"softmax attention", [] { return attention_cases([](const AttentionShape& s) { return softmax_case(s); }); }},
       {"linear attention", [] { return attention_cases([](const AttentionShape& s) { return linear_case(s); }); }},
       {"hard numbers", hard_linear_cases},
+      {"bidirectional", bidirectional_cases},
       {"other maps", other_map_cases},
   };
   return list;
@@ -302,6 +322,7 @@ TEST_SUITE("device") {
   TEST_CASE("parity: linear attention of large numbers, moving shifts and rows redone in log space") {
     on_cuda([] { check_cases("hard numbers"); });
   }
+  TEST_CASE("parity: linear attention in which every query sees every key") { on_cuda([] { check_cases("bidirectional"); }); }
   TEST_CASE("parity: linear attention of the other maps") { on_cuda([] { check_cases("other maps"); }); }
 }
 

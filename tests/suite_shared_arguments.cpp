@@ -93,7 +93,9 @@ void shared_arguments(const std::vector<Dtype>& dtypes) {
   // sizes of the tensor cores
   for (std::int64_t D : {32, 64}) {
     const Shape heads{2, 70, 3, D}, map{3, D, D};
-    check(find_op("linear_attention"), {"tensor cores", {}, {normal(heads), normal(heads), normal(heads), normal(map, 0.2), normal(map, 0.2)}});
+    for (const bool causal : {true, false})
+      check(find_op("linear_attention"), {causal ? "tensor cores" : "tensor cores, bidirectional", {{"causal", causal}},
+                                          {normal(heads), normal(heads), normal(heads), normal(map, 0.2), normal(map, 0.2)}});
     check(find_op("softmax_attention"), {"tensor cores", {}, {normal(heads), normal(heads), normal(heads)}});
   }
   CHECK(pairs > 100);

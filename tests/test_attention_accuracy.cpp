@@ -20,6 +20,7 @@ struct AccuracyCase {
   std::int64_t B = 1, T = 1, H = 2, D = 64;
   bool identity = false;  // maps: identity, or random with u as large as the input
   double scale = 1;       // of q and k, beside unit variance
+  bool causal = true;
 };
 
 enum Left : std::size_t { kO, kDq, kDk, kDv, kDweightQ, kDweightK, kLefts };
@@ -60,6 +61,7 @@ Outcome run(const AccuracyCase& c, const Numbers& n, Dtype dtype) {
   };
   const keep_tape keep;
   LinearAttentionOptions o;
+  o.causal = c.causal;
   o.weight_q = leaf({c.H, c.D, c.D}, n.weight_q, "weight_q");
   o.weight_k = leaf({c.H, c.D, c.D}, n.weight_k, "weight_k");
   const Tensor packed = apply(detail::kCopy, {}, {leaf({c.B, c.T, 3 * C}, n.packed, "qkv")})[0];
@@ -101,7 +103,8 @@ void check_accuracy(const std::vector<AccuracyCase>& cases, Dtype dtype) {
   fmt::print("\nlinear attention, {} on {}: relative RMS error against f64\n", name_of(dtype), current_device().description());
   fmt::print("| B x T x H x D | W | q, k | o | dq | dk | dv | dW_q | dW_k |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n");
   for (const AccuracyCase& c : cases) {
-    const std::string sizes = fmt::format("{} x {} x {} x {}", c.B, c.T, c.H, c.D), map = c.identity ? "identity" : "random";
+    const std::string sizes = fmt::format("{} x {} x {} x {}{}", c.B, c.T, c.H, c.D, c.causal ? "" : ", bidirectional");
+    const std::string map = c.identity ? "identity" : "random";
     CAPTURE(sizes);
     CAPTURE(map);
     CAPTURE(c.scale);
@@ -133,6 +136,10 @@ TEST_SUITE("device") {
     on_cuda([] {
       std::vector<AccuracyCase> cases = all_cases({1024, 4096}, {64, 128}, {1, 4, 16}, 2);
       cases.push_back({11, 1024, 12, 64});  // heads enough that no sequence is cut into segments
+      for (AccuracyCase c : all_cases({1024, 4096}, {64}, {1, 4, 16}, 2)) {
+        c.causal = false;
+        cases.push_back(c);
+      }
       check_accuracy(cases, Dtype::bf16);
     });
   }

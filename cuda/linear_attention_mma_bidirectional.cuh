@@ -1,0 +1,75 @@
+#pragma once
+#include "cuda/linear_attention_mma_call.cuh"
+
+/// Linear attention in which every query sees every key, on tensor cores. Sums over all keys, and in backward over all queries, are
+/// made first; chunks of tokens do not depend on each other then. With exponents in base 2, G = dy and delta_i = -G_i . o_i:
+///
+///   shift  = max_j +-u_k,j                    phi_k = 2^(+-u_k - shift)
+///   S      = sum_j phi_k,j v_j                z     = sum_j phi_k,j
+///   o_i    = phi_q,i S / (phi_q,i . z)        phi_q = 2^(+-u_q + shift - m_i), in backward over the denominator
+///   R      = sum_i phi_q,i G_i                y     = sum_i phi_q,i delta_i
+///   dphi_q = [G, delta] [S, z]^T              dphi_k = [v, 1] [R, y]^T             dv = phi_k R
+///
+/// A feature has a key with phi_k = 1, and a query a feature with phi_q = 1: denominators are at least 1, and no row needs log space.
+namespace hedgehog::cuda::linear_attention_mma {
+
+/// Sums over all tokens of one batch element and head, as operands of its chunks.
+struct Totals {
+  bf16* S;       // (B H, F, D): S or R
+  float* z;      // (B H, F): z or y
+  float* shift;  // (B H, F), of keys only
+};
+
+/// Sums over the keys of each segment of `s`. parts: S, z and shift, (B H segments) slots.
+void sum_keys(const Sequence& s, const SumSlots& parts, std::int64_t batch, int D);
+/// Sums over the sequence from those over each of `segments` segments, in the order of time.
+void sum_segments(const SumSlots& parts, const Totals& totals, std::int64_t heads, std::int64_t segments, int D);
+
+/// Blocks of heads of 64 that an H100 holds at a time, by how many a multiprocessor.
+constexpr std::int64_t kTwoEach = 264, kThreeEach = 396, kFourEach = 528;
+
+/// Segments that leave the device idle least, if `held` blocks run at a time; their beginning and end cost about two chunks. From the
+/// shape alone, so that sums over them have one order.
+inline Segments even_segments(const Shape& q, std::int64_t held) {
+  constexpr std::int64_t kEnds = 2, kShortest = 4, kRounds = 4;
+  const std::int64_t heads = q[0] * q[2], chunks = (q[1] + q[3] - 1) / q[3];
+  Segments best{int(chunks), 1, int(chunks)};
+  std::int64_t least = std::numeric_limits<std::int64_t>::max();
+  for (std::int64_t wanted = 1; wanted == 1 || (wanted <= chunks / kShortest && wanted * heads <= kRounds * held); ++wanted) {
+    const std::int64_t length = (chunks + wanted - 1) / wanted, count = (chunks + length - 1) / length;
+    const std::int64_t cost = (heads * count + held - 1) / held * (length + kEnds);
+    if (cost < least) least = cost, best = {int(chunks), int(count), int(length)};
+  }
+  return best;
+}
+inline Sequence cut(Sequence s, const Segments& g) {
+  s.chunks = g.chunks, s.segments = g.count, s.segment_chunks = g.length;
+  return s;
+}
+
+inline SumSlots take_parts(Workspace& w, const Shape& q, std::int64_t segments) {
+  const std::int64_t rows = q[0] * q[2] * segments * 2 * q[3];
+  return {.S = w.take<float>(rows * q[3]), .z = w.take<float>(rows), .shift = w.take<float>(rows)};
+}
+inline Totals take_totals(Workspace& w, const Shape& q) {
+  const std::int64_t rows = q[0] * q[2] * 2 * q[3];
+  return {w.take<bf16>(rows * q[3]), w.take<float>(rows), w.take<float>(rows)};
+}
+
+/// S of one batch element and head into a tile of F rows, and its rows of numbers; a thread has one feature. The copies are waited
+/// for by the caller.
+template <int kD>
+__device__ __forceinline__ void load_totals(bf16* S, float* z, const Totals& from, std::int64_t index, const Lanes<kD>& l) {
+  const bf16* const source = from.S + index * 2 * kD * kD;
+  load_rows<kD>(S, source, kD, kD, true, l);
+  load_rows<kD>(S + kD * kD, source + kD * kD, kD, kD, true, l);
+  z[threadIdx.x] = from.z[index * 2 * kD + threadIdx.x];
+}
+
+std::int64_t bidirectional_forward_workspace(const Shape& q);
+std::int64_t bidirectional_backward_workspace(const Shape& q, std::int64_t key_heads);
+void bidirectional_forward(const Call& c);
+/// Backward of a call whose output has a gradient.
+void bidirectional_backward(const Call& c);
+
+}  // namespace hedgehog::cuda::linear_attention_mma
