@@ -317,6 +317,7 @@ void check(cudaError_t status, const char* what) {
 }
 
 void check_launch(const char* op) {
+  note_launch(false);
   const cudaError_t status = cudaGetLastError();
   if (status != cudaSuccess)
     throw Error(fmt::format("[{}] the kernel could not be launched on the GPU, {}: {}", op, cudaGetErrorName(status), cudaGetErrorString(status)));
@@ -329,7 +330,6 @@ void throw_uneven(const char* op, const Ref& x) {
 }
 
 int multiprocessors() { return properties.multiProcessorCount; }
-bool starts_early() { return properties.major >= 9; }
 std::size_t largest_shared_memory() { return properties.sharedMemPerBlockOptin; }
 
 void allow_shared_memory(const void* kernel, std::size_t bytes) {
