@@ -29,20 +29,15 @@ __global__ void __launch_bounds__(kWarps* kWarp) norm_forward_warp_kernel(const 
   const std::int64_t first = std::int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp;
   constexpr int kHeld = kFew ? kPackets : 1;
   Packet<float, N> weights[kHeld], biases[kHeld];
-  auto hold = [&] {
+  if (!kFew || !k.parameters) wait_for_kernels();
+  if constexpr (kFew) {
 #pragma unroll
     for (int p = 0; p < kPackets; ++p)
       if (const int at = p * kWarp + lane; first < k.rows && at < packets) {
         weights[p] = load_packet<N>(k.weight + at * N);
         if (k.bias) biases[p] = load_packet<N>(k.bias + at * N);
       }
-  };
-  if constexpr (kFew) {
-    if (k.parameters) hold();
-  }
-  wait_for_kernels();
-  if constexpr (kFew) {
-    if (!k.parameters) hold();
+    if (k.parameters) wait_for_kernels();
   }
   for (std::int64_t row = first; row < k.rows; row += std::int64_t(gridDim.x) * kWarps) {
     Packet<T, N> in[kPackets];
