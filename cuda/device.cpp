@@ -27,6 +27,7 @@ std::size_t bytes_of(const Tensor& x) { return std::size_t(x.size() * size_of(x.
 class GraphReplay final : public Replay {
  public:
   explicit GraphReplay(const std::function<void()>& work) {
+    note_launch(false);  // the first kernel of a graph follows none
     check(cudaStreamBeginCapture(stream(), cudaStreamCaptureModeThreadLocal), "begin of a graph capture");
     cudaGraph_t graph = nullptr;
     try {
@@ -42,7 +43,10 @@ class GraphReplay final : public Replay {
     check(made, "instantiation of a graph");
   }
   ~GraphReplay() override { cudaGraphExecDestroy(executable_); }
-  void run() override { check(cudaGraphLaunch(executable_, stream()), "launch of a graph"); }
+  void run() override {
+    check(cudaGraphLaunch(executable_, stream()), "launch of a graph");
+    note_launch(false);
+  }
 
  private:
   cudaGraphExec_t executable_ = nullptr;
