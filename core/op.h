@@ -35,6 +35,7 @@ struct Ref {
   std::int64_t columns = 0;  // contiguous elements a row
   std::int64_t stride = 0;   // elements from row to row
   bool given = false;
+  bool parameter = false;    // changed by the optimiser and the host alone
 
   explicit operator bool() const { return data != nullptr; }
   template <class T>

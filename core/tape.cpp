@@ -158,7 +158,8 @@ ResolvedCall resolve(const Entry& entry, const std::function<void*(const Tensor&
     for (std::size_t i = 0; i < tensors.size(); ++i) {
       Ref r;
       if (const Tensor& x = tensors[i]) {
-        r = {nullptr, x.shape(), x.dtype(), x.contiguous() ? x.size() : x.columns(), x.contiguous() ? x.size() : x.stride(), true};
+        r = {nullptr, x.shape(), x.dtype(), x.contiguous() ? x.size() : x.columns(), x.contiguous() ? x.size() : x.stride(), true,
+             x.role() == Role::parameter};
         if (used >> i & 1u) r.data = address(x);
       }
       out.push_back(r);

@@ -27,6 +27,7 @@ std::size_t bytes_of(const Tensor& x) { return std::size_t(x.size() * size_of(x.
 class GraphReplay final : public Replay {
  public:
   explicit GraphReplay(const std::function<void()>& work) {
+    note_launch(false);  // the first kernel of a graph follows none
     check(cudaStreamBeginCapture(stream(), cudaStreamCaptureModeThreadLocal), "begin of a graph capture");
     cudaGraph_t graph = nullptr;
     try {
@@ -42,7 +43,10 @@ class GraphReplay final : public Replay {
     check(made, "instantiation of a graph");
   }
   ~GraphReplay() override { cudaGraphExecDestroy(executable_); }
-  void run() override { check(cudaGraphLaunch(executable_, stream()), "launch of a graph"); }
+  void run() override {
+    check(cudaGraphLaunch(executable_, stream()), "launch of a graph");
+    note_launch(false);
+  }
 
  private:
   cudaGraphExec_t executable_ = nullptr;
@@ -317,6 +321,7 @@ void check(cudaError_t status, const char* what) {
 }
 
 void check_launch(const char* op) {
+  note_launch(false);
   const cudaError_t status = cudaGetLastError();
   if (status != cudaSuccess)
     throw Error(fmt::format("[{}] the kernel could not be launched on the GPU, {}: {}", op, cudaGetErrorName(status), cudaGetErrorString(status)));
@@ -329,7 +334,6 @@ void throw_uneven(const char* op, const Ref& x) {
 }
 
 int multiprocessors() { return properties.multiProcessorCount; }
-bool starts_early() { return properties.major >= 9; }
 std::size_t largest_shared_memory() { return properties.sharedMemPerBlockOptin; }
 
 void allow_shared_memory(const void* kernel, std::size_t bytes) {

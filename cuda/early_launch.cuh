@@ -7,16 +7,19 @@
 /// elsewhere these are ordinary launches).
 ///
 ///   __global__ void kernel(const Arguments a) {
-///     ...                     // fetch what no kernel writes: weights
+///     ...                     // fetch parameters, which no kernel launched early writes
 ///     wait_for_kernels();     // everything before is complete
 ///     ...
 ///   }
-///   launch_early(kernel, blocks, threads, shared_bytes, arguments);
+///   launch_early("op", kernel, blocks, threads, shared_bytes, arguments);
+///
+/// A kernel starts early only behind one that was launched early, too, and that one lets it start when all before itself are
+/// complete. What is fetched ahead of the wait can thus be changed by the one kernel directly before, if at all: never where it
+/// is a parameter (Ref::parameter), as optimisers are launched ordinarily.
 namespace hedgehog::cuda {
 
 /// To be called once by every thread, before the first access to anything that kernels write. It also lets the next kernel
-/// start; as that happens only when all before this one is complete, weights that a kernel fetches ahead of its own wait
-/// cannot be changed by any but the one directly before it.
+/// start.
 __device__ __forceinline__ void wait_for_kernels() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -34,17 +37,56 @@ __device__ __forceinline__ void wait_for_kernels(const Between& between) {
 #endif
 }
 
-/// Launches a kernel that calls wait_for_kernels (or waits in another way for what it reads).
+/// Brings a cache line to L2, ahead of the wait, too: what another kernel writes later is seen there.
+__device__ __forceinline__ void prefetch(const void* at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); }
+
+/// Threads of all blocks of a cluster meet: what was written before arriving is seen after waiting. Nothing where there are no
+/// clusters.
+__device__ __forceinline__ void cluster_arrive() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void cluster_wait() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+#endif
+}
+/// Writes to where `at` lies in the shared memory of the cluster's block `rank`, which must have arrived once before.
+__device__ __forceinline__ void store_in_cluster(float* at, unsigned rank, float value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  unsigned there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(unsigned(__cvta_generic_to_shared(at))), "r"(rank));
+  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(there), "f"(value) : "memory");
+#endif
+}
+
+/// Launches a kernel that calls wait_for_kernels (or waits in another way for what it reads). Each `cluster` neighbouring blocks
+/// form one; more than 1 only where has_early_launches().
+template <class... Parameters>
+void launch_clusters_early(const char* op, void (*kernel)(Parameters...), unsigned cluster, dim3 blocks, dim3 threads, std::size_t shared,
+                           const std::type_identity_t<Parameters>&... arguments) {
+  cudaLaunchAttribute attributes[2] = {};
+  cudaLaunchConfig_t config{};
+  config.gridDim = blocks, config.blockDim = threads, config.dynamicSmemBytes = shared, config.stream = stream();
+  config.attrs = attributes;
+  if (has_early_launches() && last_launch_was_early()) {
+    cudaLaunchAttribute& a = attributes[config.numAttrs++];
+    a.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    a.val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (cluster > 1) {
+    cudaLaunchAttribute& a = attributes[config.numAttrs++];
+    a.id = cudaLaunchAttributeClusterDimension;
+    a.val.clusterDim.x = cluster, a.val.clusterDim.y = 1, a.val.clusterDim.z = 1;
+  }
+  check(cudaLaunchKernelEx(&config, kernel, arguments...), op);
+  note_launch(true);
+}
 template <class... Parameters>
 void launch_early(const char* op, void (*kernel)(Parameters...), dim3 blocks, dim3 threads, std::size_t shared,
                   const std::type_identity_t<Parameters>&... arguments) {
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = blocks, config.blockDim = threads, config.dynamicSmemBytes = shared, config.stream = stream();
-  config.attrs = &attribute, config.numAttrs = starts_early() ? 1 : 0;
-  check(cudaLaunchKernelEx(&config, kernel, arguments...), op);
+  launch_clusters_early(op, kernel, 1, blocks, threads, shared, arguments...);
 }
 
 }  // namespace hedgehog::cuda

@@ -1,5 +1,6 @@
 #include "cuda/elementwise.cuh"
 
+#include "cuda/early_launch.cuh"
 #include "cuda/moves.cuh"
 #include "cuda/reduce.cuh"
 #include "ops/elementwise_formulas.h"
@@ -14,6 +15,7 @@ template <class F, class T>
 __global__ void binary_forward_kernel(const __grid_constant__ VectorWalk<3> walk, T* y, const T* a, const T* b) {
   using A = Accumulator<T>;
   constexpr int n = kVector<T>;
+  wait_for_kernels();
   for_each_lanes<n>(walk, [&](const Lanes<3, n>& lanes) {
     A va[n], vb[n], vy[n];
     lanes.load(1, a, va);
@@ -48,8 +50,7 @@ template <class F, class T>
 void binary_forward(const char* op, const Call& c) {
   const Ref &y = c.outputs[0], &a = c.inputs[0], &b = c.inputs[1];
   const VectorWalk<3> walk(walk_over(y.shape, y, a, b), kVector<T>, {y.data, a.data, b.data});
-  binary_forward_kernel<F, T><<<walk.blocks(), kThreads, 0, stream()>>>(walk, y.as<T>(), a.as<T>(), b.as<T>());
-  check_launch(op);
+  launch_early(op, binary_forward_kernel<F, T>, walk.blocks(), kThreads, 0, walk, y.as<T>(), a.as<T>(), b.as<T>());
 }
 
 /// Gradient of argument kSide, laid out like `layout`, whose shape has as many elements as y.

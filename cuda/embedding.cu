@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "cuda/early_launch.cuh"
 #include "cuda/packet.cuh"
 
 namespace hedgehog::cuda {
@@ -14,6 +15,7 @@ template <class T, int N>
 __global__ void embedding_forward_kernel(const std::int32_t* tokens, const T* table, const T* positions, T* y, std::int64_t rows,
                                          std::int64_t length, std::int64_t vocabulary, std::int64_t columns) {
   using A = Accumulator<T>;
+  wait_for_kernels();
   const std::int64_t first = std::int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp;
   for (std::int64_t row = first; row < rows; row += std::int64_t(gridDim.x) * kWarps) {
     const std::int64_t id = tokens[row], t = row - quotient(row, length) * length;
@@ -42,13 +44,12 @@ void forward(const Call& c) {
     constexpr int N = kVector<T>;
     const T* const from = positions ? positions.as<T>() + c.attributes.integer("offset") * columns : nullptr;
     auto launch = [&](auto kernel) {
-      kernel<<<blocks_for(rows, kWarps), kWarps * kWarp, 0, stream()>>>(tokens.as<std::int32_t>(), table.as<T>(), from, c.outputs[0].as<T>(),
-                                                                        rows, tokens.shape.last(), table.shape[0], columns);
+      launch_early("embedding", kernel, blocks_for(rows, kWarps), kWarps * kWarp, 0, tokens.as<std::int32_t>(), table.as<T>(), from,
+                   c.outputs[0].as<T>(), rows, tokens.shape.last(), table.shape[0], columns);
     };
     const bool vectors = columns % N == 0 && aligned({table.data, from, c.outputs[0].data});
     vectors ? launch(embedding_forward_kernel<T, N>) : launch(embedding_forward_kernel<T, 1>);
   });
-  check_launch("embedding");
 }
 
 /// How the gradient of the table is summed: the tokens' places are put in the order of their ids (a stable counting sort, in

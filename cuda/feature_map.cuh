@@ -18,20 +18,23 @@ __device__ __forceinline__ A log_sum_exp_warp(int width, A sign, const U& u) {
   return largest + std::log(warp_sum(sum));
 }
 
+/// One feature in working form of a map that is not normalised, from u, or in the second half from -u.
+template <class A>
+__device__ __forceinline__ A working_feature(const FeatureMap& map, A u) {
+  A phi = u;
+  if (map.kind == MapKind::exp) phi = A(map.temperature) * u;
+  if (map.kind == MapKind::elu) phi = u < A(0) ? std::exp(u) : A(1) + u;
+  const A floor = A(map.kind == MapKind::relu ? kReluFloor : kEluFloor);
+  if (map.kind == MapKind::relu || map.kind == MapKind::elu) phi = phi < floor ? floor : phi;
+  return phi;
+}
+
 /// Features in working form: calls y(r, ln phi_r) where the map is logarithmic, else y(r, phi_r).
 template <class A, class U, class Y>
 __device__ void working_features_warp(const FeatureMap& map, int width, const U& u, const Y& y) {
   const int lane = int(threadIdx.x % kWarp);
-  const A floor = A(map.kind == MapKind::relu ? kReluFloor : kEluFloor), temperature = A(map.temperature);
   if (!map.two_halves()) {
-    for (int r = lane; r < width; r += kWarp) {
-      const A x = u(r);
-      A phi = x;
-      if (map.kind == MapKind::exp) phi = temperature * x;
-      if (map.kind == MapKind::elu) phi = x < A(0) ? std::exp(x) : A(1) + x;
-      if (map.kind == MapKind::relu || map.kind == MapKind::elu) phi = phi < floor ? floor : phi;
-      y(r, phi);
-    }
+    for (int r = lane; r < width; r += kWarp) y(r, working_feature<A>(map, u(r)));
     return;
   }
   A scale = 1, up = 0, down = 0;

@@ -15,6 +15,7 @@ void forward(const Call& c) {
   forward_layer({.x = c.inputs[0],
                  .weight = c.inputs[1],
                  .bias = c.inputs[2].data,
+                 .parameters = are_parameters(c.inputs[1], c.inputs[2]),
                  .addend = c.inputs[3].data,
                  .activation = kind_of(c.attributes),
                  .h = c.saved[0].data,

@@ -1,3 +1,4 @@
+#include "cuda/early_launch.cuh"
 #include "cuda/feature_map.cuh"
 #include "cuda/packet.cuh"
 #include "ops/linear_attention_sizes.h"
@@ -9,8 +10,9 @@ using namespace linear_attention_detail;
 
 constexpr const char* kName = "linear_attention_step";
 constexpr int kThreads = 512, kWarps = kThreads / int(kWarp);
-constexpr int kPairs = 2 * int(kWarp);  // columns of a state that may lie in registers, two a lane
-constexpr int kEach = 8;                // weights that a thread reads at once
+constexpr int kSide = kThreads / 2;  // threads that map the query; as many map the key
+constexpr int kHeldRows = 8;         // of a map, that a thread keeps in registers
+constexpr int kWhole = int(kWarp), kPart = 8;  // pairs of state columns of a block: a head's, or a part of them
 
 template <class T>
 struct StepArguments {
@@ -20,195 +22,268 @@ struct StepArguments {
   Heads<T> o;
   A* state;
   const T *weight[2], *bias[2];  // of queries and keys, or null
-  bool vectors;                  // weights may be read kEach at once
+  bool vectors;                  // TokenMap does both maps
+  bool parameters;               // weights and biases are parameters
+  int parts;                     // blocks that share the columns of a state
 };
 
 /// Shared memory of one block, in elements.
 template <class A>
 struct StepMemory {
-  A *parts, *u, *q, *k, *factor, *z, *shift;  // sums of warps; (2, D'); (F) each
+  A *parts, *u, *q, *k, *factor, *largest, *den;  // sums of threads or warps; (2, D'); (F) each; of each warp of features
   std::int64_t size;
 
-  __host__ __device__ StepMemory(A* memory, std::int64_t width, std::int64_t F, bool vectors) {
-    const std::int64_t states = kWarps * kPairs, maps = vectors ? 2 * kWarps * width : 0;
+  __host__ __device__ StepMemory(A* memory, std::int64_t width, std::int64_t F) {
     parts = memory;
-    u = parts + (states > maps ? states : maps);
+    u = parts + 2 * kThreads;
     q = u + 2 * width;
     k = q + F;
     factor = k + F;
-    z = factor + F;
-    shift = z + F;
-    size = shift + F - memory;
+    largest = factor + F;
+    den = largest + kWarps;
+    size = den + kWarps - memory;
   }
 };
 
-/// u = x W + b of one query and its key, to shared memory. In vectors each thread takes 8 columns of some rows of both matrices,
-/// so that all of W is on its way at once; sums over lanes and warps follow in a fixed order.
-template <class T, class A = Accumulator<T>>
-__device__ __forceinline__ void map_token(const StepArguments<T>& a, const T* const (&x)[2], std::int64_t h, const StepMemory<A>& m) {
-  const int width = int(a.s.width), D = int(a.s.D), thread = int(threadIdx.x), side = thread / width, column = thread % width;
-  if (a.vectors) {
-    const int groups = width / kEach, group = thread % groups, lane = thread % int(kWarp), warp = thread / int(kWarp);
-    A sum[2][kEach] = {};
-    for (int d = thread / groups; d < D; d += kThreads / groups)
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        A w[kEach];
-        // f64 weights are read one by one
-        if constexpr (sizeof(A) == 4) load_packet<kEach>(a.weight[i] + (h * D + d) * width + group * kEach, w);
-        const A factor = load(x[i] + d);
-#pragma unroll
-        for (int e = 0; e < kEach; ++e) sum[i][e] += factor * w[e];
-      }
-    for (int offset = groups; offset < int(kWarp); offset *= 2)
-#pragma unroll
-      for (int i = 0; i < 2; ++i)
-#pragma unroll
-        for (int e = 0; e < kEach; ++e) sum[i][e] += __shfl_xor_sync(0xffffffffu, sum[i][e], offset);
-    if (lane < groups)
-#pragma unroll
-      for (int i = 0; i < 2; ++i)
-#pragma unroll
-        for (int e = 0; e < kEach; ++e) m.parts[(warp * 2 + i) * width + group * kEach + e] = sum[i][e];
-    __syncthreads();
+template <class T>
+__device__ __forceinline__ Packet<T, 2> load_pair(const T* at) {
+  if constexpr (sizeof(T) == 2) {
+    const unsigned word = *reinterpret_cast<const unsigned*>(at);
+    Packet<T, 2> pair;
+    memcpy(&pair, &word, sizeof pair);
+    return pair;
+  } else {
+    return load_packet<2>(at);
   }
-  if (side < 2) {
-    A sum = a.bias[side] ? load(a.bias[side] + h * width + column) : A(0);
-    if (a.vectors)
-      for (int w = 0; w < kWarps; ++w) sum += m.parts[(w * 2 + side) * width + column];
-    else if (a.weight[side])
-      for (int d = 0; d < D; ++d) sum += load(x[side] + d) * load(a.weight[side] + (h * D + d) * width + column);
-    else sum = load(x[side] + column);
-    m.u[thread] = sum;
-  }
-  __syncthreads();
 }
 
-/// Takes one key into shift, factor and z, and turns both features into what the state is updated and read with. Thread r does
-/// feature r. Returns 1 / (q . z), or 0.
+/// x W of one query and its key. Half of the threads for each of both; a thread takes two neighbouring columns of a run of
+/// rows, the first of which stay in registers.
+template <class T>
+struct TokenMap {
+  using A = Accumulator<T>;
+  const T* weight = nullptr;
+  int width = 0, begin = 0, rows = 0;
+  Packet<T, 2> held[kHeldRows];
+
+  __device__ __forceinline__ void fetch(const StepArguments<T>& a, std::int64_t h) {
+    width = int(a.s.width);
+    const int side = int(threadIdx.x) / kSide, thread = int(threadIdx.x) % kSide, pairs = width / 2, runs = kSide / pairs;
+    const int D = int(a.s.D), each = (D + runs - 1) / runs;
+    begin = thread / pairs * each;
+    rows = min(D - begin, each);
+    weight = a.weight[side] + (h * D + begin) * width + thread % pairs * 2;
+#pragma unroll
+    for (int i = 0; i < kHeldRows; ++i)
+      if (i < rows) held[i] = load_pair(weight + i * width);
+  }
+  /// parts (2, runs, D'): the sums of each run of rows
+  __device__ __forceinline__ void map(const T* x, A* parts) const {
+    T factors[kHeldRows];
+#pragma unroll
+    for (int i = 0; i < kHeldRows; ++i)
+      if (i < rows) factors[i] = x[begin + i];
+    A sum[2] = {};
+    auto add = [&](T factor, const Packet<T, 2>& w) {
+      sum[0] += convert<A>(factor) * convert<A>(w[0]);
+      sum[1] += convert<A>(factor) * convert<A>(w[1]);
+    };
+#pragma unroll
+    for (int i = 0; i < kHeldRows; ++i)
+      if (i < rows) add(factors[i], held[i]);
+    for (int i = kHeldRows; i < rows; ++i) add(x[begin + i], load_pair(weight + std::int64_t(i) * width));
+    parts[2 * threadIdx.x] = sum[0];
+    parts[2 * threadIdx.x + 1] = sum[1];
+  }
+};
+
+/// What one thread keeps of its row r = threadIdx.x of the state, while tokens pass.
 template <class A>
-__device__ __forceinline__ A take_key(const FeatureMap& map, int F, const StepMemory<A>& m) {
-  const int r = int(threadIdx.x);
-  const bool logarithmic = map.logarithmic();
-  A q = r < F ? m.q[r] : -A(INFINITY);
-  if (r < F) {
-    A factor = 1, k = m.k[r];
-    if (logarithmic) {
-      const bool empty = !(m.z[r] > A(0));
-      const A before = m.shift[r], next = empty || before < k ? k : before;
-      factor = empty ? A(0) : std::exp(before - next);
-      k = std::exp(k - next);
-      q += next;
-      m.shift[r] = next;
-    }
-    m.factor[r] = factor;
-    m.k[r] = k;
-    m.z[r] = m.z[r] * factor + k;
+struct KeySum {
+  A z = 0, shift = 0;
+};
+
+/// Takes one key into shift, factor and z, and turns both features, in working form, into what the state is updated and read
+/// with. Thread r does feature r; q is scaled by the largest of its warp. Warps without features do not call it.
+template <class A>
+__device__ __forceinline__ void take_key(const FeatureMap& map, int F, A q, A k, KeySum<A>& sum, const StepMemory<A>& m) {
+  const int r = int(threadIdx.x), warp = r / int(kWarp);
+  A factor = 1, largest = 0;
+  if (map.logarithmic()) {
+    const bool empty = !(sum.z > A(0));
+    const A next = empty || sum.shift < k ? k : sum.shift;
+    factor = empty ? A(0) : std::exp(sum.shift - next);
+    k = std::exp(k - next);
+    q = r < F ? q + next : -A(INFINITY);
+    sum.shift = next;
+    largest = warp_max(q);
+    q = std::exp(q - (largest == -A(INFINITY) ? A(0) : largest));
   }
-  const A largest = logarithmic ? block_max(q) : A(0);
-  if (logarithmic) q = std::exp(q - largest);
-  if (r < F) m.q[r] = q;
-  // its barriers also show all threads what was written here
-  const A den = block_sum(r < F ? q * m.z[r] : A(0));
-  return den == A(0) ? A(0) : A(1) / den;
+  sum.z = sum.z * factor + k;
+  const A den = warp_sum(r < F ? q * sum.z : A(0));
+  if (r < F) m.q[r] = q, m.k[r] = k, m.factor[r] = factor;
+  if (r % int(kWarp) == 0) m.largest[warp] = largest, m.den[warp] = den;
 }
 
-/// One block decodes the tokens of one batch element and head: both maps, the shift, and one pass over the state that updates
-/// and reads it. With kRows > 0 (f32, Dv even and at most 64) the state is fetched into registers while the maps are made, kRows
-/// rows a warp and two columns a lane, and written back after the last token; with kRows = 0 it is updated where it lies, 32
-/// columns at a time. Nothing is shared between blocks.
-template <class T, int kRows>
+/// A block decodes the tokens of one batch element and head, or a cluster of a.parts blocks, each of which has 16 columns of the
+/// state and makes the features anew: both maps, the shift, and one pass over the state that updates and reads it. With kRows > 0
+/// (f32) the block's columns are 2 kPairs at most and stay in registers, kRows rows and two columns a thread, and are written back
+/// after the last token; with kRows = 0 the state is updated where it lies, 32 columns at a time.
+template <class T, int kRows, int kPairs>
 __global__ __launch_bounds__(kThreads) void linear_attention_step_kernel(const __grid_constant__ StepArguments<T> a) {
   using A = Accumulator<T>;
   extern __shared__ __align__(16) unsigned char memory[];
   const Sizes& s = a.s;
-  const int F = int(s.F), lane = int(threadIdx.x % kWarp), warp = int(threadIdx.x / kWarp), thread = int(threadIdx.x);
-  const StepMemory<A> m(reinterpret_cast<A*>(memory), s.width, s.F, a.vectors);
-  const std::int64_t b = blockIdx.x / s.Hq, h = blockIdx.x % s.Hq, hkv = h / s.group(), pitch = s.Dv + 2;
-  A* const state = a.state + std::int64_t(blockIdx.x) * s.F * pitch;
+  const int F = int(s.F), width = int(s.width), lane = int(threadIdx.x % kWarp), warp = int(threadIdx.x / kWarp), thread = int(threadIdx.x);
+  const StepMemory<A> m(reinterpret_cast<A*>(memory), s.width, s.F);
+  const unsigned task = kPairs == kPart ? blockIdx.x / unsigned(a.parts) : blockIdx.x, part = kPairs == kPart ? blockIdx.x % unsigned(a.parts) : 0;
+  const std::int64_t b = task / s.Hq, h = task % s.Hq, hkv = h / s.group(), pitch = s.Dv + 2;
+  A* const state = a.state + std::int64_t(task) * s.F * pitch;
+  constexpr int kSlots = int(kWarp) / kPairs;  // rows of the state that a warp has at once
+  const int column = int(part) * 2 * kPairs + lane % kPairs * 2;
+  const bool holds = column < s.Dv;
+  auto row_of = [&](int i) { return (i * kWarps + warp) * kSlots + lane / kPairs; };
+
+  if (!a.parameters) wait_for_kernels();
+  TokenMap<T> map;
+  A bias[2] = {};
+  if (a.vectors) map.fetch(a, h);
+#pragma unroll
+  for (int side = 0; side < 2; ++side)
+    if (a.bias[side]) bias[side] = load(a.bias[side] + h * width + thread % width);
+  if (a.parameters) {
+    if (kRows > 0 && thread < F) {
+      const A* const row = state + thread * pitch;
+      prefetch(row + part * 2 * kPairs);
+      prefetch(row + min(std::int64_t(part + 1) * 2 * kPairs, s.Dv) - 1);
+      prefetch(row + s.Dv);
+    }
+    wait_for_kernels();
+  }
 
   constexpr int kHeld = kRows ? kRows : 1;
   A first[kHeld], second[kHeld];
-  const bool holds = 2 * lane < s.Dv;
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
-    const int r = warp + i * kWarps;
+    const int r = row_of(i);
     first[i] = second[i] = 0;
     if (r < F && holds) {
-      const float2 pair = *reinterpret_cast<const float2*>(state + r * pitch + 2 * lane);
+      const float2 pair = *reinterpret_cast<const float2*>(state + r * pitch + column);
       first[i] = pair.x, second[i] = pair.y;
     }
   }
-  if (thread < F) {
-    m.z[thread] = state[thread * pitch + s.Dv];
-    m.shift[thread] = state[thread * pitch + s.Dv + 1];
-  }
+  KeySum<A> sum;
+  if (thread < F) sum = {state[thread * pitch + s.Dv], state[thread * pitch + s.Dv + 1]};
 
   for (std::int64_t t = 0; t < s.T; ++t) {
-    const T* const x[2] = {a.q.at(b, t, h), a.k.at(b, t, hkv)};
+    const T *const q = a.q.at(b, t, h), *const k = a.k.at(b, t, hkv);
     const T* const v = a.v.at(b, t, hkv);
     T* const o = a.o.at(b, t, h);
-    map_token(a, x, h, m);
-    if (warp < 2) {
-      const A* const u = m.u + warp * int(s.width);
-      A* const y = warp ? m.k : m.q;
-      working_features_warp<A>(s.map, int(s.width), [&](int r) { return u[r]; }, [&](int r, A value) { y[r] = value; });
+    A v0 = 0, v1 = 0;
+    if (kRows > 0 && holds) v0 = load(v + column), v1 = load(v + column + 1);
+    if (a.vectors) {
+      map.map(thread < kSide ? q : k, m.parts);
+      __syncthreads();
     }
+    auto u = [&](int side, int c) {
+      A total = bias[side];
+      if (a.vectors) {
+#pragma unroll 8
+        for (int at = c; at < kThreads; at += width) total += m.parts[side * kThreads + at];
+        return total;
+      }
+      const T *const x = side ? k : q, *const w = a.weight[side];
+      if (!w) return total + load(x + c);
+      for (int d = 0; d < int(s.D); ++d) total += load(x + d) * load(w + (h * s.D + d) * width + c);
+      return total;
+    };
+    A features[2] = {};
+    if (s.map.normalised()) {
+      if (thread < width) m.u[thread] = u(0, thread), m.u[width + thread] = u(1, thread);
+      __syncthreads();
+      if (warp < 2) {
+        const A* const from = m.u + warp * width;
+        A* const y = warp ? m.k : m.q;
+        working_features_warp<A>(s.map, width, [&](int r) { return from[r]; }, [&](int r, A value) { y[r] = value; });
+      }
+      __syncthreads();
+      if (thread < F) features[0] = m.q[thread], features[1] = m.k[thread];
+    } else if (thread < F) {
+      // the second half is made of -u
+      const A sign = thread < width ? A(1) : A(-1);
+#pragma unroll
+      for (int side = 0; side < 2; ++side) features[side] = working_feature(s.map, sign * u(side, thread % width));
+    }
+    if (warp * int(kWarp) < F) take_key(s.map, F, features[0], features[1], sum, m);
     __syncthreads();
-    const A inverse = take_key(s.map, F, m);
+    A largest = m.largest[0], den = 0;
+    const int feature_warps = (F + int(kWarp) - 1) / int(kWarp);
+    for (int w = 1; w < feature_warps; ++w) largest = m.largest[w] > largest ? m.largest[w] : largest;
+    for (int w = 0; w < feature_warps; ++w) den += m.den[w] * std::exp(m.largest[w] - largest);
+    const A inverse = den == A(0) ? A(0) : A(1) / den;
+    auto q_of = [&](int r) { return m.q[r] * std::exp(m.largest[r / int(kWarp)] - largest); };
     if constexpr (kRows > 0) {
-      const A v0 = holds ? load(v + 2 * lane) : A(0), v1 = holds ? load(v + 2 * lane + 1) : A(0);
       A sum0 = 0, sum1 = 0;
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
-        const int r = warp + i * kWarps;
+        const int r = row_of(i);
         if (r >= F) continue;
-        const A factor = m.factor[r], k = m.k[r], q = m.q[r];
+        const A factor = m.factor[r], k = m.k[r], q = q_of(r);
         first[i] = first[i] * factor + k * v0;
         second[i] = second[i] * factor + k * v1;
         sum0 += q * first[i];
         sum1 += q * second[i];
       }
-      m.parts[warp * kPairs + 2 * lane] = sum0;
-      m.parts[warp * kPairs + 2 * lane + 1] = sum1;
-      __syncthreads();
-      if (thread < s.Dv) {
-        A sum = 0;
 #pragma unroll
-        for (int w = 0; w < kWarps; ++w) sum += m.parts[w * kPairs + thread];
-        o[thread] = convert<T>(sum * inverse);
+      for (int offset = kPairs; offset < int(kWarp); offset *= 2) {
+        sum0 += __shfl_xor_sync(0xffffffffu, sum0, offset);
+        sum1 += __shfl_xor_sync(0xffffffffu, sum1, offset);
+      }
+      if (lane < kPairs) {
+        m.parts[(warp * kPairs + lane) * 2] = sum0;
+        m.parts[(warp * kPairs + lane) * 2 + 1] = sum1;
       }
       __syncthreads();
+      if (thread < 2 * kPairs && part * 2 * kPairs + thread < s.Dv) {
+        A total = 0;
+#pragma unroll
+        for (int w = 0; w < kWarps; ++w) total += m.parts[w * 2 * kPairs + thread];
+        o[part * 2 * kPairs + thread] = convert<T>(total * inverse);
+      }
+      if (t + 1 < s.T) __syncthreads();
     } else {
       for (std::int64_t e0 = 0; e0 < s.Dv; e0 += kWarp) {
         const std::int64_t e = e0 + lane;
         const A value = e < s.Dv ? load(v + e) : A(0);
-        A sum = 0;
+        A total = 0;
         for (int r = warp; r < F && e < s.Dv; r += kWarps) {
           A& at = state[r * pitch + e];
           at = at * m.factor[r] + m.k[r] * value;
-          sum += m.q[r] * at;
+          total += q_of(r) * at;
         }
-        m.parts[warp * int(kWarp) + lane] = sum;
+        m.parts[warp * int(kWarp) + lane] = total;
         __syncthreads();
         if (warp == 0 && e < s.Dv) {
-          sum = 0;
-          for (int w = 0; w < kWarps; ++w) sum += m.parts[w * int(kWarp) + lane];
-          o[e] = convert<T>(sum * inverse);
+          total = 0;
+          for (int w = 0; w < kWarps; ++w) total += m.parts[w * int(kWarp) + lane];
+          o[e] = convert<T>(total * inverse);
         }
         __syncthreads();
       }
     }
   }
 
+  if (kPairs == kPart && a.parts > 1) cluster_arrive();
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
-    const int r = warp + i * kWarps;
-    if (r < F && holds) *reinterpret_cast<float2*>(state + r * pitch + 2 * lane) = make_float2(float(first[i]), float(second[i]));
+    const int r = row_of(i);
+    if (r < F && holds) *reinterpret_cast<float2*>(state + r * pitch + column) = make_float2(float(first[i]), float(second[i]));
   }
-  if (thread < F) {
-    state[thread * pitch + s.Dv] = m.z[thread];
-    state[thread * pitch + s.Dv + 1] = m.shift[thread];
+  // all blocks have read the sums of keys before one writes them
+  if (kPairs == kPart && a.parts > 1) cluster_wait();
+  if (part == 0 && thread < F) {
+    state[thread * pitch + s.Dv] = sum.z;
+    state[thread * pitch + s.Dv + 1] = sum.shift;
   }
 }
 
@@ -216,30 +291,40 @@ template <class T>
 void launch(const Call& c) {
   using A = Accumulator<T>;
   const Sizes s = step_sizes(c.attributes, c.inputs);
+  const auto& in = c.inputs;
   StepArguments<T> a{s,
-                     Heads<const T>(kName, c.inputs[kStepQ]),
-                     Heads<const T>(kName, c.inputs[kStepK]),
-                     Heads<const T>(kName, c.inputs[kStepV]),
+                     Heads<const T>(kName, in[kStepQ]),
+                     Heads<const T>(kName, in[kStepK]),
+                     Heads<const T>(kName, in[kStepV]),
                      Heads<T>(kName, c.outputs[0]),
-                     c.inputs[kState].as<A>(),
-                     {c.inputs[kStepWeightQ].as<const T>(), c.inputs[kStepWeightK].as<const T>()},
-                     {c.inputs[kStepBiasQ].as<const T>(), c.inputs[kStepBiasK].as<const T>()},
-                     false};
-  // groups of columns must divide a warp
-  const std::int64_t groups = s.width % kEach == 0 ? s.width / kEach : 0;
-  a.vectors = sizeof(A) == 4 && a.weight[0] && groups > 0 && (groups & (groups - 1)) == 0 && groups <= kWarp &&
-              aligned({a.weight[0], a.weight[1]});
-  const std::size_t bytes = std::size_t(StepMemory<A>(nullptr, s.width, s.F, a.vectors).size) * sizeof(A);
-  const bool held = s.Dv % 2 == 0 && s.Dv <= kPairs && aligned({a.state});
-  const unsigned blocks = unsigned(s.B * s.Hq);
+                     in[kState].as<A>(),
+                     {in[kStepWeightQ].as<const T>(), in[kStepWeightK].as<const T>()},
+                     {in[kStepBiasQ].as<const T>(), in[kStepBiasK].as<const T>()},
+                     false,
+                     true,
+                     1};
+  a.vectors = a.weight[0] && a.weight[1] && s.width % 2 == 0 && kSide % (s.width / 2) == 0 && aligned({a.weight[0], a.weight[1]});
+  for (int i = kStepWeightQ; i <= kStepBiasK; ++i) a.parameters = a.parameters && (!in[std::size_t(i)] || in[std::size_t(i)].parameter);
+  const std::size_t bytes = std::size_t(StepMemory<A>(nullptr, s.width, s.F).size) * sizeof(A);
+  const std::int64_t tasks = s.B * s.Hq, parts = s.Dv / (2 * kPart);
+  auto run = [&](auto kernel) {
+    launch_clusters_early(kName, kernel, unsigned(a.parts), unsigned(tasks * a.parts), kThreads, bytes, a);
+  };
   if constexpr (sizeof(A) == 4) {
-    if (held && s.F <= 8 * kWarps) linear_attention_step_kernel<T, 8><<<blocks, kThreads, bytes, stream()>>>(a);
-    else if (held && s.F <= 16 * kWarps) linear_attention_step_kernel<T, 16><<<blocks, kThreads, bytes, stream()>>>(a);
-    else linear_attention_step_kernel<T, 0><<<blocks, kThreads, bytes, stream()>>>(a);
-  } else {
-    linear_attention_step_kernel<T, 0><<<blocks, kThreads, bytes, stream()>>>(a);
+    constexpr std::int64_t rows = kWarps, part_rows = kWarps * kWarp / kPart;  // of a state, one a thread
+    const bool even = s.Dv % 2 == 0 && aligned({a.state});
+    // few heads wait for memory, many would make features too often
+    const bool shared = has_early_launches() && even && s.Dv == parts * 2 * kPart && parts <= 8 && (parts & (parts - 1)) == 0 &&
+                        tasks * parts <= multiprocessors() && s.F <= 4 * part_rows;
+    if (shared) {
+      a.parts = int(parts);
+      return s.F <= 2 * part_rows ? run(linear_attention_step_kernel<T, 2, kPart>) : run(linear_attention_step_kernel<T, 4, kPart>);
+    }
+    const bool held = even && s.Dv <= 2 * kWhole;
+    if (held && s.F <= 8 * rows) return run(linear_attention_step_kernel<T, 8, kWhole>);
+    if (held && s.F <= 16 * rows) return run(linear_attention_step_kernel<T, 16, kWhole>);
   }
-  check_launch(kName);
+  run(linear_attention_step_kernel<T, 0, kWhole>);
 }
 
 void forward(const Call& c) {

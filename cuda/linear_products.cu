@@ -129,6 +129,7 @@ bool forward_vectors(const Layer& l, std::int64_t m, std::int64_t n, std::int64_
                            .ldx = x.columns == k && m > 1 ? x.stride : k,
                            .weight = l.weight.data,
                            .bias = l.bias,
+                           .parameters = l.parameters,
                            .addend = l.addend,
                            .activation = l.activation,
                            .h = l.h,

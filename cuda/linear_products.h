@@ -9,11 +9,15 @@ namespace hedgehog::cuda {
 /// The packed tensor at data.
 inline Ref packed(void* data, const Shape& shape, Dtype dtype) { return {data, shape, dtype, shape.size(), shape.size(), true}; }
 
+/// Whether weight, and bias if there is one, are parameters.
+inline bool are_parameters(const Ref& weight, const Ref& bias) { return weight.parameter && (!bias || bias.parameter); }
+
 /// y = activation(h) + addend,  h = x weight + bias.
 struct Layer {
   Ref x;       // (..., K), may be rows with a stride
   Ref weight;  // (K, N)
   const void* bias = nullptr;    // (N), or null
+  bool parameters = false;       // weight and bias are parameters
   const void* addend = nullptr;  // (..., N), or null
   Activation activation = Activation::none;
   void* h = nullptr;      // (..., N): kept for backward; null: not kept

@@ -40,6 +40,7 @@ void forward(const Call& c) {
                         .ldx = p.k,
                         .weight = c.inputs[1].data,
                         .transposed = p.transpose_b,
+                        .parameters = c.inputs[1].parameter,
                         .y = c.outputs[0].data}))
     return;
   Product x;

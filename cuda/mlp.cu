@@ -22,6 +22,7 @@ void forward(const Call& c) {
   forward_layer({.x = x,
                  .weight = weight_1,
                  .bias = c.inputs[3].data,
+                 .parameters = are_parameters(weight_1, c.inputs[3]),
                  .activation = kind_of(c.attributes),
                  .h = c.saved[0].data,
                  .sums = sums,
@@ -30,6 +31,7 @@ void forward(const Call& c) {
   forward_layer({.x = packed(g, s.inner(), x.dtype),
                  .weight = weight_2,
                  .bias = c.inputs[4].data,
+                 .parameters = are_parameters(weight_2, c.inputs[4]),
                  .addend = c.inputs[5].data,
                  .sums = sums,
                  .y = c.outputs[0].data});

@@ -1,9 +1,11 @@
+#include "cuda/early_launch.cuh"
 #include "cuda/norm.cuh"
 
 namespace hedgehog::cuda {
 namespace {
 
-constexpr unsigned kWarps = 8;  // of a block with a row for each warp
+constexpr unsigned kWarps = 8;        // of a block with a row for each warp
+constexpr std::int64_t kFewRows = 64;  // up to here a launch lasts as long as its waits for memory
 
 /// y = (in - mean) rstd weight + bias, where in is x, or the stored sum of x and residual.
 template <class T>
@@ -14,16 +16,29 @@ struct NormForward {
   Accumulator<T>*mean, *rstd;             // (rows), null where not kept
   std::int64_t rows, columns;
   Accumulator<T> eps;
-  bool centred;
+  bool centred, parameters;               // weight and bias are parameters
 };
 
 /// A warp for each row, which stays in registers between the sums: memory is passed over once. All loads of a row are in
-/// flight before the first store, which might lie in the same memory.
-template <class T, int kPackets>
+/// flight before the first store, which might lie in the same memory. kFew: a warp has one row at most, and weight and bias are
+/// on their way before it.
+template <class T, int kPackets, bool kFew>
 __global__ void __launch_bounds__(kWarps* kWarp) norm_forward_warp_kernel(const NormForward<T> k) {
   constexpr int N = kVector<T>;
   const int lane = int(threadIdx.x % kWarp), packets = int(k.columns / N);
   const std::int64_t first = std::int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp;
+  constexpr int kHeld = kFew ? kPackets : 1;
+  Packet<float, N> weights[kHeld], biases[kHeld];
+  if (!kFew || !k.parameters) wait_for_kernels();
+  if constexpr (kFew) {
+#pragma unroll
+    for (int p = 0; p < kPackets; ++p)
+      if (const int at = p * kWarp + lane; first < k.rows && at < packets) {
+        weights[p] = load_packet<N>(k.weight + at * N);
+        if (k.bias) biases[p] = load_packet<N>(k.bias + at * N);
+      }
+    if (k.parameters) wait_for_kernels();
+  }
   for (std::int64_t row = first; row < k.rows; row += std::int64_t(gridDim.x) * kWarps) {
     Packet<T, N> in[kPackets];
 #pragma unroll
@@ -66,9 +81,13 @@ __global__ void __launch_bounds__(kWarps* kWarp) norm_forward_warp_kernel(const 
 #pragma unroll
     for (int p = 0; p < kPackets; ++p)
       if (const int at = p * kWarp + lane; at < packets) {
-        const Packet<float, N> weight = load_packet<N>(k.weight + at * N);
-        Packet<float, N> bias;
-        if (k.bias) bias = load_packet<N>(k.bias + at * N);
+        Packet<float, N> weight, bias;
+        if constexpr (kFew) {
+          weight = weights[p], bias = biases[p];
+        } else {
+          weight = load_packet<N>(k.weight + at * N);
+          if (k.bias) bias = load_packet<N>(k.bias + at * N);
+        }
         Packet<T, N> y;
 #pragma unroll
         for (int i = 0; i < N; ++i)
@@ -112,11 +131,14 @@ __global__ void norm_forward_kernel(const NormForward<T> k) {
 }
 
 template <class T>
-bool launch_warps(const NormForward<T>& k) {
+bool launch_warps(const char* op, const NormForward<T>& k) {
   constexpr int N = kVector<T>;
   if (k.columns % N != 0 || !aligned({k.x, k.residual, k.weight, k.bias, k.y, k.sum})) return false;
   return with_packets_per_lane(k.columns / N, [&](auto packets) {
-    norm_forward_warp_kernel<T, packets.value><<<blocks_for(k.rows, kWarps), kWarps * kWarp, 0, stream()>>>(k);
+    const unsigned warps = unsigned(std::min<std::int64_t>(k.rows, kWarps));
+    auto launch = [&](auto kernel) { launch_early(op, kernel, blocks_for(k.rows, kWarps), warps * kWarp, 0, k); };
+    if (k.rows <= kFewRows) launch(norm_forward_warp_kernel<T, packets.value, true>);
+    else launch(norm_forward_warp_kernel<T, packets.value, false>);
   });
 }
 
@@ -132,9 +154,13 @@ void norm_forward(const Call& c, const NormPlaces& places) {
       k.residual = c.inputs[1].as<T>();
       k.sum = c.outputs[1].as<T>();
     }
-    k.weight = c.inputs[std::size_t(places.weight())].as<A>();
+    const Ref& weight = c.inputs[std::size_t(places.weight())];
+    k.weight = weight.as<A>();
+    k.parameters = weight.parameter;
     if (places.centred) {
-      k.bias = c.inputs[std::size_t(places.bias())].as<A>();
+      const Ref& bias = c.inputs[std::size_t(places.bias())];
+      k.bias = bias.as<A>();
+      k.parameters = k.parameters && (!bias || bias.parameter);
       k.mean = c.saved[0].as<A>();
     }
     k.rstd = c.saved[places.rstd()].as<A>();
@@ -143,11 +169,11 @@ void norm_forward(const Call& c, const NormPlaces& places) {
     k.eps = A(c.attributes.real("eps"));
     k.centred = places.centred;
     if constexpr (!std::is_same_v<T, double>) {
-      if (launch_warps(k)) return;
+      if (launch_warps(places.op, k)) return;
     }
     norm_forward_kernel<T><<<blocks_for(k.rows, 1), row_threads(k.columns, 256), 0, stream()>>>(k);
+    check_launch(places.op);
   });
-  check_launch(places.op);
 }
 
 }  // namespace

@@ -1,3 +1,4 @@
+#include "cuda/early_launch.cuh"
 #include "cuda/packet.cuh"
 
 namespace hedgehog::cuda {
@@ -6,11 +7,16 @@ namespace {
 /// table[t] = (cos, sin) of (t + offset) base^(-2 i / D), computed and reduced in f64. A thread for each angle.
 template <class T>
 __global__ void rotary_table_forward_kernel(const std::int32_t* offset, double base, std::int64_t length, std::int64_t half, T* table) {
-  const std::int64_t first = offset ? *offset : 0, stride = std::int64_t(gridDim.x) * blockDim.x;
-  for (std::int64_t n = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x; n < length * half; n += stride) {
+  const std::int64_t begin = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x, stride = std::int64_t(gridDim.x) * blockDim.x;
+  auto frequency = [&](std::int64_t n) { return pow(base, -double(n - quotient(n, half) * half) / double(half)); };
+  double turn = frequency(begin);
+  wait_for_kernels();
+  const std::int64_t first = offset ? *offset : 0;
+  for (std::int64_t n = begin; n < length * half; n += stride) {
     const std::int64_t t = quotient(n, half), i = n - t * half;
+    if (n != begin) turn = frequency(n);
     double sine, cosine;
-    sincos(double(t + first) * pow(base, -double(i) / double(half)), &sine, &cosine);
+    sincos(double(t + first) * turn, &sine, &cosine);
     table[t * 2 * half + i] = T(cosine);
     table[t * 2 * half + half + i] = T(sine);
   }
@@ -21,11 +27,11 @@ void table_forward(const Call& c) {
   const std::int64_t length = table.shape[0], half = table.shape[1] / 2;
   const double base = c.attributes.real("base");
   auto launch = [&](auto zero) {
-    rotary_table_forward_kernel<<<blocks_for(length * half, 128), 128, 0, stream()>>>(c.inputs[0].as<std::int32_t>(), base, length, half,
-                                                                                     table.as<decltype(zero)>());
+    using T = decltype(zero);
+    launch_early("rotary_table", rotary_table_forward_kernel<T>, blocks_for(length * half, 128), 128, 0, c.inputs[0].as<std::int32_t>(), base,
+                 length, half, table.as<T>());
   };
   table.dtype == Dtype::f64 ? launch(double{}) : launch(float{});
-  check_launch("rotary_table");
 }
 
 /// Extents of x, and the layout of its pairs.
@@ -40,6 +46,7 @@ template <class T, class Y, int N>
 __global__ void rotary_forward_kernel(const RotarySizes s, const Rows<T> x, const Accumulator<T>* table, Accumulator<T> sign, const Rows<Y> y,
                                       bool adds) {
   using A = Accumulator<T>;
+  wait_for_kernels();
   const std::int64_t parts = s.half / N, stride = std::int64_t(gridDim.x) * blockDim.x;
   for (std::int64_t n = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x; n < s.vectors * parts; n += stride) {
     const std::int64_t vector = quotient(n, parts), i = (n - vector * parts) * N, token = quotient(vector, s.heads);
@@ -85,13 +92,12 @@ void rotate(const Call& c, const Ref& x, const Ref& y, Accumulator<T> sign, bool
   const Ref& table = c.inputs[1];
   auto launch = [&](auto width) {
     constexpr int N = width.value;
-    rotary_forward_kernel<T, Y, N><<<blocks_for(s.vectors * (s.half / N), 256, 132 * 64), 256, 0, stream()>>>(
-        s, Rows<T>(x), table.as<Accumulator<T>>(), sign, Rows<Y>(y), adds);
+    launch_early("rotary", rotary_forward_kernel<T, Y, N>, blocks_for(s.vectors * (s.half / N), 256, 132 * 64), 256, 0, s, Rows<T>(x),
+                 table.as<Accumulator<T>>(), sign, Rows<Y>(y), adds);
   };
   constexpr int N = kVector<T>;
   const bool even = s.half % N == 0 && aligned({table.data}) && (!x || aligned_rows(x)) && aligned_rows(y);
   even ? launch(std::integral_constant<int, N>{}) : launch(std::integral_constant<int, 1>{});
-  check_launch("rotary");
 }
 
 void forward(const Call& c) {

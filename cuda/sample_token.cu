@@ -3,15 +3,18 @@
 #include <cub/block/block_scan.cuh>
 #include <cub/device/device_radix_sort.cuh>
 
-#include "cuda/common.cuh"
+#include "cuda/early_launch.cuh"
+#include "cuda/packet.cuh"
 
-/// The choice of the next token. Logits become whole numbers that sort in falling order; all kernels of a row read those.
+/// The choice of the next token. Where all tokens may be chosen they are weighed in the order of their ids, tile by tile, each tile
+/// against its own largest. Where some are cut, logits become whole numbers that sort in falling order; all kernels of the row then
+/// read those.
 namespace hedgehog::cuda {
 namespace sample_token {
 namespace {
 
 constexpr const char* kName = "sample_token";
-constexpr int kThreads = 256, kEach = 4, kTile = kThreads * kEach;  // sorted tokens that a block weighs
+constexpr int kThreads = 256, kEach = 4, kTile = kThreads * kEach;  // tokens that a block weighs
 constexpr int kArgmaxThreads = 1024;
 
 enum Input : int { kLogits, kToken, kPosition, kDraws };
@@ -68,8 +71,25 @@ __global__ void __launch_bounds__(kArgmaxThreads) sample_token_argmax_kernel(con
   auto take = [&](K key, std::int32_t id) {
     if (key < best || (key == best && id < at)) best = key, at = id;
   };
+  constexpr int N = kVector<T>, kFlight = 8;
+  // a row that starts anywhere is read element by element
+  const std::int64_t packets = reinterpret_cast<std::uintptr_t>(logits) % 16 == 0 ? V / N : 0;
+  wait_for_kernels();
+  for (std::int64_t first = threadIdx.x; first < packets; first += kFlight * kArgmaxThreads) {
+    Packet<T, N> flight[kFlight];
+#pragma unroll
+    for (int i = 0; i < kFlight; ++i)
+      if (first + i * kArgmaxThreads < packets) flight[i] = load_packet<N>(logits + (first + i * kArgmaxThreads) * N);
+#pragma unroll
+    for (int i = 0; i < kFlight; ++i)
+      if (first + i * kArgmaxThreads < packets) {
+#pragma unroll
+        for (int j = 0; j < N; ++j)
+          take(OrderOf<T>::key(convert<Accumulator<T>>(flight[i][j])), std::int32_t((first + i * kArgmaxThreads) * N + j));
+      }
+  }
 #pragma unroll 8
-  for (std::int64_t i = threadIdx.x; i < V; i += kArgmaxThreads) take(OrderOf<T>::key(load(logits + i)), std::int32_t(i));
+  for (std::int64_t i = packets * N + threadIdx.x; i < V; i += kArgmaxThreads) take(OrderOf<T>::key(load(logits + i)), std::int32_t(i));
   auto reduce = [&] {
 #pragma unroll
     for (int offset = 16; offset > 0; offset /= 2)
@@ -110,52 +130,110 @@ __global__ void __launch_bounds__(kThreads) sample_token_weights_kernel(const Wo
   if (threadIdx.x == 0) tile_sums[blockIdx.x] = sum;
 }
 
-/// A place among the sorted tokens, and the sum of the weights up to it.
+/// Weights of the tokens by id, divided by that of the tile's most likely one, and their sum over each tile. A tile with a logit
+/// that no choice survives has +inf as its largest.
+template <class T>
+__global__ void __launch_bounds__(kThreads) sample_token_weights_by_id_kernel(const T* logits, std::int64_t V, double temperature,
+                                                                              double* weights, double* tile_sums, double* tile_largest) {
+  using A = Accumulator<T>;
+  wait_for_kernels();
+  const std::int64_t first = std::int64_t(blockIdx.x) * kTile + threadIdx.x * kEach;
+  A own[kEach], largest = -A(INFINITY);
+#pragma unroll
+  for (int j = 0; j < kEach; ++j) own[j] = first + j < V ? load(logits + first + j) : -A(INFINITY);
+#pragma unroll
+  for (int j = 0; j < kEach; ++j) {
+    if (isnan(own[j])) own[j] = A(INFINITY);
+    largest = own[j] > largest ? own[j] : largest;
+  }
+  largest = block_max(largest);
+  const double base = largest == -A(INFINITY) ? 0.0 : double(largest);
+  double sum = 0;
+#pragma unroll
+  for (int j = 0; j < kEach; ++j) {
+    if (first + j >= V) break;
+    const double weight = exp((double(own[j]) - base) / temperature);
+    weights[first + j] = weight;
+    sum += weight;
+  }
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) tile_sums[blockIdx.x] = sum, tile_largest[blockIdx.x] = double(largest);
+}
+
+/// One of several weights in order, and their sums before it and up to it.
 struct Place {
   std::int64_t index;
-  double sum;
+  double before, sum;
 };
 
-/// The first place where the sum reaches `bound`, or exceeds it; index `kept` if there is none. The whole block calls it.
-template <bool kExceeds>
-__device__ Place find(const double* weights, const double* tile_sums, std::int64_t kept, double bound) {
+/// The first of `count` weights where the sum, from `before` on, reaches `bound`, or exceeds it; the last that is not 0 where
+/// rounding leaves none. One of weight 0 is never found, unless all are. The whole block calls it.
+template <bool kExceeds, class Weight>
+__device__ Place find(std::int64_t count, double before, double bound, const Weight& weight) {
   using Scan = cub::BlockScan<double, kThreads>;
   __shared__ typename Scan::TempStorage scan;
   __shared__ Place found;
-  __shared__ int thread;
+  __shared__ int thread, last;
   auto there = [&](double sum) { return kExceeds ? sum > bound : sum >= bound; };
-  const std::int64_t tiles = (kept + kTile - 1) / kTile;
-  double before = 0;
-  std::int64_t tile = 0;
-  for (; tile < tiles; ++tile) {
-    const double after = before + tile_sums[tile];
-    if (there(after)) break;
-    before = after;
-  }
-  if (tile == tiles) return {kept, before};  // the same for all threads
-  double own[kEach], sum = 0, start;
-  const std::int64_t first = tile * kTile + threadIdx.x * kEach, last = min(kept, (tile + 1) * kTile) - 1;
-#pragma unroll
-  for (int j = 0; j < kEach; ++j) sum += own[j] = first + j <= last ? weights[first + j] : 0;
+  const std::int64_t each = (count + kThreads - 1) / kThreads, begin = min(count, threadIdx.x * each), end = min(count, begin + each);
+  double own = 0, sum;
+  for (std::int64_t i = begin; i < end; ++i) own += weight(i);
   __syncthreads();  // what an earlier call left has been read
-  if (threadIdx.x == 0) thread = kThreads;
-  Scan(scan).ExclusiveSum(sum, start);
+  if (threadIdx.x == 0) thread = kThreads, last = 0;
+  Scan(scan).ExclusiveSum(own, sum);
   __syncthreads();
-  if (there(before + start + sum)) atomicMin(&thread, int(threadIdx.x));
+  sum += before;
+  if (own > 0) {
+    if (there(sum + own)) atomicMin(&thread, int(threadIdx.x));
+    atomicMax(&last, int(threadIdx.x));
+  }
   __syncthreads();
-  // rounding may leave the tile's own order of summation a hair below: then it is the tile's last
-  if (int(threadIdx.x) == (thread < kThreads ? thread : kThreads - 1)) {
-    Place p{last, before + start + sum};
-    sum = before + start;
-    for (int j = 0; j < kEach && first + j <= last; ++j)
-      if (there(sum += own[j])) {
-        p = {first + j, sum};
-        break;
-      }
+  if (int(threadIdx.x) == (thread < kThreads ? thread : last)) {
+    Place p{begin, sum, sum};
+    for (std::int64_t i = begin; i < end; ++i) {
+      const double w = weight(i);
+      if (!(w > 0)) continue;
+      p = {i, sum, sum + w};
+      if (there(sum += w)) break;
+    }
     found = p;
   }
   __syncthreads();
   return found;
+}
+
+/// The same among `kept` tokens: first the tile, whose weights count by `scale(tile)`, then the token.
+template <bool kExceeds, class Scale>
+__device__ Place find_token(const double* weights, const double* tile_sums, std::int64_t kept, double bound, const Scale& scale) {
+  const Place tile = find<kExceeds>((kept + kTile - 1) / kTile, 0, bound, [&](std::int64_t i) { return tile_sums[i]; });
+  const std::int64_t first = tile.index * kTile;
+  const double factor = scale(tile.index);
+  Place token = find<kExceeds>(min(std::int64_t(kTile), kept - first), tile.before, bound,
+                               [&](std::int64_t i) { return factor * weights[first + i]; });
+  token.index += first;
+  return token;
+}
+
+/// Follows sample_token_weights_by_id_kernel.
+template <class T>
+__global__ void __launch_bounds__(kThreads) sample_token_choose_by_id_kernel(const double* weights, double* tile_sums,
+                                                                             const double* tile_largest, std::int64_t V,
+                                                                             double temperature, const Target target) {
+  wait_for_kernels();
+  const std::int64_t tiles = (V + kTile - 1) / kTile;
+  const double uniform = target.uniform();
+  double largest = -INFINITY, total = 0;
+  for (std::int64_t i = threadIdx.x; i < tiles; i += kThreads) largest = max(largest, tile_largest[i]);
+  largest = block_max(largest);
+  if (isinf(largest)) {
+    if (threadIdx.x == 0) target.put(-1);
+    return;
+  }
+  auto scale = [&](std::int64_t tile) { return exp((tile_largest[tile] - largest) / temperature); };
+  for (std::int64_t i = threadIdx.x; i < tiles; i += kThreads) total += tile_sums[i] *= scale(i);
+  total = block_sum(total);
+  const Place chosen = find_token<true>(weights, tile_sums, V, uniform * total, scale);
+  if (threadIdx.x == 0) target.put(std::int32_t(chosen.index));
 }
 
 template <class T>
@@ -167,20 +245,19 @@ __global__ void __launch_bounds__(kThreads) sample_token_choose_kernel(const Wor
     return;
   }
   double total = 0;
-  for (std::int64_t tile = 0; tile * kTile < kept; ++tile) total += tile_sums[tile];
+  for (std::int64_t tile = threadIdx.x; tile * kTile < kept; tile += kThreads) total += tile_sums[tile];
+  total = block_sum(total);
+  auto scale = [](std::int64_t) { return 1.0; };
   if (top_p < 1) {
-    const Place cut = find<false>(weights, tile_sums, kept, top_p * total);
-    if (cut.index < kept) kept = cut.index + 1, total = cut.sum;
+    const Place cut = find_token<false>(weights, tile_sums, kept, top_p * total, scale);
+    kept = cut.index + 1, total = cut.sum;
   }
-  Place chosen = find<true>(weights, tile_sums, kept, target.uniform() * total);
-  if (threadIdx.x != 0) return;
-  // rounding may leave the last sum a hair below the bound; a token of weight 0 is never taken
-  if (chosen.index >= kept) chosen.index = kept - 1;
-  while (chosen.index > 0 && weights[chosen.index] == 0) --chosen.index;
-  target.put(ids[chosen.index]);
+  const Place chosen = find_token<true>(weights, tile_sums, kept, target.uniform() * total, scale);
+  if (threadIdx.x == 0) target.put(ids[chosen.index]);
 }
 
 bool takes_largest(const Attributes& a) { return a.real("temperature") == 0 || a.integer("top_k") == 1; }
+bool cuts(const Attributes& a) { return Sampling{.top_k = a.integer("top_k"), .top_p = a.real("top_p")}.cuts(); }
 
 /// Sorts by key, and in order of ids where keys are equal. space null: only says how many bytes it needs.
 template <class T>
@@ -196,19 +273,22 @@ std::size_t sort(void* space, std::size_t bytes, const Word<T>* keys, Word<T>* s
 /// Where the parts of the workspace lie.
 template <class T>
 struct Space {
-  Word<T>*keys, *sorted_keys;
-  std::int32_t *ids, *sorted_ids;
-  double *weights, *tile_sums;
-  void* sorting;
-  std::size_t sorting_bytes;
+  double *weights, *tile_sums, *tile_largest;
+  // where some are cut
+  Word<T>*keys = nullptr, *sorted_keys = nullptr;
+  std::int32_t *ids = nullptr, *sorted_ids = nullptr;
+  void* sorting = nullptr;
+  std::size_t sorting_bytes = 0;
   std::int64_t bytes = 0;
 
-  Space(void* workspace, std::int64_t V) {
+  Space(void* workspace, std::int64_t V, bool cuts) {
     auto take = [&](auto*& part, std::int64_t count) {
       part = reinterpret_cast<std::remove_reference_t<decltype(part)>>(static_cast<std::byte*>(workspace) + bytes);
       bytes += (count * std::int64_t(sizeof(*part)) + 255) / 256 * 256;
     };
-    take(keys, V), take(sorted_keys, V), take(ids, V), take(sorted_ids, V), take(weights, V), take(tile_sums, (V + kTile - 1) / kTile);
+    take(weights, V), take(tile_sums, (V + kTile - 1) / kTile), take(tile_largest, (V + kTile - 1) / kTile);
+    if (!cuts) return;
+    take(keys, V), take(sorted_keys, V), take(ids, V), take(sorted_ids, V);
     sorting_bytes = sort<T>(nullptr, 0, keys, sorted_keys, ids, sorted_ids, V);
     std::byte* rest;
     take(rest, std::int64_t(sorting_bytes));
@@ -219,21 +299,27 @@ struct Space {
 std::int64_t workspace_bytes(const Attributes& a, std::span<const Meta> in) {
   if (takes_largest(a)) return 0;
   std::int64_t bytes = 0;
-  dispatch_floating(in[kLogits].dtype, [&](auto zero) { bytes = Space<decltype(zero)>(nullptr, in[kLogits].shape[1]).bytes; });
+  dispatch_floating(in[kLogits].dtype, [&](auto zero) { bytes = Space<decltype(zero)>(nullptr, in[kLogits].shape[1], cuts(a)).bytes; });
   return bytes;
 }
 
 template <class T>
 void choose(const Call& c, const T* logits, std::int64_t V, const Target& target) {
-  if (takes_largest(c.attributes)) return sample_token_argmax_kernel<<<1, kArgmaxThreads, 0, stream()>>>(logits, V, target);
+  if (takes_largest(c.attributes)) return launch_early(kName, sample_token_argmax_kernel<T>, 1, kArgmaxThreads, 0, logits, V, target);
   const std::int64_t top_k = c.attributes.integer("top_k"), kept = top_k > 0 ? std::min(top_k, V) : V;
   const double temperature = c.attributes.real("temperature"), top_p = c.attributes.real("top_p");
   const auto tiles = unsigned((kept + kTile - 1) / kTile);
-  const Space<T> s(c.workspace, V);
+  const Space<T> s(c.workspace, V, cuts(c.attributes));
+  if (!cuts(c.attributes)) {
+    launch_early(kName, sample_token_weights_by_id_kernel<T>, tiles, kThreads, 0, logits, V, temperature, s.weights, s.tile_sums, s.tile_largest);
+    return launch_early(kName, sample_token_choose_by_id_kernel<T>, 1, kThreads, 0, s.weights, s.tile_sums, s.tile_largest, V, temperature,
+                        target);
+  }
   sample_token_keys_kernel<<<unsigned((V + kThreads - 1) / kThreads), kThreads, 0, stream()>>>(logits, V, s.keys, s.ids);
   sort<T>(s.sorting, s.sorting_bytes, s.keys, s.sorted_keys, s.ids, s.sorted_ids, V);
   sample_token_weights_kernel<T><<<tiles, kThreads, 0, stream()>>>(s.sorted_keys, kept, temperature, s.weights, s.tile_sums);
   sample_token_choose_kernel<T><<<1, kThreads, 0, stream()>>>(s.sorted_keys, s.sorted_ids, s.weights, s.tile_sums, kept, top_p, target);
+  check_launch(kName);
 }
 
 void forward(const Call& c) {
@@ -247,7 +333,6 @@ void forward(const Call& c) {
       choose(c, logits.as<const T>() + b * V / logits.columns * logits.stride + b * V % logits.columns, V,
              {c.inputs[kToken].as<std::int32_t>(), c.inputs[kPosition].as<std::int32_t>(), c.inputs[kDraws].as<std::int32_t>(), b, rows});
   });
-  check_launch(kName);
 }
 
 }  // namespace

@@ -1,3 +1,4 @@
+#include "cuda/early_launch.cuh"
 #include "cuda/partial_sums.cuh"
 
 namespace hedgehog::cuda {
@@ -196,6 +197,7 @@ void backward(const Call& c) {
 template <class T>
 __global__ void short_convolution_step_forward_kernel(const Sizes s, const Rows<T> x, const T* weight, Accumulator<T>* states, T* y) {
   using A = Accumulator<T>;
+  wait_for_kernels();
   const std::int64_t index = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (index >= s.rows / s.length * s.columns) return;
   const std::int64_t b = quotient(index, s.columns), c = index - b * s.columns, remembered = s.taps - 1;
@@ -215,10 +217,9 @@ void step_forward(const Call& c) {
   dispatch_floating(c.inputs[0].dtype, [&](auto zero) {
     using T = decltype(zero);
     const std::int64_t threads = s.rows / s.length * s.columns;
-    short_convolution_step_forward_kernel<T><<<unsigned((threads + 127) / 128), 128, 0, stream()>>>(
-        s, Rows<T>(c.inputs[0]), c.inputs[1].as<T>(), c.inputs[2].as<Accumulator<T>>(), c.outputs[0].as<T>());
+    launch_early("short_convolution_step", short_convolution_step_forward_kernel<T>, unsigned((threads + 127) / 128), 128, 0, s,
+                 Rows<T>(c.inputs[0]), c.inputs[1].as<T>(), c.inputs[2].as<Accumulator<T>>(), c.outputs[0].as<T>());
   });
-  check_launch("short_convolution_step");
 }
 
 }  // namespace

@@ -1,3 +1,4 @@
+#include "cuda/early_launch.cuh"
 #include "cuda/packet.cuh"
 
 /// Decoding with softmax attention. One token alone waits for memory, so its keys are dealt out over many blocks (a number that
@@ -86,6 +87,7 @@ template <class T>
 __global__ void __launch_bounds__(kThreads) softmax_attention_step_forward_kernel(const Step<T> s) {
   using A = Accumulator<T>;
   __shared__ A weights[kThreads];
+  wait_for_kernels();
   const Part p = part_of(s);
   if (!p.fits) return;
   append(s, p);
@@ -146,6 +148,7 @@ template <class T, int kLanes>
 __global__ void __launch_bounds__(kThreads) softmax_attention_step_forward_vector_kernel(const Step<T> s) {
   constexpr int kCount = Vector<T>::kCount, kGroups = kThreads / kLanes, kDepth = kLanes * kCount, kFlight = 4;
   __shared__ float group_statistics[kGroups][2], group_sums[kGroups][kDepth];
+  wait_for_kernels();
   const Part p = part_of(s);
   if (!p.fits) return;
   append(s, p);
@@ -216,6 +219,7 @@ template <class T>
 __global__ void __launch_bounds__(kThreads) softmax_attention_step_join_kernel(const Step<T> s) {
   using A = Accumulator<T>;
   __shared__ A weights[kMostSplits], parts[kMostSplits];
+  wait_for_kernels();
   const std::int64_t row = blockIdx.x, before = *s.position;
   T* o = s.o + row * s.D;
   if (before < 0 || before + s.n > s.P) {
@@ -256,15 +260,16 @@ std::int64_t workspace_bytes(const Attributes&, std::span<const Meta> in) {
 
 template <class T>
 void attend(const Step<T>& s, unsigned blocks) {
+  auto launch = [&](auto kernel) { launch_early(kName, kernel, blocks, kThreads, 0, s); };
   if constexpr (!std::is_same_v<T, double>) {
     const bool vectors = aligned({s.q, s.k, s.v, s.cache});
     const std::int64_t lanes = vectors && s.D % Vector<T>::kCount == 0 ? s.D / Vector<T>::kCount : 0;
-    if (lanes == 4) return softmax_attention_step_forward_vector_kernel<T, 4><<<blocks, kThreads, 0, stream()>>>(s);
-    if (lanes == 8) return softmax_attention_step_forward_vector_kernel<T, 8><<<blocks, kThreads, 0, stream()>>>(s);
-    if (lanes == 16) return softmax_attention_step_forward_vector_kernel<T, 16><<<blocks, kThreads, 0, stream()>>>(s);
-    if (lanes == 32) return softmax_attention_step_forward_vector_kernel<T, 32><<<blocks, kThreads, 0, stream()>>>(s);
+    if (lanes == 4) return launch(softmax_attention_step_forward_vector_kernel<T, 4>);
+    if (lanes == 8) return launch(softmax_attention_step_forward_vector_kernel<T, 8>);
+    if (lanes == 16) return launch(softmax_attention_step_forward_vector_kernel<T, 16>);
+    if (lanes == 32) return launch(softmax_attention_step_forward_vector_kernel<T, 32>);
   }
-  softmax_attention_step_forward_kernel<T><<<blocks, kThreads, 0, stream()>>>(s);
+  launch(softmax_attention_step_forward_kernel<T>);
 }
 
 template <class T>
@@ -288,9 +293,7 @@ void forward(const Call& c) {
                   .splits = int(splits),
                   .scale = A(scale * 1.4426950408889634)};
   attend(s, unsigned(rows * splits));
-  check_launch(kName);
-  softmax_attention_step_join_kernel<T><<<unsigned(rows), kThreads, 0, stream()>>>(s);
-  check_launch(kName);
+  launch_early(kName, softmax_attention_step_join_kernel<T>, unsigned(rows), kThreads, 0, s);
 }
 
 }  // namespace

@@ -1,10 +1,11 @@
 #include "cuda/vector_product.h"
 
+#include "cuda/early_launch.cuh"
 #include "cuda/linear.cuh"
 #include "cuda/packet.cuh"
 
 /// Every weight is read once and used for one multiplication a row, so only the memory counts: each thread has several
-/// 16-byte loads on their way before it uses the first.
+/// 16-byte loads on their way before it uses the first, and those of parameters leave while the kernel before still runs.
 namespace hedgehog::cuda {
 namespace {
 
@@ -26,120 +27,207 @@ __device__ __forceinline__ void for_each_element(const uint4& packet, const Body
   }
 }
 
-/// What follows the sum of one result.
-__device__ __forceinline__ void put(const VectorProduct& p, std::int64_t row, std::int64_t column, float h) {
-  const std::int64_t at = row * p.n + column;
-  if (p.bias) h += load(static_cast<const bf16*>(p.bias) + column);
-  if (p.h) static_cast<bf16*>(p.h)[at] = convert<bf16>(h);
-  float y = activate(p.activation, h);
-  if (p.addend) y += load(static_cast<const bf16*>(p.addend) + at);
-  static_cast<bf16*>(p.y)[at] = convert<bf16>(y);
-}
+/// The result that one thread finishes: what goes with its sum is on its way while the sum is made.
+struct Result {
+  bool mine;
+  std::int64_t row, column;
+  bf16 bias = {}, addend = {};
+
+  __device__ Result(bool mine, std::int64_t row, std::int64_t column) : mine(mine), row(row), column(column) {}
+  __device__ void fetch_bias(const VectorProduct& p) {
+    if (mine && p.bias) bias = static_cast<const bf16*>(p.bias)[column];
+  }
+  __device__ void fetch_addend(const VectorProduct& p) {
+    if (mine && p.addend) addend = static_cast<const bf16*>(p.addend)[row * p.n + column];
+  }
+  __device__ void put(const VectorProduct& p, float h) const {
+    if (!mine) return;
+    const std::int64_t at = row * p.n + column;
+    if (p.bias) h += convert<float>(bias);
+    if (p.h) static_cast<bf16*>(p.h)[at] = convert<bf16>(h);
+    float y = activate(p.activation, h);
+    if (p.addend) y += convert<float>(addend);
+    static_cast<bf16*>(p.y)[at] = convert<bf16>(y);
+  }
+};
 
 constexpr int kThreads = 512, kWarps = kThreads / kWarpLanes;
+constexpr int kFlight = 6;          // loads of a thread that are on their way at once
+constexpr unsigned kMostParts = 4;  // blocks that share the rows of the weight
+
+/// Sums over the lanes of a warp that are kLanes apart. Each step sends half of what is left and keeps the other half: on return
+/// a lane has the sums of the columns from `column` on, as many as it returns.
+template <int kLanes>
+__device__ __forceinline__ int sum_over_groups(float (&sums)[kEach], int& column) {
+  int count = kEach;
+  column = 0;
+#pragma unroll
+  for (int offset = kWarpLanes / 2; offset >= kLanes; offset /= 2) {
+    const bool upper = threadIdx.x & unsigned(offset);
+    if (count == 1) {
+      sums[0] += __shfl_xor_sync(0xffffffffu, sums[0], offset);
+      continue;
+    }
+    count /= 2;
+    if (upper) column += count;
+#pragma unroll
+    for (int j = 0; j < kEach / 2; ++j) {
+      if (j >= count) break;
+      const float kept = upper ? sums[j + count] : sums[j], sent = upper ? sums[j] : sums[j + count];
+      sums[j] = kept + __shfl_xor_sync(0xffffffffu, sent, offset);
+    }
+  }
+  return count;
+}
 
 /// weight (k, n): kLanes neighbouring threads take 8 columns each of a row of the weight, the next ones those of the next
-/// row. The sums of all rows meet in a fixed order: within a warp by shuffles, then warp after warp.
+/// row. A cluster of `parts` blocks shares the rows. The sums of all rows meet in a fixed order: within a warp by shuffles, then
+/// warp after warp, then block after block.
 template <int M, int kLanes>
-__global__ void __launch_bounds__(kThreads) vector_product_kernel(const VectorProduct p) {
-  constexpr int kColumns = kLanes * kEach, kGroups = kThreads / kLanes, kFlight = 6;
-  __shared__ float parts[kWarps][M][kColumns];
-  const int lane = int(threadIdx.x) % kLanes, group = int(threadIdx.x) / kLanes;
-  const std::int64_t begin = std::int64_t(blockIdx.x) * kColumns, column = begin + lane * kEach;
-  const bool inside = column < p.n;
-  const bf16* const x = static_cast<const bf16*>(p.x);
-  const bf16* const weight = static_cast<const bf16*>(p.weight) + column;
-  float sums[M][kEach] = {};
-  for (std::int64_t first = group; first < p.k; first += kGroups * kFlight) {
-    uint4 packets[kFlight];
-    float factors[kFlight][M];
+__global__ void __launch_bounds__(kThreads, M == 1 ? 2 : 1) vector_product_kernel(const __grid_constant__ VectorProduct p, unsigned parts) {
+  constexpr int kColumns = kLanes * kEach, kGroups = kThreads / kLanes;
+  static_assert(M * kColumns <= kThreads);
+  __shared__ float warp_sums[kWarps][M][kColumns], part_sums[kMostParts][M * kColumns];
+  if (parts > 1) cluster_arrive();
+  const int thread = int(threadIdx.x), lane = thread % kLanes;
+  const unsigned part = parts > 1 ? blockIdx.x % parts : 0;
+  const std::int64_t begin = std::int64_t(parts > 1 ? blockIdx.x / parts : blockIdx.x) * kColumns;
+  const std::int64_t step = std::int64_t(kGroups) * parts;
+  const bool inside = begin + lane * kEach < p.n;
+  std::int64_t row = std::int64_t(part) * kGroups + thread / kLanes;
+  const bf16* weight = static_cast<const bf16*>(p.weight) + row * p.n + begin + lane * kEach;
+  uint4 packets[kFlight];
+  auto fetch = [&] {
 #pragma unroll
     for (int i = 0; i < kFlight; ++i) {
-      const std::int64_t row = first + i * kGroups;
       packets[i] = make_uint4(0, 0, 0, 0);
-      if (inside && row < p.k) packets[i] = stream_in(weight + row * p.n);
+      if (inside && row + i * step < p.k) packets[i] = stream_in(weight + i * step * p.n);
     }
+  };
+  const int result_row = thread / kColumns, result_column = thread % kColumns;
+  Result result(part == 0 && result_row < p.m && result_row < M && begin + result_column < p.n, result_row, begin + result_column);
+  if (!p.parameters) wait_for_kernels();
+  fetch();
+  result.fetch_bias(p);
+  if (p.parameters) wait_for_kernels();
+  result.fetch_addend(p);
+
+  const bf16* const x = static_cast<const bf16*>(p.x);
+  float sums[M][kEach] = {};
+  while (row < p.k) {
+    bf16 factors[kFlight][M];
 #pragma unroll
-    for (int i = 0; i < kFlight; ++i) {
-      const std::int64_t row = first + i * kGroups;
+    for (int i = 0; i < kFlight; ++i)
 #pragma unroll
-      for (int r = 0; r < M; ++r) factors[i][r] = row < p.k && r < p.m ? load(x + r * p.ldx + row) : 0;
-    }
+      for (int r = 0; r < M; ++r) factors[i][r] = row + i * step < p.k && r < p.m ? x[r * p.ldx + row + i * step] : convert<bf16>(0.0f);
 #pragma unroll
     for (int i = 0; i < kFlight; ++i)
       for_each_element(packets[i], [&](int j, float w) {
 #pragma unroll
-        for (int r = 0; r < M; ++r) sums[r][j] += factors[i][r] * w;
+        for (int r = 0; r < M; ++r) sums[r][j] += convert<float>(factors[i][r]) * w;
       });
+    row += kFlight * step;
+    weight += kFlight * step * p.n;
+    if (row < p.k) fetch();
   }
-  const int warp = int(threadIdx.x) / kWarpLanes;
+
 #pragma unroll
-  for (int r = 0; r < M; ++r)
+  for (int r = 0; r < M; ++r) {
+    int column;
+    const int count = sum_over_groups<kLanes>(sums[r], column);
 #pragma unroll
-    for (int j = 0; j < kEach; ++j) {
-#pragma unroll
-      for (int offset = kLanes; offset < kWarpLanes; offset *= 2) sums[r][j] += __shfl_xor_sync(0xffffffffu, sums[r][j], offset);
-      if (int(threadIdx.x) % kWarpLanes < kLanes) parts[warp][r][lane * kEach + j] = sums[r][j];
-    }
+    for (int j = 0; j < count; ++j) warp_sums[thread / kWarpLanes][r][lane * kEach + column + j] = sums[r][j];
+  }
   __syncthreads();
-  for (int i = int(threadIdx.x); i < M * kColumns; i += kThreads) {
-    const int r = i / kColumns, c = i % kColumns;
-    if (r >= p.m || begin + c >= p.n) continue;
-    float sum = 0;
+  float sum = 0;
+  if (result_row < M) {
 #pragma unroll
-    for (int w = 0; w < kWarps; ++w) sum += parts[w][r][c];
-    put(p, r, begin + c, sum);
+    for (int w = 0; w < kWarps; ++w) sum += warp_sums[w][result_row][result_column];
   }
+  if (parts > 1) {
+    cluster_wait();  // the first block has started
+    if (result_row < M) store_in_cluster(&part_sums[part][thread], 0, sum);
+    cluster_arrive();
+    cluster_wait();
+    if (!result.mine) return;
+    sum = part_sums[0][thread];
+    for (unsigned i = 1; i < parts; ++i) sum += part_sums[i][thread];
+  }
+  result.put(p, sum);
 }
 
 constexpr int kTransposedThreads = 256, kTransposedWarps = kTransposedThreads / kWarpLanes;
 
 /// weight (n, k): a warp takes kRows rows of the weight, which are results.
 template <int M, int kRows>
-__global__ void __launch_bounds__(kTransposedThreads) vector_product_transposed_kernel(const VectorProduct p) {
-  constexpr int kFlight = 3, kStep = kWarpLanes * kEach;
+__global__ void __launch_bounds__(kTransposedThreads, M == 1 ? 3 : 1) vector_product_transposed_kernel(const __grid_constant__ VectorProduct p) {
+  constexpr int kPieces = 3, kStep = kWarpLanes * kEach;
   static_assert(kRows * M <= kWarpLanes);
   const int lane = int(threadIdx.x) % kWarpLanes;
   const std::int64_t begin = (std::int64_t(blockIdx.x) * kTransposedWarps + threadIdx.x / kWarpLanes) * kRows;
-  if (begin >= p.n) return;
   const bf16* const x = static_cast<const bf16*>(p.x);
   const bf16* const weight = static_cast<const bf16*>(p.weight);
-  float sums[kRows][M] = {};
-  for (std::int64_t first = lane * kEach; first < p.k; first += kStep * kFlight) {
-    uint4 packets[kFlight][kRows];
+  std::int64_t first = lane * kEach;
+  uint4 packets[kPieces][kRows];
+  auto fetch = [&] {
 #pragma unroll
-    for (int i = 0; i < kFlight; ++i)
+    for (int i = 0; i < kPieces; ++i)
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
         packets[i][r] = make_uint4(0, 0, 0, 0);
-        if (first + i * kStep < p.k) packets[i][r] = stream_in(weight + min(begin + r, p.n - 1) * p.k + first + i * kStep);
+        if (begin < p.n && first + i * kStep < p.k) packets[i][r] = stream_in(weight + min(begin + r, p.n - 1) * p.k + first + i * kStep);
+      }
+  };
+  // lane r M + v finishes row v of column r
+  Result result(lane < kRows * M && lane % M < p.m && begin + lane / M < p.n, lane % M, begin + lane / M);
+  if (!p.parameters) wait_for_kernels();
+  fetch();
+  result.fetch_bias(p);
+  if (p.parameters) wait_for_kernels();
+  result.fetch_addend(p);
+  if (begin >= p.n) return;
+
+  float sums[kRows][M] = {};
+  while (first < p.k) {
+#pragma unroll
+    for (int v = 0; v < M; ++v) {
+      if (v >= p.m) break;
+      uint4 factors[kPieces];
+#pragma unroll
+      for (int i = 0; i < kPieces; ++i) {
+        factors[i] = make_uint4(0, 0, 0, 0);
+        if (first + i * kStep < p.k) factors[i] = *reinterpret_cast<const uint4*>(x + v * p.ldx + first + i * kStep);
       }
 #pragma unroll
-    for (int i = 0; i < kFlight; ++i) {
-      if (first + i * kStep >= p.k) break;
-#pragma unroll
-      for (int v = 0; v < M; ++v) {
-        if (v >= p.m) break;
+      for (int i = 0; i < kPieces; ++i) {
         float own[kEach];
-        for_each_element(*reinterpret_cast<const uint4*>(x + v * p.ldx + first + i * kStep), [&](int j, float f) { own[j] = f; });
+        for_each_element(factors[i], [&](int j, float f) { own[j] = f; });
 #pragma unroll
         for (int r = 0; r < kRows; ++r) for_each_element(packets[i][r], [&](int j, float w) { sums[r][v] += own[j] * w; });
       }
     }
+    first += kPieces * kStep;
+    if (first < p.k) fetch();
   }
+  float own = 0;
 #pragma unroll
   for (int r = 0; r < kRows; ++r)
 #pragma unroll
     for (int v = 0; v < M; ++v) {
       const float sum = warp_sum(sums[r][v]);
-      if (lane == r * M + v && v < p.m && begin + r < p.n) put(p, v, begin + r, sum);
+      if (lane == r * M + v) own = sum;
     }
+  result.put(p, own);
 }
 
 template <int M, int kLanes>
 void launch(const VectorProduct& p) {
-  constexpr std::int64_t columns = kLanes * kEach;
-  vector_product_kernel<M, kLanes><<<unsigned((p.n + columns - 1) / columns), kThreads, 0, stream()>>>(p);
+  constexpr std::int64_t columns = kLanes * kEach, flight = kThreads / kLanes * kFlight;
+  const std::int64_t blocks = (p.n + columns - 1) / columns;
+  // all of the weight is to be on its way at once, as far as two blocks of every multiprocessor go
+  unsigned parts = 1;
+  while (has_early_launches() && parts < kMostParts && p.k > parts * flight && blocks * parts <= multiprocessors()) parts *= 2;
+  launch_clusters_early(kName, vector_product_kernel<M, kLanes>, parts, unsigned(blocks * parts), kThreads, 0, p, parts);
 }
 
 template <int M>
@@ -147,8 +235,7 @@ void launch(const VectorProduct& p) {
   if (p.transposed) {
     constexpr int rows = M == 1 ? 4 : 2;
     constexpr std::int64_t each = kTransposedWarps * rows;
-    vector_product_transposed_kernel<M, rows><<<unsigned((p.n + each - 1) / each), kTransposedThreads, 0, stream()>>>(p);
-    return;
+    return launch_early(kName, vector_product_transposed_kernel<M, rows>, unsigned((p.n + each - 1) / each), kTransposedThreads, 0, p);
   }
   // wide pieces of a row are read best, but every multiprocessor is to have some
   constexpr std::int64_t kFewestBlocks = 64;
@@ -164,7 +251,6 @@ bool multiply_vectors(const VectorProduct& p) {
                                                          : p.n % kEach == 0 && aligned({p.weight}));
   if (!fits) return false;
   p.m == 1 ? launch<1>(p) : launch<kMostVectors>(p);
-  check_launch(kName);
   return true;
 }
 

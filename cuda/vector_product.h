@@ -20,6 +20,7 @@ struct VectorProduct {
   const void* weight = nullptr;  // (k, n)
   bool transposed = false;       // weight is (n, k)
   const void* bias = nullptr;    // (n), or null
+  bool parameters = false;       // weight and bias are parameters, which may be read before the kernels before are done
   const void* addend = nullptr;  // (m, n), or null
   Activation activation = Activation::none;
   void* h = nullptr;             // (m, n), or null

@@ -45,15 +45,17 @@ void Attention::start_mimetic(Parameters& parameters) {
 template <class Convolve>
 Attention::Heads Attention::project(const Tensor& x, const Tensor& rotary, const Convolve& convolve) const {
   const std::int64_t B = x.shape()[0], T = x.shape()[1], C = options_.width, H = options_.heads;
-  const Tensor packed = qkv_(x);
-  const Tensors parts = split(convolution_ ? convolve(packed) : packed, {C, C, C});
+  const Tensor packed = qkv_(x), mixed = convolution_ ? convolve(packed) : packed;
   auto heads = [&](const Tensor& part) { return reshape(part, {B, T, H, C / H}); };
-  Heads h{heads(parts[0]), heads(parts[1]), heads(parts[2])};
-  if (rotary) {
-    h.q = hedgehog::rotary(h.q, rotary);
-    h.k = hedgehog::rotary(h.k, rotary);
+  if (!rotary) {
+    const Tensors parts = split(mixed, {C, C, C});
+    return {heads(parts[0]), heads(parts[1]), heads(parts[2])};
   }
-  return h;
+  // queries and keys turn by the same angles: in one pass, as twice the heads
+  const Tensors parts = split(mixed, {2 * C, C});
+  const Tensor turned = hedgehog::rotary(reshape(parts[0], {B, T, 2 * H, C / H}), rotary);
+  const Tensors both = split(reshape(turned, {B, T, 2 * C}), {C, C});
+  return {heads(both[0]), heads(both[1]), heads(parts[1])};
 }
 
 Tensor Attention::output(const Tensor& o, const Tensor& residual, const Tensor& dropout_step) const {

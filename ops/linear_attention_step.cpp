@@ -120,6 +120,19 @@ std::vector<Sample> samples() {
                   {},
                   {normal({2, 5, 3, 4}), normal({2, 5, 3, 4}), normal({2, 5, 3, 6}), positive({2, 3, 14, 8}), normal({3, 4, 7}), normal({3, 4, 7}),
                    normal({3, 7}), normal({3, 7})}});
+  // sizes that kernels hold in registers and share among blocks
+  list.push_back({"two parts",
+                  {},
+                  {normal({2, 3, 2, 32}), normal({2, 3, 1, 32}), normal({2, 3, 1, 32}), positive({2, 2, 64, 34}), normal({2, 32, 32}, 0.2),
+                   normal({2, 32, 32}, 0.2), normal({2, 32}), normal({2, 32})}});
+  list.push_back({"four parts",
+                  {{"map", "hedgehog-softmax"}},
+                  {normal({1, 2, 1, 96}), normal({1, 2, 1, 96}), normal({1, 2, 1, 64}), positive({1, 1, 192, 66}), normal({1, 96, 96}, 0.1),
+                   normal({1, 96, 96}, 0.1), omitted(), omitted()}});
+  list.push_back({"many features",
+                  {},
+                  {normal({1, 2, 1, 128}), normal({1, 2, 1, 128}), normal({1, 2, 1, 16}), positive({1, 1, 256, 18}), normal({1, 128, 128}, 0.1),
+                   normal({1, 128, 128}, 0.1), omitted(), omitted()}});
   list.push_back({"smallest",
                   {},
                   {normal({1, 1, 1, 1}), normal({1, 1, 1, 1}), normal({1, 1, 1, 1}), positive({1, 1, 2, 3}), omitted(), omitted(), omitted(),

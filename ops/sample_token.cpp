@@ -54,6 +54,19 @@ std::size_t most_likely(std::span<const T> logits) {
   return best;
 }
 
+/// The first candidate where the sum of the weights exceeds uniform * total.
+std::int32_t at_uniform(std::span<const Candidate> candidates, double total, double uniform) {
+  double cumulative = 0;
+  for (const Candidate& c : candidates) {
+    cumulative += c.weight;
+    if (uniform * total < cumulative) return c.id;
+  }
+  // rounding may leave the last sum a hair below uniform * total; a token of weight 0 is never taken
+  std::size_t last = candidates.size() - 1;
+  while (last > 0 && candidates[last].weight == 0) --last;
+  return candidates[last].id;
+}
+
 template <class T>
 void forward(const Call& c) {
   const Ref& logits = c.inputs[kLogits];
@@ -83,12 +96,14 @@ std::int32_t choose_token(std::span<const T> logits, const Sampling& sampling, d
   std::size_t kept = 0;
   for (std::size_t id = 0; id < logits.size(); ++id)
     if (std::isfinite(logits[id])) space[kept++].id = std::int32_t(id);
-  const auto end = space.begin() + std::ptrdiff_t(kept);
-  if (sampling.top_k > 0) kept = std::min(kept, std::size_t(sampling.top_k));
-  std::partial_sort(space.begin(), space.begin() + std::ptrdiff_t(kept), end, [&](const Candidate& left, const Candidate& right) {
-    const T a = logits[std::size_t(left.id)], b = logits[std::size_t(right.id)];
-    return a != b ? a > b : left.id < right.id;
-  });
+  if (sampling.cuts()) {
+    const auto end = space.begin() + std::ptrdiff_t(kept);
+    if (sampling.top_k > 0) kept = std::min(kept, std::size_t(sampling.top_k));
+    std::partial_sort(space.begin(), space.begin() + std::ptrdiff_t(kept), end, [&](const Candidate& left, const Candidate& right) {
+      const T a = logits[std::size_t(left.id)], b = logits[std::size_t(right.id)];
+      return a != b ? a > b : left.id < right.id;
+    });
+  }
 
   double total = 0;
   for (Candidate& c : space.first(kept)) {
@@ -103,15 +118,7 @@ std::int32_t choose_token(std::span<const T> logits, const Sampling& sampling, d
     kept = count;
     total = reached;
   }
-  double cumulative = 0;
-  for (const Candidate& c : space.first(kept)) {
-    cumulative += c.weight;
-    if (uniform * total < cumulative) return c.id;
-  }
-  // rounding may leave the last sum a hair below uniform * total; a token of weight 0 is never taken
-  std::size_t last = kept - 1;
-  while (last > 0 && space[last].weight == 0) --last;
-  return space[last].id;
+  return at_uniform(space.first(kept), total, uniform);
 }
 template std::int32_t choose_token(std::span<const float>, const Sampling&, double, std::span<Candidate>);
 template std::int32_t choose_token(std::span<const double>, const Sampling&, double, std::span<Candidate>);
@@ -138,11 +145,12 @@ const Op kSampleToken{
     .updates = bits(kToken, kPosition, kDraws),
     .cost = [](const Attributes&, std::span<const Meta> in, std::span<const Meta>) {
       const double n = double(in[kLogits].shape.size());
-      return std::pair{Work{n * (std::log2(double(in[kLogits].shape[1])) + 20)}, Work{}};  // a sort, and an exponential each
+      return std::pair{Work{n * (std::log2(double(in[kLogits].shape[1])) + 20)}, Work{}};  // a sort at most, and an exponential each
     },
     .formula_forward = "p = softmax(logits / temperature), cut by top_k and top_p;  token = inverse of p's cumulative distribution;  "
                        "position += 1",
     .samples = {{"plain", {}, {normal({2, 9}, 2), integers({2, 1}, 0, 9), integers({1}, 0, 99), integers({4}, 0, 999)}},
+                {"tiles", {{"temperature", 1.0}}, {normal({2, 2100}), integers({2, 1}, 0, 9), integers({1}, 0, 99), integers({4}, 0, 999)}},
                 {"most likely",
                  {{"temperature", 0.0}},
                  {normal({3, 7}), integers({3, 1}, 0, 7), integers({1}, 0, 99), integers({4}, 0, 999)}},

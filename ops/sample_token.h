@@ -17,6 +17,8 @@ struct Sampling {
   std::int64_t top_k = 0;
   double top_p = 1.0;
 
+  /// Whether some tokens are left out.
+  bool cuts() const { return top_k > 0 || top_p < 1; }
   bool operator==(const Sampling&) const = default;
 };
 
@@ -42,8 +44,8 @@ constexpr void put_first(std::int32_t* words, std::uint64_t first) {
 /// Chooses the token that each row of logits goes on with, in place: what decoding reads next.
 ///
 ///   p     = softmax(logits / temperature), cut by top_k, then by top_p of what is left
-///   token = the inverse of p's cumulative distribution, in falling order (ties by id), at the next uniform number;
-///           position += 1;  B numbers are used up
+///   token = the inverse of p's cumulative distribution at the next uniform number, in the order of the ids; where top_k or
+///           top_p cut, from the most likely on (ties by id);  position += 1;  B numbers are used up
 ///
 /// Sums are f64, so the choice is a function of the arguments alone.
 ///

@@ -7,6 +7,7 @@
 #include "nn/gpt.h"
 #include "ops/dropout.h"
 #include "ops/embedding.h"
+#include "ops/ops.h"
 #include "ops/optimizer.h"
 #include "ops/sample_token.h"
 #include "tests/device_cases.h"
@@ -34,6 +35,49 @@ Bits dropped(Dtype dtype, double rate, std::int64_t id) {
   backward(y, constant(y.shape(), draw(y.size(), 4, 1), dtype));
   clear_tape();
   return {bits_of(y), bits_of(x.grad())};
+}
+
+/// Few rows through a layer of k by n in bf16: near the sums in f64, and each row as it is alone.
+void few_rows(std::int64_t k, std::int64_t n) {
+  CAPTURE(k);
+  CAPTURE(n);
+  const no_grad guard;
+  const Tensor weight = parameter({k, n}, "weight", Dtype::bf16), bias = parameter({n}, "bias", Dtype::bf16);
+  weight.copy_from(draw(k * n, 4, 1));
+  bias.copy_from(draw(n, 4, 2));
+  const Tensor x = constant({4, k}, draw(4 * k, 4, 3), Dtype::bf16), addend = constant({4, n}, draw(4 * n, 4, 4), Dtype::bf16);
+  const std::vector<double> a = x.to_vector(), w = weight.to_vector(), b = bias.to_vector(), c = addend.to_vector();
+  const std::vector<double> y = linear(x, weight, bias, addend).to_vector();
+  for (std::int64_t r = 0; r < 4; ++r) {
+    auto row = [&](const std::vector<double>& of, std::int64_t width) {
+      return std::vector<double>(of.begin() + r * width, of.begin() + (r + 1) * width);
+    };
+    const std::vector<double> alone =
+        linear(constant({1, k}, row(a, k), Dtype::bf16), weight, bias, constant({1, n}, row(c, n), Dtype::bf16)).to_vector();
+    CHECK(alone == row(y, n));
+    for (std::int64_t j = 0; j < n; ++j) {
+      double sum = b[std::size_t(j)] + c[std::size_t(r * n + j)], size = std::abs(b[std::size_t(j)]) + std::abs(c[std::size_t(r * n + j)]);
+      for (std::int64_t i = 0; i < k; ++i) {
+        const double term = a[std::size_t(r * k + i)] * w[std::size_t(i * n + j)];
+        sum += term, size += std::abs(term);
+      }
+      // the rounding to bf16, and one in f32 for each of the terms that meet in a chain of sums
+      REQUIRE(std::abs(y[std::size_t(r * n + j)] - sum) <= 0x1p-8 * std::abs(sum) + 64 * 0x1p-24 * size);
+    }
+  }
+}
+
+/// A weight made by the kernel directly before is read as that kernel leaves it.
+void made_weight() {
+  constexpr std::int64_t k = 768, n = 2304;
+  const no_grad guard;
+  const Tensor x = constant({1, k}, draw(k, 4, 1), Dtype::bf16), a = constant({k, n}, draw(k * n, 4, 2), Dtype::bf16);
+  const Tensor zero = constant({k, n}, std::vector<double>(k * n, 0.0), Dtype::bf16);
+  const std::vector<double> expected = linear(x, a).to_vector();
+  for (int i = 0; i < 10; ++i) {
+    const Tensor first = zero + zero, weight = first + a;
+    CHECK(linear(x, weight).to_vector() == expected);
+  }
 }
 
 /// One AdamW step with the op's last argument, the weights rounded to bf16: weights and copy afterwards.
@@ -164,6 +208,14 @@ TEST_SUITE("device") {
       for (std::size_t i = 0; i < here.size(); ++i) REQUIRE((here[i] == 0) == (there[i] == 0));
     });
   }
+
+  TEST_CASE("device ops: few rows through a layer, each as it is alone") {
+    on_cuda([] {
+      few_rows(768, 768), few_rows(3072, 768), few_rows(768, 2304), few_rows(700, 4096), few_rows(2000, 40), few_rows(9, 8);
+    });
+  }
+
+  TEST_CASE("device ops: a weight made by the kernel before its use") { on_cuda(made_weight); }
 
   TEST_CASE("device ops: adamw's bf16 copy is the rounded weights") { on_cuda(copy_is_the_rounded_weights); }
 

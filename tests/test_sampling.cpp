@@ -157,6 +157,36 @@ void text_of_forward() {
   }
 }
 
+/// Rows that take up several tiles of a kernel, a tile of tokens that never come among them: sample_token chooses what
+/// choose_token does, also where logits are tied or far apart.
+void choice_of_many() {
+  constexpr std::int64_t B = 3, V = 4100;
+  std::vector<double> numbers(B * V);
+  const std::vector<double> normal = test::draw(B * V, 3, 1);
+  for (std::size_t i = 0; i < numbers.size(); ++i) numbers[i] = double(float(normal[i]));
+  for (std::int64_t id = 1024; id < 2060; ++id) numbers[std::size_t(id)] = -double(kInfinity);
+  for (std::int64_t id = 0; id < V; ++id) numbers[std::size_t(V + id)] = double(id % 3);
+  numbers[std::size_t(2 * V + 3000)] = 300;
+  const Tensor logits = constant({B, V}, numbers);
+  const Tensor token = state({B, 1}, Dtype::i32, "token"), position = state({1}, Dtype::i32, "position");
+  const Tensor words = draws_state({11});
+  const no_grad guard;
+  std::uint64_t drawn = 0;
+  for (const Sampling& sampling : {Sampling{.temperature = 1}, Sampling{.temperature = 0.1}, Sampling{.temperature = 0},
+                                   Sampling{.temperature = 1, .top_k = 1500}, Sampling{.temperature = 2, .top_p = 0.9}}) {
+    CAPTURE(sampling.temperature);
+    CAPTURE(sampling.top_k);
+    for (int i = 0; i < 8; ++i, drawn += B) {
+      sample_token(logits, token, position, words, sampling);
+      const std::vector<double> got = token.to_vector();
+      for (std::int64_t b = 0; b < B; ++b) {
+        const std::vector<float> row(numbers.begin() + b * V, numbers.begin() + (b + 1) * V);
+        CHECK(got[std::size_t(b)] == choose(row, sampling, Draws{11}.uniform(drawn + std::uint64_t(b))));
+      }
+    }
+  }
+}
+
 /// A jump to a position is what it is on the CPU: of rotary angles alone with a state, and over rows of zeros with a cache.
 void jump_to_a_position() {
   for (const char* attention : {"hedgehog", "softmax"}) {
@@ -200,6 +230,18 @@ TEST_CASE("sampling: shares are softmax(logits / temperature)") {
       CHECK(std::abs(found[id] - std::exp(logits[id] / temperature) / total) < 2e-4);
     CHECK(found[4] == 0);
   }
+}
+
+TEST_CASE("sampling: tokens come in the order of their ids, and where some are cut from the most likely on") {
+  const std::vector<float> logits = {std::log(0.2f), -kInfinity, std::log(0.5f), std::log(0.3f)};
+  auto order = [&](const Sampling& sampling) {
+    std::vector<std::int32_t> ids;
+    for (const double uniform : {0.0, 0.1, 0.25, 0.45, 0.6, 0.9, std::nextafter(1.0, 0.0)}) ids.push_back(choose(logits, sampling, uniform));
+    return ids;
+  };
+  CHECK(order({.temperature = 1}) == std::vector<std::int32_t>{0, 0, 2, 2, 2, 3, 3});
+  CHECK(order({.temperature = 1, .top_k = 3}) == std::vector<std::int32_t>{2, 2, 2, 2, 3, 0, 0});
+  CHECK(order({.temperature = 1, .top_p = 0.99}) == std::vector<std::int32_t>{2, 2, 2, 2, 3, 0, 0});
 }
 
 TEST_CASE("sampling: temperature 0 and top_k 1 take the first of the most likely") {
@@ -275,3 +317,4 @@ HH_ON_BOTH("sampling: a generator writes the same text in one go, in pieces and 
 HH_ON_BOTH("sampling: a text that was cut short asks for a reset, and a new one starts afresh", text_cut_short)
 HH_ON_BOTH("sampling: a text follows the logits of the whole sequence, and is the same again", text_of_forward)
 HH_ON_BOTH("sampling: a jump to a position", jump_to_a_position)
+HH_ON_BOTH("sampling: sample_token chooses among many tokens what choose_token does", choice_of_many)
