@@ -32,11 +32,11 @@ void backward(const Call& c) {
   const bool active = kind != Activation::none;
   auto* const workspace = static_cast<std::byte*>(c.workspace);
   std::byte* const partials = workspace + (active ? aligned_bytes(s.m, s.n, dtype) : 0);
-  auto* const scratch = reinterpret_cast<float*>(partials + aligned_bytes(row_blocks(s.m), s.n, accumulator_of(dtype)));
+  auto* const scratch = reinterpret_cast<float*>(partials + partial_bytes(s.m, s.n, dtype));
   const void* const dh = active ? workspace : dy.data;
   if (dx || dweight || dbias)
     slope_and_sums(kind, dtype, dy.data, c.saved[0].data, active ? workspace : nullptr, dbias ? partials : nullptr, s.m, s.n);
-  if (dbias) add_sums(dtype, partials, row_blocks(s.m), dbias, adds(c, 2));
+  if (dbias) add_sums(dtype, partials, s.m, dbias, adds(c, 2));
   if (dx) input_gradient(dh, weight, dx, adds(c, 0));
   if (dweight) weight_gradient(x, dh, dweight, adds(c, 1), scratch);
   // last: daddend may lie on dy
@@ -51,7 +51,7 @@ std::int64_t forward_workspace(const Attributes&, std::span<const Meta> in) {
 std::int64_t backward_workspace(const Attributes& a, std::span<const Meta> in) {
   const Sizes s(in[0].shape, in[1].shape);
   std::int64_t bytes = kind_of(a) != Activation::none ? aligned_bytes(s.m, s.n, in[0].dtype) : 0;
-  bytes += aligned_bytes(row_blocks(s.m), s.n, accumulator_of(in[0].dtype));
+  bytes += partial_bytes(s.m, s.n, in[0].dtype);
   // whether x is rows with a stride is not known here
   if (in[0].dtype == Dtype::bf16) bytes += s.k * s.n * 4;
   return bytes;

@@ -149,6 +149,13 @@ void add_into(const T* from, const Ref& to, bool add) {
   });
 }
 
+/// Blocks that the rows of (rows, columns) are summed in.
+std::int64_t row_blocks(std::int64_t rows, std::int64_t columns) {
+  // a block takes 32 packets of columns; some 768 blocks keep the memory busy
+  const std::int64_t most = std::clamp<std::int64_t>(64 * 3072 / columns, 64, 256);
+  return std::clamp<std::int64_t>(rows / 128, 1, most);
+}
+
 }  // namespace
 
 void forward_layer(const Layer& l) {
@@ -246,7 +253,7 @@ void slope_and_sums(Activation kind, Dtype dtype, const void* dy, const void* h,
     h = dh = nullptr;
     if (!partials) return;
   }
-  const std::int64_t blocks = partials ? row_blocks(m) : std::clamp<std::int64_t>(m / 64, 1, 512);
+  const std::int64_t blocks = partials ? row_blocks(m, n) : std::clamp<std::int64_t>(m / 64, 1, 512);
   dispatch_floating(dtype, [&](auto zero) {
     using T = decltype(zero);
     auto launch = [&](auto count) {
@@ -262,13 +269,13 @@ void slope_and_sums(Activation kind, Dtype dtype, const void* dy, const void* h,
   });
 }
 
-std::int64_t row_blocks(std::int64_t rows) { return std::clamp<std::int64_t>(rows / 128, 1, 64); }
+std::int64_t partial_bytes(std::int64_t m, std::int64_t n, Dtype dtype) { return aligned_bytes(row_blocks(m, n), n, accumulator_of(dtype)); }
 
-void add_sums(Dtype dtype, const void* partials, std::int64_t blocks, const Ref& dbias, bool add) {
+void add_sums(Dtype dtype, const void* partials, std::int64_t rows, const Ref& dbias, bool add) {
   const std::int64_t n = dbias.size();
   dispatch_floating(dtype, [&](auto zero) {
     using T = decltype(zero);
-    sum_partials<T>("linear", partials, blocks, n, Target<T>(dbias, add));
+    sum_partials<T>("linear", partials, row_blocks(rows, n), n, Target<T>(dbias, add));
   });
 }
 

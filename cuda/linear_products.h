@@ -36,13 +36,12 @@ bool input_gradient(const void* dh, const Ref& weight, const Ref& dx, bool add, 
 /// dweight (+)= x^T dh for a weight (K, N); x may be rows with a stride. scratch: (K, N) f32, for a bf16 dweight.
 void weight_gradient(const Ref& x, const void* dh, const Ref& dweight, bool add, float* scratch);
 
-/// dh = dy activation'(h), and the sums of its rows, before dh is rounded, by blocks into partials (row_blocks(m), n) of
-/// accumulators; either may be null. dh may be dy. Without activation nothing but the sums is computed.
+/// dh = dy activation'(h), and the sums of its rows, before dh is rounded, as partials of blocks of rows (partial_bytes); either may
+/// be null. dh may be dy. Without activation nothing but the sums is computed.
 void slope_and_sums(Activation activation, Dtype dtype, const void* dy, const void* h, void* dh, void* partials, std::int64_t m, std::int64_t n);
-/// Parts that rows are summed in.
-std::int64_t row_blocks(std::int64_t rows);
-/// dbias (+)= sum over blocks of partials (blocks, n), in order. dtype: that of the layer.
-void add_sums(Dtype dtype, const void* partials, std::int64_t blocks, const Ref& dbias, bool add);
+std::int64_t partial_bytes(std::int64_t m, std::int64_t n, Dtype dtype);
+/// dbias (+)= the sum of those partials of `rows` rows, in order. dtype: that of the layer.
+void add_sums(Dtype dtype, const void* partials, std::int64_t rows, const Ref& dbias, bool add);
 
 /// to (+)= sums, rounded to bf16; to is contiguous.
 void round_into(const float* sums, const Ref& to, bool add);

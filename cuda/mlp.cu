@@ -46,10 +46,10 @@ void backward(const Call& c) {
   const Dtype dtype = x.dtype;
   auto* const dh = static_cast<std::byte*>(c.workspace);
   std::byte* const partials = dh + aligned_bytes(s.m, s.n, dtype);  // of one bias after the other
-  auto* const scratch = reinterpret_cast<float*>(partials + aligned_bytes(row_blocks(s.m), std::max(s.n, s.out), accumulator_of(dtype)));
+  auto* const scratch = reinterpret_cast<float*>(partials + std::max(partial_bytes(s.m, s.n, dtype), partial_bytes(s.m, s.out, dtype)));
   auto add_bias = [&](const Ref& dbias, bool add, const void* rows) {
     slope_and_sums(Activation::none, dtype, rows, nullptr, nullptr, partials, s.m, dbias.size());
-    add_sums(dtype, partials, row_blocks(s.m), dbias, add);
+    add_sums(dtype, partials, s.m, dbias, add);
   };
 
   if (dweight_2) weight_gradient(packed(g.data, s.inner(), dtype), dy.data, dweight_2, adds(c, 2), scratch);
@@ -61,7 +61,7 @@ void backward(const Call& c) {
     if (!fused) {
       input_gradient(dy.data, weight_2, inner, false);
       slope_and_sums(kind, dtype, dh, h.data, dh, dbias_1 ? partials : nullptr, s.m, s.n);
-      if (dbias_1) add_sums(dtype, partials, row_blocks(s.m), dbias_1, adds(c, 3));
+      if (dbias_1) add_sums(dtype, partials, s.m, dbias_1, adds(c, 3));
     } else if (dbias_1) {
       add_bias(dbias_1, adds(c, 3), dh);
     }
@@ -82,7 +82,7 @@ std::int64_t forward_workspace(const Attributes&, std::span<const Meta> in) {
 std::int64_t backward_workspace(const Attributes&, std::span<const Meta> in) {
   const Sizes s(in[0].shape, in[1].shape, in[2].shape);
   const Dtype dtype = in[0].dtype;
-  std::int64_t bytes = aligned_bytes(s.m, s.n, dtype) + aligned_bytes(row_blocks(s.m), std::max(s.n, s.out), accumulator_of(dtype));
+  std::int64_t bytes = aligned_bytes(s.m, s.n, dtype) + std::max(partial_bytes(s.m, s.n, dtype), partial_bytes(s.m, s.out, dtype));
   // whether x is rows with a stride is not known here
   if (dtype == Dtype::bf16) bytes += s.n * std::max(s.k, s.out) * 4;
   return bytes;
