@@ -65,9 +65,9 @@ void run_once(const Tensors& arguments, const std::function<Tensors()>& function
 }
 
 /// Queries, keys and values as windows of one packed tensor: what a model hands to attention.
-void run_attention(bool linear, Dtype dtype, std::int64_t T, std::int64_t D) {
-  const std::int64_t B = 1, H = 2, C = H * D;
-  const Tensor packed = parameter({B, T, 3 * C}, "qkv", dtype), weight_q = parameter({H, D, D}, "weight_q", dtype),
+void run_attention(bool linear, Dtype dtype, std::int64_t T, std::int64_t D, bool causal = true, std::int64_t key_heads = 2) {
+  const std::int64_t B = 1, H = 2, C = H * D, Ckv = key_heads * D;
+  const Tensor packed = parameter({B, T, C + 2 * Ckv}, "qkv", dtype), weight_q = parameter({H, D, D}, "weight_q", dtype),
                weight_k = parameter({H, D, D}, "weight_k", dtype);
   packed.copy_from(draw(packed.size(), 2, 0));
   for (const Tensor& w : {weight_q, weight_k}) {
@@ -76,12 +76,13 @@ void run_attention(bool linear, Dtype dtype, std::int64_t T, std::int64_t D) {
     w.copy_from(v);
   }
   run_once({packed, weight_q, weight_k}, [&]() -> Tensors {
-    const Tensors parts = split(apply(detail::kCopy, {}, {packed})[0], {C, C, C});
-    auto heads = [&](const Tensor& part) { return reshape(part, {B, T, H, D}); };
+    const Tensors parts = split(apply(detail::kCopy, {}, {packed})[0], {C, Ckv, Ckv});
+    auto heads = [&](const Tensor& part) { return reshape(part, {B, T, part.shape().last() / D, D}); };
     if (!linear) return {softmax_attention(heads(parts[0]), heads(parts[1]), heads(parts[2]))};
     LinearAttentionOptions o;
     o.weight_q = weight_q;
     o.weight_k = weight_k;
+    o.causal = causal;
     return {linear_attention(heads(parts[0]), heads(parts[1]), heads(parts[2]), o).o};
   });
 }
@@ -167,8 +168,11 @@ TEST_SUITE("sanitized") {
           run_attention(linear, Dtype::bf16, 65, D);
           run_attention(linear, Dtype::f32, 33, D);
         }
-      // nine chunks of D tokens: few heads, so that linear attention cuts the sequence into two segments
-      run_attention(true, Dtype::bf16, 8 * 32 + 1, 32);
+      // 19 chunks of D tokens and few heads: linear attention cuts the sequence into segments
+      for (const std::int64_t D : {32, 64}) run_attention(true, Dtype::bf16, 18 * D + 1, D);
+      for (const std::int64_t D : {32, 64}) run_attention(true, Dtype::bf16, 4 * D + 1, D, false);
+      run_attention(true, Dtype::bf16, 65, 64, true, 1);
+      run_attention(true, Dtype::bf16, 65, 64, false, 1);
     });
   }
 
