@@ -55,6 +55,7 @@ __global__ void dh_kernel(Activation kind, const T* dy, const T* h, T* dh, Accum
   const std::int64_t packets = columns / kCount, packet = blockIdx.x * std::int64_t(32) + lane;
   const std::int64_t first = rows * blockIdx.y / gridDim.y, last = rows * (blockIdx.y + 1) / gridDim.y;
   A sums[kCount] = {};
+  wait_for_kernels();
 #pragma unroll(kSlope ? 1 : 8)
   for (std::int64_t r = first + warp; r < last && packet < packets; r += kWarps) {
     const std::int64_t at = (r * packets + packet) * kCount;
@@ -260,12 +261,11 @@ void slope_and_sums(Activation kind, Dtype dtype, const void* dy, const void* h,
       constexpr int each = decltype(count)::value;
       const dim3 grid(unsigned((n / each + 31) / 32), unsigned(blocks));
       const auto kernel = h ? dh_kernel<T, each, true> : dh_kernel<T, each, false>;
-      kernel<<<grid, kThreads, 0, stream()>>>(kind, static_cast<const T*>(dy), static_cast<const T*>(h), static_cast<T*>(dh),
-                                              static_cast<Accumulator<T>*>(partials), m, n);
+      launch_early("linear", kernel, grid, kThreads, 0, kind, static_cast<const T*>(dy), static_cast<const T*>(h), static_cast<T*>(dh),
+                   static_cast<Accumulator<T>*>(partials), m, n);
     };
     if (n % kVector<T> == 0 && aligned({dy, h, dh})) launch(std::integral_constant<int, kVector<T>>{});
     else launch(std::integral_constant<int, 1>{});
-    check_launch("linear");
   });
 }
 

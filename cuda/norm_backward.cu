@@ -49,6 +49,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, kPackets <= 3 ? 2 : 1) norm_bac
     commit_copies();
   };
   float dweight[kPackets][N] = {}, dbias[kPackets][N] = {};
+  wait_for_kernels();
   const std::int64_t begin = range_begin(k.rows, blockIdx.x, gridDim.x) + warp;
   for (int i = 0; i + 1 < kStages; ++i) fetch(begin + i * kWarps, i);
   int stage = 0;
@@ -151,7 +152,7 @@ __global__ void norm_backward_kernel(const NormBackward<T> k) {
 }
 
 template <class T>
-bool launch_warps(const NormBackward<T>& k, unsigned blocks) {
+bool launch_warps(const char* op, const NormBackward<T>& k, unsigned blocks) {
   constexpr int N = kVector<T>;
   if (!k.dy || k.columns % N != 0) return false;
   if (!aligned({k.dy, k.dsum, k.normed, k.weight, k.dx.data, k.dresidual.data})) return false;
@@ -161,7 +162,7 @@ bool launch_warps(const NormBackward<T>& k, unsigned blocks) {
     const std::size_t room = std::min<std::size_t>(kPackets <= 3 ? 112 << 10 : 224 << 10, largest_shared_memory());
     const auto launch = [&](auto kernel, std::size_t stages) {
       allow_shared_memory(reinterpret_cast<const void*>(kernel), stages * stage);
-      kernel<<<blocks, kWarps * kWarp, stages * stage, stream()>>>(k);
+      launch_early(op, kernel, blocks, kWarps * kWarp, stages * stage, k);
     };
     if (3 * stage <= room) launch(norm_backward_warp_kernel<T, kPackets, 3>, 3);
     else if (2 * stage <= room) launch(norm_backward_warp_kernel<T, kPackets, 2>, 2);
@@ -195,9 +196,11 @@ void norm_backward(const Call& c, const NormPlaces& places) {
     k.columns = x.shape.last();
     const unsigned blocks = unsigned(row_ranges(k.rows));
     bool launched = false;
-    if constexpr (!std::is_same_v<T, double>) launched = launch_warps(k, blocks);
-    if (!launched) norm_backward_kernel<T><<<blocks, row_threads(k.columns, 256), 0, stream()>>>(k);
-    check_launch(places.op);
+    if constexpr (!std::is_same_v<T, double>) launched = launch_warps(places.op, k, blocks);
+    if (!launched) {
+      norm_backward_kernel<T><<<blocks, row_threads(k.columns, 256), 0, stream()>>>(k);
+      check_launch(places.op);
+    }
     if (k.partials) sum_partials<T>(places.op, k.partials, blocks, k.columns, dweight, dbias, 2);
   });
 }

@@ -1,4 +1,5 @@
 #pragma once
+#include "cuda/early_launch.cuh"
 #include "cuda/packet.cuh"
 
 /// The second stage of sums over rows: the parts that blocks left in the workspace are added in a fixed order.
@@ -24,17 +25,17 @@ __global__ void sum_partials_kernel(const Accumulator<T>* partials, std::int64_t
   using A = Accumulator<T>;
   __shared__ A sums[kSumWarps][kWarp];
   const Target<T>& out = blockIdx.y == 0 ? first : second;
-  if (!out) return;
   const unsigned lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const std::int64_t c = std::int64_t(blockIdx.x) * kWarp + lane;
   A sum = 0;
+  wait_for_kernels();
   if (c < columns) {
 #pragma unroll 4
     for (std::int64_t b = warp; b < ranges; b += kSumWarps) sum += partials[(b * gridDim.y + blockIdx.y) * columns + c];
   }
   sums[warp][lane] = sum;
   __syncthreads();
-  if (warp != 0 || c >= columns) return;
+  if (warp != 0 || c >= columns || !out) return;
   A total = 0;
 #pragma unroll
   for (unsigned w = 0; w < kSumWarps; ++w) total += sums[w][lane];
@@ -46,8 +47,7 @@ void sum_partials(const char* op, const void* partials, std::int64_t ranges, std
                   unsigned parts = 1) {
   const dim3 grid(unsigned((columns + kWarp - 1) / kWarp), parts);
   auto launch = [&](Target<T> one, Target<T> other) {
-    sum_partials_kernel<T><<<grid, kSumWarps * kWarp, 0, stream()>>>(static_cast<const Accumulator<T>*>(partials), ranges, columns, one, other);
-    check_launch(op);
+    launch_early(op, sum_partials_kernel<T>, grid, kSumWarps * kWarp, 0, static_cast<const Accumulator<T>*>(partials), ranges, columns, one, other);
   };
   if (!first || first.data != second.data) return launch(first, second);
   launch(first, {});  // one tensor is both arguments: one after the other

@@ -11,8 +11,7 @@ namespace hedgehog {
 ///
 /// What is dropped is chosen one after the other, from each op's cost: the least work for each byte that is no longer alive
 /// where most bytes are. A repeat whose own inputs were dropped has them repeated first, so that a whole layer can go back to
-/// the residual stream. Repeats are ordinary entries marked `repeated`; results are bit for bit those of the original
-/// (not yet always on a GPU: README, "Long context").
+/// the residual stream. Repeats are ordinary entries marked `repeated`; results are bit for bit those of the original.
 /// Only what is made before the first entry of backward is dropped.
 ///
 /// Source: Chen et al. 2016, arXiv:1604.06174; the choice by cost as in Jain et al. 2020, arXiv:1910.02653, here greedy.
