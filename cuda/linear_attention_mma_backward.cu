@@ -7,14 +7,15 @@ namespace hedgehog::cuda::linear_attention_mma {
 namespace {
 
 /// What a call needs beside its results; with grouped heads also the gradients of k and v by query head.
-void take(Workspace& w, BackwardArguments& p, const Shape& q, std::int64_t key_heads) {
+void take(Workspace& w, BackwardArguments& p, const Attributes& attributes, const Shape& q, std::int64_t key_heads) {
   const Segments g = segments_of(q, Pass::backward);
   const std::int64_t heads = q[0] * q[2], T = q[1], D = q[3];
+  p.s.norm = w.take_norm(attributes, q);
   p.states = w.take_slots(q, g);
   p.reversed = {p.states.S, p.states.z};  // made when the states have been read
   p.shifts = w.take<float>(heads * g.chunks * 2 * D);
   p.delta = w.take<float>(heads * T);
-  p.denominators = w.take<float>(heads * T);
+  p.denominators = w.take<float>((is_normed(attributes) ? 2 : 1) * heads * T);
   p.redo = w.take<unsigned long long>(heads * g.chunks);
   for (float*& part : p.dweight) part = w.take<float>(heads * g.count * D * D);
   p.walks = int(heads * g.count);
@@ -121,7 +122,7 @@ std::int64_t backward_workspace(const Attributes& attributes, std::span<const Me
   if (!attributes.flag("causal")) return bidirectional_backward_workspace(inputs[kQ].shape, inputs[kK].shape[2]);
   Workspace w;
   BackwardArguments p{};
-  take(w, p, inputs[kQ].shape, inputs[kK].shape[2]);
+  take(w, p, attributes, inputs[kQ].shape, inputs[kK].shape[2]);
   return w.used;
 }
 
@@ -140,10 +141,11 @@ void backward(const Call& c) {
   p.saved = c.saved[0].as<const float>();
   p.dq = target(kQ), p.dk = target(kK), p.dv = target(kV);
   Workspace w{static_cast<std::byte*>(c.workspace)};
-  take(w, p, q, c.inputs[kK].shape[2]);
+  take(w, p, c.attributes, q, c.inputs[kK].shape[2]);
   if (!p.s.warpgroups) p.handover = nullptr;
   const bool of_keys = c.dx[kK] || c.dx[kV] || c.dx[kWeightK];
 
+  if (p.s.norm.log_sums) make_log_sums(p.s, B, int(D));
   if (p.s.segments > 1) make_states(p.s, p.states, B, int(D));
   if (p.handover) {
     warpgroup_backward(p, WarpgroupPass::queries);

@@ -21,7 +21,7 @@ struct BackwardArguments {
   // made by the pass in the order of time
   float* shifts;             // (B H, chunks, F) of each chunk
   float* delta;              // (B H, T)
-  float* denominators;       // (B H, T) base 2 logarithm, infinity for rows in log space
+  float* denominators;       // (signs, B H, T) base 2 logarithm with c of the query, infinity for rows in log space; one sign if plain
   unsigned long long* redo;  // (B H, chunks) bits of the rows in log space
   float* dweight[2];         // (B H segments, D, D') parts of dweight_q and dweight_k
   // where products are a warpgroup's, else null
@@ -43,8 +43,8 @@ struct QueriesTiles {
 };
 
 /// What the pass in the order of time has left for a chunk, on its way to shared memory: fetched a chunk ahead. A thread has one
-/// feature and perhaps one row.
-template <int kD>
+/// feature and perhaps one row. kNormed: denominators of either sign.
+template <int kD, bool kNormed = false>
 struct ChunkNumbers {
   float shift = 0, den = INFINITY, delta = 0;
   signed char row = -1;
@@ -54,8 +54,12 @@ struct ChunkNumbers {
     const int thread = int(threadIdx.x);
     shift = p.shifts[(walk.index * s.chunks + chunk) * 2 * kD + thread];
     const std::int64_t t0 = std::int64_t(chunk) * kD, t = t0 + thread;
+    if constexpr (kNormed) {
+      const std::int64_t sign = thread / kD, token = t0 + thread % kD;
+      den = token < s.T ? p.denominators[sign * s.norm.count + walk.index * s.T + token] : INFINITY;
+    }
     if (thread >= kD) return;
-    den = t < s.T ? p.denominators[walk.index * s.T + t] : INFINITY;
+    if constexpr (!kNormed) den = t < s.T ? p.denominators[walk.index * s.T + t] : INFINITY;
     delta = t < s.T ? p.delta[walk.index * s.T + t] : 0.0f;
     row = document_row(s, walk.b, t0, thread);
   }
@@ -63,8 +67,10 @@ struct ChunkNumbers {
   __device__ __forceinline__ void keep(Memory& m, int chunk) const {
     const int thread = int(threadIdx.x);
     m.shift[chunk & 1][thread] = shift;
+    if constexpr (kNormed) m.den[chunk & 1][thread] = den;
     if (thread >= kD) return;
-    m.den[chunk & 1][thread] = den, m.delta[chunk & 1][thread] = delta, m.rows[chunk & 1][thread] = row;
+    if constexpr (!kNormed) m.den[chunk & 1][thread] = den;
+    m.delta[chunk & 1][thread] = delta, m.rows[chunk & 1][thread] = row;
   }
 };
 

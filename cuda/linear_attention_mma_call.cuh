@@ -32,6 +32,12 @@ inline Segments segments_of(const Shape& q, Pass pass) {
   return {int(chunks), int((chunks + best - 1) / best), int(best)};
 }
 
+/// Whether features of a token are normalised.
+inline bool is_normed(const Attributes& attributes) {
+  const std::string& map = attributes.text("map");
+  return map == "hedgehog-softmax" || map == "hedgehog-joint";
+}
+
 /// Parts of the workspace, each 256-byte aligned; without a base it counts bytes.
 struct Workspace {
   std::byte* base = nullptr;
@@ -48,8 +54,17 @@ struct Workspace {
     const std::int64_t rows = g.count > 1 ? q[0] * q[2] * g.count * 2 * q[3] : 0;
     return {take<float>(rows * q[3]), take<float>(rows), take<float>(rows), take<float>(rows)};
   }
+  /// Room for the sums that normalise features, if the map does; `joint` has none of queries, but their place.
+  MapNorm take_norm(const Attributes& attributes, const Shape& q) {
+    if (!is_normed(attributes)) return {};
+    const bool joint = attributes.text("map") == "hedgehog-joint";
+    const std::int64_t count = q[0] * q[1] * q[2];
+    return {take<float>(4 * count), count, q[1], joint ? 2 * kLog2e : kLog2e, joint};
+  }
 };
 
+/// Fills s.norm.log_sums.
+void make_log_sums(const Sequence& s, std::int64_t batch, int D);
 /// Fills the slots with the states before each segment but the first.
 void make_states(const Sequence& s, const SumSlots& states, std::int64_t batch, int D);
 /// What the keys of each segment alone add, with products of a warpgroup: part of make_states.
@@ -65,7 +80,7 @@ inline Sequence sequence_of(const Call& c, Pass pass) {
   Sequence s{heads(kQ), key_heads(kK), key_heads(kV), weight(kWeightQ), weight(kWeightK), c.inputs[kDocumentStart].as<const std::int32_t>(),
              q[1], int(q[2]), false, g.chunks, g.count, g.length};
   s.vector = aligned(s.q) && aligned(s.k) && aligned(s.v) && aligned({s.weight_q, s.weight_k});
-  s.warpgroups = s.vector && q[3] == 64 && has_warpgroups();
+  s.warpgroups = s.vector && q[3] == 64 && !is_normed(c.attributes) && has_warpgroups();
   return s;
 }
 
