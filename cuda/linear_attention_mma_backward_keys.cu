@@ -14,11 +14,11 @@ __device__ __forceinline__ void copy(float (&to)[kTiles][4], const float (&from)
 /// dk, dv and the part of dweight_k of one batch element, head and segment. One block walks the chunks from the last to the
 /// first with the sums over later queries in registers: the mirror image of the pass in the order of time, with queries by
 /// feature in shared memory and keys by token in registers. With kOnlySums it gives what the segment alone adds to R and y.
-template <int kD, bool kNormed, bool kOnlySums>
+template <int kD, bool kGeneral, bool kOnlySums>
 __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
     linear_attention_backward_keys_kernel(const __grid_constant__ BackwardArguments p) {
   constexpr int kSteps = kD / 16, kHalf = kD / 2;
-  using Memory = KeysMemory<kD, kNormed>;
+  using Memory = KeysMemory<kD, kGeneral>;
   Memory& m = *reinterpret_cast<Memory*>(shared_bytes());
   const Sequence& s = p.s;
   const Lanes<kD> l;
@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
   if (p.handover && p.handover[walk.slot] >= walk.end) return;  // done by the warpgroup's kernel
   const std::int64_t index = walk.index, b = walk.b, h = walk.h;
   const int thread = int(threadIdx.x);
-  ChunkNumbers<kD, kNormed> numbers;
+  ChunkNumbers<kD, kGeneral> numbers;
 
   const std::int64_t last = std::int64_t(walk.end - 1) * kD;
   load_rows<kD>(m.weight_q, s.weight_q + h * kD * kD, kD, kD, s.vector, l);
@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
   Sums<kD> R;  // z: y
   if (kOnlySums || walk.segment + 1 == s.segments) R.clear();
   else R.load(p.reversed, walk.slot, l);
-  float dweight[kD / 8][4] = {};
+  float dweight[kD / 8][4] = {}, dbias = 0;
 
   for (int chunk = walk.end - 1; chunk >= walk.begin; --chunk) {
     const std::int64_t t0 = std::int64_t(chunk) * kD, left = s.T - t0;
@@ -59,7 +59,8 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
 
     // queries over their denominators, by feature
     {
-      float u[kD / 8][4] = {};
+      float u[kD / 8][4];
+      start_by_feature<kGeneral>(u, bias_of<kGeneral>(s.map, kOfQueries, h, kD), l.row);
       multiply<kD>(u, [&](unsigned(&a)[4], int k) { l.a_transposed(a, m.weight_q, 16 * l.warp, k); },
                    [&](unsigned(&b)[4], int n, int k) { l.b(b, m.q, n, k); });
 #pragma unroll
@@ -72,8 +73,8 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
 #pragma unroll
           for (int n = 0; n < kD / 8; ++n) {
             const int token = 8 * n + l.column;
-            const float2 den = pair_at(dens + (kNormed ? sign * kD : 0), token), delta = pair_at(deltas, token);
-            const float of_map = exponent_scale<kNormed>(s.norm), scale = sign ? -of_map : of_map;
+            const float2 den = pair_at(dens + (kGeneral ? sign * kD : 0), token), delta = pair_at(deltas, token);
+            const float of_map = exponent_scale<kGeneral>(s.map), scale = sign ? -of_map : of_map;
             const unsigned both = pack(exp2_fast((u[n][2 * x] * scale + of_row) - den.x),
                                        exp2_fast((u[n][2 * x + 1] * scale + of_row) - den.y));
             *reinterpret_cast<unsigned*>(m.phi + place<kD>(row, token)) = both;
@@ -99,9 +100,10 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
       unsigned k_phi[2 * kSteps][4];
       const bool valid[2] = {l.row < count, l.row + 8 < count};
       {
-        RowNorm<kNormed> norm;
-        norm.fetch(s.norm, kOfKeys, index, t0, count, l.row);
-        float u[kD / 8][4] = {};
+        RowNorm<kGeneral> norm;
+        norm.fetch(s.map, kOfKeys, index, t0, count, l.row);
+        float u[kD / 8][4];
+        start_by_token<kGeneral>(u, bias_of<kGeneral>(s.map, kOfKeys, h, kD), l.column);
         multiply<kD>(u, [&](unsigned(&a)[4], int k) { l.a(a, m.k, 16 * l.warp, k); },
                      [&](unsigned(&b)[4], int n, int k) { l.b_transposed(b, m.weight_k, n, k); });
 #pragma unroll
@@ -112,7 +114,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
           float of_keys[kD / 8][4], more[kD / 8][4];
           copy(of_keys, u);
           copy(more, dv);
-          keys_log_space_rows<kD, kNormed>(p, redo, of_keys, norm, more, deltas, rows, b, h, t0);
+          keys_log_space_rows<kD, kGeneral>(p, redo, of_keys, norm, more, deltas, rows, b, h, t0);
           copy(dv, more);
         }
 #pragma unroll
@@ -204,21 +206,24 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
               const unsigned phi = k_phi[sign * kSteps + tile / 2][tile % 2 * 2 + e / 2];
               const float of_y = reaches[e / 2] ? (e % 2 ? y[sign].y : y[sign].x) : 0.0f;
               parts[sign] = (dphi[sign][n][e] + of_y) * (e % 2 ? high_of(phi) : low_of(phi));
-              if constexpr (kNormed) gradients[sign][e / 2] += parts[sign];
+              if constexpr (kGeneral) gradients[sign][e / 2] += parts[sign];
             }
             du[tile][e] = parts[0] - parts[1];
           }
         }
       }
-      if constexpr (kNormed) {
-        // less the true features times these sums: p = phi 2^shift, both at most 1
-        sum_rows(gradients, s.norm.joint);
-        const float factor = s.norm.factor();
+      if constexpr (kGeneral) {
+        // less the true features times these sums, if a softmax has made them: p = phi 2^shift, both at most 1
+        sum_rows(gradients, s.map.joint);
+#pragma unroll
+        for (int x = 0; x < 2; ++x)
+          if (!s.map.log_sums) gradients[0][x] = gradients[1][x] = 0;
+        const float factor = s.map.factor();
 #pragma unroll
         for (int tile = 0; tile < kD / 8; ++tile) {
           const int column = 8 * tile + l.column;
           const float2 plus = pair_at(shift, column), minus = pair_at(shift, kD + column);
-          const float unit[2][2] = {{exp2_fast(plus.x), exp2_fast(plus.y)}, {exp2_fast(minus.x), exp2_fast(minus.y)}};
+          const float unit[2][2] = {{true_feature(plus.x), true_feature(plus.y)}, {true_feature(minus.x), true_feature(minus.y)}};
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
             float parts[2];
@@ -250,6 +255,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
     __syncthreads();  // du and the numbers of the chunk before are here
     if constexpr (!kOnlySums) {
       add_weight_gradient<kD>(dweight, m.k, m.du, l);
+      if (kGeneral && p.dbias[1]) dbias = add_bias_gradient<kD>(dbias, m.du, count);
       if (chunk == walk.begin) break;
     }
 
@@ -270,31 +276,33 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
     R.scale(factor);
     if (redo) {
       Sums<kD> more = R;
-      reverse_log_space_rows<kD, kNormed>(p, redo, more, before, deltas, rows, b, h, t0);
+      reverse_log_space_rows<kD, kGeneral>(p, redo, more, before, deltas, rows, b, h, t0);
       R = more;
     }
   }
   if constexpr (kOnlySums) R.store(p.reversed, walk.slot - 1, l);
   else store_weight_gradient<kD>(p.dweight[1] + walk.slot * kD * kD, dweight, l);
+  if constexpr (kGeneral && !kOnlySums)
+    if (p.dbias[1]) store_bias_gradient<kD>(p.dbias[1] + walk.slot * kD, dbias, m.y);
 }
 
-template <int kD, bool kNormed>
+template <int kD, bool kGeneral>
 void run(const BackwardArguments& p, std::int64_t batch) {
   const std::int64_t blocks = batch * p.s.H * p.s.segments;
-  constexpr std::size_t kBytes = sizeof(KeysMemory<kD, kNormed>);
+  constexpr std::size_t kBytes = sizeof(KeysMemory<kD, kGeneral>);
   if (p.s.segments > 1) {
     if (p.handover) warpgroup_backward(p, WarpgroupPass::sums);
-    launch(linear_attention_backward_keys_kernel<kD, kNormed, true>, blocks, 2 * kD, kBytes, p);
+    launch(linear_attention_backward_keys_kernel<kD, kGeneral, true>, blocks, 2 * kD, kBytes, p);
     scan_reversed(p, batch, kD);
   }
   if (p.handover && p.s.segments > 1) warpgroup_backward(p, WarpgroupPass::keys);
-  launch(linear_attention_backward_keys_kernel<kD, kNormed, false>, blocks, 2 * kD, kBytes, p);
+  launch(linear_attention_backward_keys_kernel<kD, kGeneral, false>, blocks, 2 * kD, kBytes, p);
 }
 
 }  // namespace
 
 void backward_keys(const BackwardArguments& p, std::int64_t batch, int D) {
-  if (p.s.norm.log_sums) return D == 64 ? run<64, true>(p, batch) : run<32, true>(p, batch);
+  if (p.s.map.general) return D == 64 ? run<64, true>(p, batch) : run<32, true>(p, batch);
   return D == 64 ? run<64, false>(p, batch) : run<32, false>(p, batch);
 }
 

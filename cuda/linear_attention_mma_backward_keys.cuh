@@ -4,7 +4,7 @@
 /// Shared memory of the pass against time on tensor cores, and its rows in log space.
 namespace hedgehog::cuda::linear_attention_mma {
 
-template <int kD, bool kNormed>
+template <int kD, bool kGeneral>
 struct KeysMemory {
   static constexpr int kTile = kD * kD;
   bf16 weight_q[kTile], weight_k[kTile];         // (D, D')
@@ -14,29 +14,30 @@ struct KeysMemory {
   bf16 R[2 * kTile];                             // (F, Dv), in the scale of the chunk
   float y[2 * kD], added[2 * kD];                // after the chunk, and what it adds
   // of this chunk and the one before it
-  float shift[2][2 * kD], den[2][(kNormed ? 2 : 1) * kD], delta[2][kD];  // den: of either sign
+  float shift[2][2 * kD], den[2][(kGeneral ? 2 : 1) * kD], delta[2][kD];  // den: of either sign
   signed char rows[2][kD];
   float a[kD];  // log features of a rare row
 };
 
 /// What rows in log space add to du and dv of a warp's keys, whose log features are `u`. du is left in the tile. A call, as
 /// the next, so that only it pays for its registers.
-template <int kD, bool kNormed>
+template <int kD, bool kGeneral>
 __device__ __noinline__ void keys_log_space_rows(const BackwardArguments& p, unsigned long long redo, const float (&u)[kD / 8][4],
-                                                 RowNorm<kNormed> norm, float (&dv)[kD / 8][4], const float* deltas, const signed char* rows, std::int64_t b,
-                                                 std::int64_t h, std::int64_t t0) {
-  using Memory = KeysMemory<kD, kNormed>;
+                                                 RowNorm<kGeneral> norm, float (&dv)[kD / 8][4], const float* deltas,
+                                                 const signed char* rows, std::int64_t b, std::int64_t h, std::int64_t t0) {
+  using Memory = KeysMemory<kD, kGeneral>;
   Memory& m = *reinterpret_cast<Memory*>(shared_bytes());
   const Lanes<kD> l;
   float du[kD / 8][4] = {}, gradients[2][2] = {};
   for (int i = 0; i < kD; ++i) {
     if (!(redo >> i & 1)) continue;
     __syncthreads();
-    plain_logs<kD>(m.a, p.s.q.at(b, t0 + i, h), 0, 1, m.weight_q, exponent_scale<kNormed>(p.s.norm));
+    plain_logs<kD>(m.a, p.s.q.at(b, t0 + i, h), 0, 1, m.weight_q, exponent_scale<kGeneral>(p.s.map),
+                   bias_of<kGeneral>(p.s.map, kOfQueries, h, kD));
     __syncthreads();
     const float den = p.saved[(b * p.s.T + t0 + i) * p.s.H + h] * kLog2e;
-    const float dens[2] = {plus_norm<kNormed>(den, p.s.norm, kOfQueries, 0, b * p.s.H + h, t0 + i),
-                           plus_norm<kNormed>(den, p.s.norm, kOfQueries, 1, b * p.s.H + h, t0 + i)};
+    const float dens[2] = {plus_norm<kGeneral>(den, p.s.map, kOfQueries, 0, b * p.s.H + h, t0 + i),
+                           plus_norm<kGeneral>(den, p.s.map, kOfQueries, 1, b * p.s.H + h, t0 + i)};
 #pragma unroll
     for (int x = 0; x < 2; ++x) {
       const int row = l.row + 8 * x;
@@ -67,14 +68,14 @@ __device__ __noinline__ void keys_log_space_rows(const BackwardArguments& p, uns
         }
     }
   }
-  if constexpr (kNormed) {
-    sum_rows(gradients, p.s.norm.joint);
+  if (kGeneral && p.s.map.log_sums) {
+    sum_rows(gradients, p.s.map.joint);
 #pragma unroll
     for (int n = 0; n < kD / 8; ++n)
 #pragma unroll
       for (int e = 0; e < 4; ++e)
-        du[n][e] = p.s.norm.factor() * (du[n][e] - (exp2_fast(norm.minus(u[n][e], 0, e / 2)) * gradients[0][e / 2] -
-                                                    exp2_fast(norm.minus(-u[n][e], 1, e / 2)) * gradients[1][e / 2]));
+        du[n][e] = p.s.map.factor() * (du[n][e] - (true_feature(norm.minus(u[n][e], 0, e / 2)) * gradients[0][e / 2] -
+                                                    true_feature(norm.minus(-u[n][e], 1, e / 2)) * gradients[1][e / 2]));
   }
 #pragma unroll
   for (int n = 0; n < kD / 8; ++n)
@@ -84,21 +85,22 @@ __device__ __noinline__ void keys_log_space_rows(const BackwardArguments& p, uns
 }
 
 /// What rows in log space add to R and y in the scale before the chunk.
-template <int kD, bool kNormed>
+template <int kD, bool kGeneral>
 __device__ __noinline__ void reverse_log_space_rows(const BackwardArguments& p, unsigned long long redo, Sums<kD>& R, const float* before,
                                                     const float* deltas, const signed char* rows, std::int64_t b, std::int64_t h,
                                                     std::int64_t t0) {
-  using Memory = KeysMemory<kD, kNormed>;
+  using Memory = KeysMemory<kD, kGeneral>;
   Memory& m = *reinterpret_cast<Memory*>(shared_bytes());
   const Lanes<kD> l;
   for (int i = 0; i < kD; ++i) {
     if (!(redo >> i & 1) || rows[i] >= 0) continue;
     __syncthreads();
-    plain_logs<kD>(m.a, p.s.q.at(b, t0 + i, h), 0, 1, m.weight_q, exponent_scale<kNormed>(p.s.norm));
+    plain_logs<kD>(m.a, p.s.q.at(b, t0 + i, h), 0, 1, m.weight_q, exponent_scale<kGeneral>(p.s.map),
+                   bias_of<kGeneral>(p.s.map, kOfQueries, h, kD));
     __syncthreads();
     const float den = p.saved[(b * p.s.T + t0 + i) * p.s.H + h] * kLog2e;
-    const float dens[2] = {plus_norm<kNormed>(den, p.s.norm, kOfQueries, 0, b * p.s.H + h, t0 + i),
-                           plus_norm<kNormed>(den, p.s.norm, kOfQueries, 1, b * p.s.H + h, t0 + i)};
+    const float dens[2] = {plus_norm<kGeneral>(den, p.s.map, kOfQueries, 0, b * p.s.H + h, t0 + i),
+                           plus_norm<kGeneral>(den, p.s.map, kOfQueries, 1, b * p.s.H + h, t0 + i)};
 #pragma unroll
     for (int s = 0; s < 2; ++s)
 #pragma unroll

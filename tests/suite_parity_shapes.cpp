@@ -222,6 +222,20 @@ Cases normalised_map_cases() {
   return out;
 }
 
+/// Biases of the Hedgehog maps, on the shapes that tensor cores take.
+Cases bias_cases() {
+  Cases out;
+  for (const char* map : {"hedgehog", "hedgehog-softmax", "hedgehog-joint"})
+    for (const std::int64_t D : {32, 64}) {
+      for (const std::int64_t T : {1, 64, 65, 200}) out.push_back(linear_case({.T = T, .D = D}, true, map));
+      out.push_back(of_activations(out.back()));
+      out.push_back(linear_case({.T = 65, .D = D, .causal = false}, true, map));
+      out.push_back(linear_case({.T = 65, .Hq = 4, .Hkv = 2, .D = D}, true, map));
+      out.push_back(linear_case({.B = 1, .T = 1100, .D = D, .documents = true}, true, map));
+    }
+  return out;
+}
+
 const std::vector<std::pair<const char*, Cases (*)()>>& all_cases() {
   static const std::vector<std::pair<const char*, Cases (*)()>> list{
       {"linear", linear_cases},
@@ -236,6 +250,7 @@ const std::vector<std::pair<const char*, Cases (*)()>>& all_cases() {
       {"bidirectional", bidirectional_cases},
       {"other maps", other_map_cases},
       {"normalised maps", normalised_map_cases},
+      {"biases", bias_cases},
   };
   return list;
 }
@@ -264,6 +279,7 @@ TEST_SUITE("device") {
   TEST_CASE("parity: linear attention in which every query sees every key") { on_cuda([] { check_cases("bidirectional"); }); }
   TEST_CASE("parity: linear attention of the other maps") { on_cuda([] { check_cases("other maps"); }); }
   TEST_CASE("parity: linear attention of the normalised maps") { on_cuda([] { check_cases("normalised maps"); }); }
+  TEST_CASE("parity: linear attention with biases of the maps") { on_cuda([] { check_cases("biases"); }); }
 }
 
 TEST_CASE("parity: the shapes by hand are accepted") {
