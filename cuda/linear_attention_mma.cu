@@ -8,45 +8,58 @@ namespace {
 
 template <int kD>
 struct ForwardMemory : ForwardTiles<kD> {
-  // of the rare rows
   bool redo[kD];
-  float a[kD], part[kD / 16][kD + 1];
+  // of the rare rows
+  float a[kD];
+  union {
+    float part[kD / 16][kD + 1];
+    float key_norm[2][kD];  // of the next chunk, when rare rows are done
+  };
 };
 static_assert(3 * (sizeof(ForwardMemory<64>) + 1024) <= 228 * 1024, "three blocks a multiprocessor");
 
 /// Rows of a chunk that lost their denominator to later keys, with the exponents of their own keys only. One row after the
 /// other by the whole block: warps share out keys, the state is summed where it lies. A call, so that only it pays for its
 /// registers.
-template <int kD>
+template <int kD, bool kGeneral>
 __device__ __noinline__ void forward_log_space_rows(const ForwardArguments& p, const KeyState<kD>& state, const signed char* rows,
                                                     std::int64_t b, std::int64_t h, std::int64_t t0, int count) {
   constexpr int kWarps = kD / 16;
+  const float scale = exponent_scale<kGeneral>(p.s.map);
+  const std::int64_t index = b * p.s.H + h;
   ForwardMemory<kD>& m = *reinterpret_cast<ForwardMemory<kD>*>(shared_bytes());
   const Lanes<kD> l;
   float* const logs = reinterpret_cast<float*>(m.S);  // (chunk, D'): the state has been read
   float* const before = m.features.z;                 // shifts before the chunk; z has been read, too
-  plain_logs<kD>(logs, p.s.k.at(b, t0, h), p.s.k.token, count, m.weight_k);
+  plain_logs<kD>(logs, p.s.k.at(b, t0, h), p.s.k.token, count, m.weight_k, scale, bias_of<kGeneral>(p.s.map, kOfKeys, h, kD));
   if (l.column == 0)
     for (int s = 0; s < 2; ++s)
       for (int x = 0; x < 2; ++x) before[s * kD + l.row + 8 * x] = state.shift[s][x];
   __syncthreads();
   for (int i = 0; i < count; ++i) {
     if (!m.redo[i]) continue;
-    plain_logs<kD>(m.a, p.s.q.at(b, t0 + i, h), 0, 1, m.weight_q);
+    plain_logs<kD>(m.a, p.s.q.at(b, t0 + i, h), 0, 1, m.weight_q, scale, bias_of<kGeneral>(p.s.map, kOfQueries, h, kD));
     __syncthreads();
     const int first = rows[i] < 0 ? 0 : rows[i];
+    const float of_query[2] = {plus_norm<kGeneral>(0, p.s.map, kOfQueries, 0, index, t0 + i),
+                               plus_norm<kGeneral>(0, p.s.map, kOfQueries, 1, index, t0 + i)};
+    const auto of_pair = [&](int j, int sign) { return plus_norm<kGeneral>(of_query[sign], p.s.map, kOfKeys, sign, index, t0 + j); };
     float largest = -INFINITY;
     for (int e = l.lane; e < kD; e += 32) {
-      for (int j = first; j <= i; ++j) largest = fmaxf(largest, fabsf(m.a[e] + logs[j * kD + e]));
-      if (rows[i] < 0) largest = fmaxf(largest, fmaxf(m.a[e] + before[e], before[kD + e] - m.a[e]));
+      for (int j = first; j <= i; ++j) {
+        const float u = m.a[e] + logs[j * kD + e];
+        largest = fmaxf(largest, fmaxf(u - of_pair(j, 0), -u - of_pair(j, 1)));
+      }
+      if (rows[i] < 0) largest = fmaxf(largest, fmaxf(m.a[e] + before[e] - of_query[0], before[kD + e] - m.a[e] - of_query[1]));
     }
     largest = warp_max(largest);
     float o[kD / 32] = {}, den = 0;
     for (int j = first + l.warp; j <= i; j += kWarps) {
+      const float less[2] = {largest + of_pair(j, 0), largest + of_pair(j, 1)};
       float score = 0;
       for (int e = l.lane; e < kD; e += 32) {
         const float u = m.a[e] + logs[j * kD + e];
-        score += exp2_fast(u - largest) + exp2_fast(-u - largest);
+        score += exp2_fast(u - less[0]) + exp2_fast(-u - less[1]);
       }
       score = warp_sum(score);
       den += score;
@@ -62,7 +75,7 @@ __device__ __noinline__ void forward_log_space_rows(const ForwardArguments& p, c
 #pragma unroll
         for (int x = 0; x < 2; ++x) {
           const float u = m.a[l.row + 8 * x];
-          weight[s][x] = exp2_fast((s ? -u : u) + state.shift[s][x] - largest);
+          weight[s][x] = exp2_fast((s ? -u : u) + state.shift[s][x] - (largest + of_query[s]));
         }
       auto over_rows = [](float x) {
         for (int offset = 4; offset < 32; offset *= 2) x += __shfl_xor_sync(0xffffffffu, x, offset);
@@ -96,7 +109,7 @@ __device__ __noinline__ void forward_log_space_rows(const ForwardArguments& p, c
 /// o and the logarithm of its denominator. One block a batch element, head and segment walks the chunks with the state of keys in
 /// registers. By feature, it makes phi of the keys; by token, phi of the queries, which stay in registers as operands of the
 /// products with the keys of the chunk and with the state before it. Nothing but q, k, v is read, in time for the next chunk.
-template <int kD>
+template <int kD, bool kGeneral>
 __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8) linear_attention_forward_kernel(const __grid_constant__ ForwardArguments p) {
   constexpr int kSteps = kD / 16;
   ForwardMemory<kD>& m = *reinterpret_cast<ForwardMemory<kD>*>(shared_bytes());
@@ -114,6 +127,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8) linear_attention_for
   load_rows<kD>(m.k, s.k.at(b, begin, h), s.k.token, s.T - begin, s.vector, l);
   load_rows<kD>(m.q, s.q.at(b, begin, h), s.q.token, s.T - begin, s.vector, l);
   if (thread < kD) m.rows[walk.begin & 1][thread] = document_row(s, b, begin, thread);
+  if constexpr (kGeneral) m.key_norm[0][thread] = fetch_key_norm<kD>(s.map, walk.index, begin);
   KeyState<kD> state;
   state.start(p.states, walk, l);
 
@@ -125,11 +139,15 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8) linear_attention_for
     wait_all_copies();
     __syncthreads();  // q, k and rows are here; the chunk before is done with v
     load_rows<kD>(m.v, s.v.at(b, t0, h), s.v.token, left, s.vector, l);
-    state.enter(m.weight_k, m.k, count, rows, m.phi, m.S, m.features, l);
+    RowNorm<kGeneral> norm;
+    norm.fetch(s.map, kOfQueries, walk.index, t0, count, l.row);
+    state.enter(m.weight_k, m.k, count, rows, m.phi, m.S, m.features, l, chunk_norm<kGeneral>(s.map, m.key_norm[0], h, kD));
     wait_all_copies();
     __syncthreads();  // v, phi and the state are here; all are done with k
     signed char next_row = -1;
+    float next_norm = 0;
     if (goes_on) {
+      if constexpr (kGeneral) next_norm = fetch_key_norm<kD>(s.map, walk.index, t0 + kD);
       load_rows<kD>(m.k, s.k.at(b, t0 + kD, h), s.k.token, left - kD, s.vector, l);
       if (thread < kD) next_row = document_row(s, b, t0 + kD, thread);
     }
@@ -138,14 +156,15 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8) linear_attention_for
     unsigned q[2 * kSteps][4];
     float largest[2] = {-INFINITY, -INFINITY}, den[2] = {0, 0};
     {
-      float u[kD / 8][4] = {};
+      float u[kD / 8][4];
+      start_by_token<kGeneral>(u, bias_of<kGeneral>(s.map, kOfQueries, h, kD), l.column);
       multiply<kD>(u, [&](unsigned(&a)[4], int k) { l.a(a, m.q, 16 * l.warp, k); },
                    [&](unsigned(&b)[4], int n, int k) { l.b_transposed(b, m.weight_q, n, k); });
       __syncwarp();
       if (goes_on) load_rows<kD>(m.q, s.q.at(b, t0 + kD, h), s.q.token, left - kD, s.vector, l);
-      query_exponents<kD>(u, largest, m.features.shift, l);
+      query_exponents<kD>(u, largest, m.features.shift, l, norm);
       for (float& x : largest) x = row_max(x);
-      query_operands<kD>(q, u, largest, m.features.shift, l);
+      query_operands<kD>(q, u, largest, m.features.shift, l, norm);
     }
 
     // the state before the chunk, for rows of its document
@@ -214,13 +233,19 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8) linear_attention_for
     // all are done with the state, and with phi of other warps
     if (__syncthreads_or(small)) {
       const KeyState<kD> copy = state;
-      forward_log_space_rows<kD>(p, copy, rows, b, h, t0, count);
+      forward_log_space_rows<kD, kGeneral>(p, copy, rows, b, h, t0, count);
     }
     if (goes_on) {
       state.leave(m.phi, m.v, rows[kD - 1], m.features, l);
       if (thread < kD) m.rows[(chunk + 1) & 1][thread] = next_row;
+      if constexpr (kGeneral) m.key_norm[0][thread] = next_norm;
     }
   }
+}
+
+template <int kD, bool kGeneral>
+void run(const ForwardArguments& p, std::int64_t blocks) {
+  launch(linear_attention_forward_kernel<kD, kGeneral>, blocks, 2 * kD, sizeof(ForwardMemory<kD>), p);
 }
 
 }  // namespace
@@ -228,13 +253,15 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8) linear_attention_for
 bool supports(const Attributes& attributes, std::span<const Meta> inputs) {
   const Meta& q = inputs[kQ];
   if (q.dtype != Dtype::bf16 || attributes.flag("final_state") || attributes.integer("chunk") != 0 ||
-      attributes.text("map") != "hedgehog")
+      (attributes.text("map") != "hedgehog" && !is_normalised(attributes)))
     return false;
   for (int i : {kWeightQ, kWeightK})
     if (!inputs[std::size_t(i)].given || inputs[std::size_t(i)].dtype != Dtype::bf16) return false;
-  for (int i : {kBiasQ, kBiasK, kMask, kInitialState})
+  for (int i : {kBiasQ, kBiasK})
+    if (inputs[std::size_t(i)].given && inputs[std::size_t(i)].dtype != Dtype::bf16) return false;
+  for (int i : {kMask, kInitialState})
     if (inputs[std::size_t(i)].given) return false;
-  if (!attributes.flag("causal") && inputs[kDocumentStart].given) return false;
+  if (!attributes.flag("causal") && (inputs[kDocumentStart].given || is_general(attributes, inputs))) return false;
   const std::int64_t D = q.shape[3], width = inputs[kWeightQ].shape[2], Dv = inputs[kV].shape[3];
   return (D == 32 || D == 64) && Dv == D && width == D;
 }
@@ -245,6 +272,8 @@ std::int64_t forward_workspace(const Attributes& attributes, std::span<const Met
   Workspace w;
   const Segments g = segments_of(q, Pass::forward);
   w.take_slots(q, g);
+  GeneralMap map;
+  w.take_map(map, attributes, q);
   w.take<int>(q[0] * q[2] * g.count);
   return w.used;
 }
@@ -255,14 +284,16 @@ void forward(const Call& c) {
   Workspace w{static_cast<std::byte*>(c.workspace)};
   ForwardArguments p{sequence_of(c, Pass::forward), HeadsTarget<bf16>("linear_attention", c.outputs[0], false), c.saved[0].as<float>(),
                      w.take_slots(q, segments_of(q, Pass::forward)), nullptr, c.outputs[1].as<float>()};
+  w.take_map(p.s.map, c.attributes, q);
+  if (p.s.map.log_sums) make_log_sums(p.s, q[0], int(q[3]));
   if (p.s.segments > 1) make_states(p.s, p.states, q[0], int(q[3]));
   const std::int64_t blocks = q[0] * q[2] * p.s.segments;
   if (p.s.warpgroups && p.o.vector) {
     p.rare = w.take<int>(blocks);
     warpgroup_forward(p, blocks);
   }
-  if (q[3] == 64) launch(linear_attention_forward_kernel<64>, blocks, 128, sizeof(ForwardMemory<64>), p);
-  else launch(linear_attention_forward_kernel<32>, blocks, 64, sizeof(ForwardMemory<32>), p);
+  if (p.s.map.general) return q[3] == 64 ? run<64, true>(p, blocks) : run<32, true>(p, blocks);
+  return q[3] == 64 ? run<64, false>(p, blocks) : run<32, false>(p, blocks);
 }
 
 }  // namespace hedgehog::cuda::linear_attention_mma

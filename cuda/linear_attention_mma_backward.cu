@@ -7,19 +7,25 @@ namespace hedgehog::cuda::linear_attention_mma {
 namespace {
 
 /// What a call needs beside its results; with grouped heads also the gradients of k and v by query head.
-void take(Workspace& w, BackwardArguments& p, const Shape& q, std::int64_t key_heads) {
+template <class Operand>
+void take(Workspace& w, BackwardArguments& p, const Attributes& attributes, std::span<const Operand> inputs) {
+  const Shape& q = inputs[kQ].shape;
   const Segments g = segments_of(q, Pass::backward);
   const std::int64_t heads = q[0] * q[2], T = q[1], D = q[3];
+  const bool general = is_general(attributes, inputs);
+  w.take_map(p.s.map, attributes, q);
   p.states = w.take_slots(q, g);
   p.reversed = {p.states.S, p.states.z};  // made when the states have been read
   p.shifts = w.take<float>(heads * g.chunks * 2 * D);
   p.delta = w.take<float>(heads * T);
-  p.denominators = w.take<float>(heads * T);
+  p.denominators = w.take<float>((general ? 2 : 1) * heads * T);
   p.redo = w.take<unsigned long long>(heads * g.chunks);
   for (float*& part : p.dweight) part = w.take<float>(heads * g.count * D * D);
+  for (int side = 0; side < 2; ++side)
+    if (inputs[std::size_t(side ? kBiasK : kBiasQ)].given) p.dbias[side] = w.take<float>(heads * g.count * D);
   p.walks = int(heads * g.count);
   p.handover = w.take<int>(p.walks);
-  if (key_heads == q[2]) return;
+  if (inputs[kK].shape[2] == q[2]) return;
   p.dk = take_group_part(w, q);
   p.dv = take_group_part(w, q);
 }
@@ -89,18 +95,24 @@ void write_zeros(const Call& c) {
 
 }  // namespace
 
-void sum_weight_parts(const Call& c, const float* query_parts, std::int64_t query_segments, const float* key_parts, std::int64_t key_segments) {
+void sum_parts(const Call& c, Input of_query_map, Input of_key_map, std::int64_t matrix, const float* query_parts,
+               std::int64_t query_segments, const float* key_parts, std::int64_t key_segments) {
   const Shape& q = c.inputs[kQ].shape;
-  const Target<bf16> dweight[2] = {Target<bf16>(c, kWeightQ), Target<bf16>(c, kWeightK)};
+  const Target<bf16> dweight[2] = {Target<bf16>(c, of_query_map), Target<bf16>(c, of_key_map)};
   const auto add = [&](const Target<bf16>& of_queries, const Target<bf16>& of_keys) {
     const WeightArguments p{{query_parts, key_parts}, {of_queries, of_keys}, {unsigned(query_segments), unsigned(key_segments)},
-                            unsigned(q[0]), unsigned(q[2]), unsigned(q[3] * q[3])};
-    launch(linear_attention_backward_weight_kernel, 2 * ((q[2] * q[3] * q[3] + 255) / 256), 256, 0, p);
+                            unsigned(q[0]), unsigned(q[2]), unsigned(matrix)};
+    launch(linear_attention_backward_weight_kernel, 2 * ((q[2] * matrix + 255) / 256), 256, 0, p);
   };
   if (!dweight[0] && !dweight[1]) return;
   if (dweight[0].data != dweight[1].data) return add(dweight[0], dweight[1]);
   add(dweight[0], {});  // one tensor is both maps: one after the other
   add({}, dweight[1]);
+}
+
+void sum_weight_parts(const Call& c, const float* query_parts, std::int64_t query_segments, const float* key_parts, std::int64_t key_segments) {
+  const std::int64_t D = c.inputs[kQ].shape[3];
+  sum_parts(c, kWeightQ, kWeightK, D * D, query_parts, query_segments, key_parts, key_segments);
 }
 
 HeadsTarget<bf16> take_group_part(Workspace& w, const Shape& q) {
@@ -121,7 +133,7 @@ std::int64_t backward_workspace(const Attributes& attributes, std::span<const Me
   if (!attributes.flag("causal")) return bidirectional_backward_workspace(inputs[kQ].shape, inputs[kK].shape[2]);
   Workspace w;
   BackwardArguments p{};
-  take(w, p, inputs[kQ].shape, inputs[kK].shape[2]);
+  take(w, p, attributes, inputs);
   return w.used;
 }
 
@@ -140,10 +152,11 @@ void backward(const Call& c) {
   p.saved = c.saved[0].as<const float>();
   p.dq = target(kQ), p.dk = target(kK), p.dv = target(kV);
   Workspace w{static_cast<std::byte*>(c.workspace)};
-  take(w, p, q, c.inputs[kK].shape[2]);
+  take(w, p, c.attributes, c.inputs);
   if (!p.s.warpgroups) p.handover = nullptr;
-  const bool of_keys = c.dx[kK] || c.dx[kV] || c.dx[kWeightK];
+  const bool of_keys = c.dx[kK] || c.dx[kV] || c.dx[kWeightK] || c.dx[kBiasK];
 
+  if (p.s.map.log_sums) make_log_sums(p.s, B, int(D));
   if (p.s.segments > 1) make_states(p.s, p.states, B, int(D));
   if (p.handover) {
     warpgroup_backward(p, WarpgroupPass::queries);
@@ -153,6 +166,7 @@ void backward(const Call& c) {
   if (of_keys) backward_keys(p, B, int(D));
   sum_groups(c, p.dk, p.dv);
   sum_weight_parts(c, p.dweight[0], p.s.segments, p.dweight[1], p.s.segments);
+  sum_parts(c, kBiasQ, kBiasK, D, p.dbias[0], p.s.segments, p.dbias[1], p.s.segments);
 }
 
 }  // namespace hedgehog::cuda::linear_attention_mma

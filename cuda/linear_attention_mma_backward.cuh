@@ -21,9 +21,10 @@ struct BackwardArguments {
   // made by the pass in the order of time
   float* shifts;             // (B H, chunks, F) of each chunk
   float* delta;              // (B H, T)
-  float* denominators;       // (B H, T) base 2 logarithm, infinity for rows in log space
+  float* denominators;       // (signs, B H, T) base 2 logarithm with c of the query, infinity for rows in log space; plain: one sign
   unsigned long long* redo;  // (B H, chunks) bits of the rows in log space
   float* dweight[2];         // (B H segments, D, D') parts of dweight_q and dweight_k
+  float* dbias[2];           // (B H segments, D') the same of biases, null without them
   // where products are a warpgroup's, else null
   int* handover;  // (walks) the chunk where the walk in the order of time has stopped, its end if it is done, -1 before that
   int walks;      // B H segments
@@ -43,8 +44,8 @@ struct QueriesTiles {
 };
 
 /// What the pass in the order of time has left for a chunk, on its way to shared memory: fetched a chunk ahead. A thread has one
-/// feature and perhaps one row.
-template <int kD>
+/// feature and perhaps one row. kGeneral: denominators of either sign.
+template <int kD, bool kGeneral = false>
 struct ChunkNumbers {
   float shift = 0, den = INFINITY, delta = 0;
   signed char row = -1;
@@ -54,8 +55,12 @@ struct ChunkNumbers {
     const int thread = int(threadIdx.x);
     shift = p.shifts[(walk.index * s.chunks + chunk) * 2 * kD + thread];
     const std::int64_t t0 = std::int64_t(chunk) * kD, t = t0 + thread;
+    if constexpr (kGeneral) {
+      const std::int64_t sign = thread / kD, token = t0 + thread % kD;
+      den = token < s.T ? p.denominators[sign * s.map.count + walk.index * s.T + token] : INFINITY;
+    }
     if (thread >= kD) return;
-    den = t < s.T ? p.denominators[walk.index * s.T + t] : INFINITY;
+    if constexpr (!kGeneral) den = t < s.T ? p.denominators[walk.index * s.T + t] : INFINITY;
     delta = t < s.T ? p.delta[walk.index * s.T + t] : 0.0f;
     row = document_row(s, walk.b, t0, thread);
   }
@@ -63,8 +68,10 @@ struct ChunkNumbers {
   __device__ __forceinline__ void keep(Memory& m, int chunk) const {
     const int thread = int(threadIdx.x);
     m.shift[chunk & 1][thread] = shift;
+    if constexpr (kGeneral) m.den[chunk & 1][thread] = den;
     if (thread >= kD) return;
-    m.den[chunk & 1][thread] = den, m.delta[chunk & 1][thread] = delta, m.rows[chunk & 1][thread] = row;
+    if constexpr (!kGeneral) m.den[chunk & 1][thread] = den;
+    m.delta[chunk & 1][thread] = delta, m.rows[chunk & 1][thread] = row;
   }
 };
 
@@ -77,6 +84,9 @@ enum class WarpgroupPass : int { queries, sums, keys };
 void warpgroup_backward(const BackwardArguments& p, WarpgroupPass pass);
 /// Turns what each segment alone adds to R and y into the sums after each segment.
 void scan_reversed(const BackwardArguments& p, std::int64_t batch, int D);
+/// Gradients of two inputs of `matrix` elements a head, those that are wanted, from parts (B H segments, matrix): summed in order.
+void sum_parts(const Call& c, Input of_query_map, Input of_key_map, std::int64_t matrix, const float* query_parts,
+               std::int64_t query_segments, const float* key_parts, std::int64_t key_segments);
 /// Gradients of the weights that are wanted, from parts (B H segments, D, D') of queries and of keys: summed in order.
 void sum_weight_parts(const Call& c, const float* of_queries, std::int64_t query_segments, const float* of_keys, std::int64_t key_segments);
 /// Room for the gradient of k or v by query head, where several query heads share a key head.
@@ -97,6 +107,23 @@ __device__ __forceinline__ void store_weight_gradient(float* to, const float (&d
 #pragma unroll
     for (int x = 0; x < 2; ++x)
       *reinterpret_cast<float2*>(to + (l.row + 8 * x) * kD + 8 * n + l.column) = float2{dweight[n][2 * x], dweight[n][2 * x + 1]};
+}
+
+/// The gradient of a bias of D' columns is the sum of du over tokens. Each thread has one column of half the rows of a chunk.
+template <int kD>
+__device__ __forceinline__ float add_bias_gradient(float dbias, const bf16* du, int count) {
+  const int column = int(threadIdx.x) % kD, first = int(threadIdx.x) / kD * (kD / 2), end = min(first + kD / 2, count);
+#pragma unroll 2
+  for (int row = first; row < end; ++row) dbias += __bfloat162float(du[place<kD>(row, column)]);
+  return dbias;
+}
+/// Joins the halves by way of 2 kD numbers in shared memory that the block is done with.
+template <int kD>
+__device__ __forceinline__ void store_bias_gradient(float* to, float dbias, float* halves) {
+  __syncthreads();
+  halves[threadIdx.x] = dbias;
+  __syncthreads();
+  if (threadIdx.x < kD) to[threadIdx.x] = halves[threadIdx.x] + halves[kD + threadIdx.x];
 }
 
 template <int kD>

@@ -1,98 +1,7 @@
-#include "cuda/linear_attention_mma_backward.cuh"
+#include "cuda/linear_attention_mma_backward_keys.cuh"
 
 namespace hedgehog::cuda::linear_attention_mma {
 namespace {
-
-template <int kD>
-struct KeysMemory {
-  static constexpr int kTile = kD * kD;
-  bf16 weight_q[kTile], weight_k[kTile];         // (D, D')
-  bf16 q[kTile], k[kTile], v[kTile], dy[kTile];  // (chunk, D)
-  bf16 du[kTile];                                // (chunk, D')
-  bf16 phi[2 * kTile];                           // (F, chunk) of queries over their denominators
-  bf16 R[2 * kTile];                             // (F, Dv), in the scale of the chunk
-  float y[2 * kD], added[2 * kD];                // after the chunk, and what it adds
-  // of this chunk and the one before it
-  float shift[2][2 * kD], den[2][kD], delta[2][kD];
-  signed char rows[2][kD];
-  float a[kD];  // log features of a rare row
-};
-
-/// What rows in log space add to du and dv of a warp's keys, whose log features are `u`. du is left in the tile. A call, as
-/// the next, so that only it pays for its registers.
-template <int kD>
-__device__ __noinline__ void keys_log_space_rows(const BackwardArguments& p, unsigned long long redo, const float (&u)[kD / 8][4],
-                                                 float (&dv)[kD / 8][4], const float* deltas, const signed char* rows, std::int64_t b,
-                                                 std::int64_t h, std::int64_t t0) {
-  KeysMemory<kD>& m = *reinterpret_cast<KeysMemory<kD>*>(shared_bytes());
-  const Lanes<kD> l;
-  float du[kD / 8][4] = {};
-  for (int i = 0; i < kD; ++i) {
-    if (!(redo >> i & 1)) continue;
-    __syncthreads();
-    plain_logs<kD>(m.a, p.s.q.at(b, t0 + i, h), 0, 1, m.weight_q);
-    __syncthreads();
-    const float den = p.saved[(b * p.s.T + t0 + i) * p.s.H + h] * kLog2e;
-#pragma unroll
-    for (int x = 0; x < 2; ++x) {
-      const int row = l.row + 8 * x;
-      float score = 0, dscore = 0;
-#pragma unroll
-      for (int n = 0; n < kD / 8; ++n)
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const int column = 8 * n + l.column + e;
-          const float both = m.a[column] + u[n][2 * x + e];
-          score += exp2_fast(both - den) + exp2_fast(-both - den);
-          dscore += __bfloat162float(m.dy[place<kD>(i, column)]) * __bfloat162float(m.v[place<kD>(row, column)]);
-        }
-      score = row_sum(score);
-      dscore = row_sum(dscore) + deltas[i];
-      if (row > i || row < rows[i]) continue;
-#pragma unroll
-      for (int n = 0; n < kD / 8; ++n)
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const int column = 8 * n + l.column + e;
-          const float both = m.a[column] + u[n][2 * x + e];
-          du[n][2 * x + e] += dscore * (exp2_fast(both - den) - exp2_fast(-both - den));
-          dv[n][2 * x + e] += score * __bfloat162float(m.dy[place<kD>(i, column)]);
-        }
-    }
-  }
-#pragma unroll
-  for (int n = 0; n < kD / 8; ++n)
-#pragma unroll
-    for (int x = 0; x < 2; ++x)
-      *reinterpret_cast<unsigned*>(m.du + place<kD>(l.row + 8 * x, 8 * n + l.column)) = pack(du[n][2 * x], du[n][2 * x + 1]);
-}
-
-/// What rows in log space add to R and y in the scale before the chunk.
-template <int kD>
-__device__ __noinline__ void reverse_log_space_rows(const BackwardArguments& p, unsigned long long redo, Sums<kD>& R, const float* before,
-                                                    const float* deltas, const signed char* rows, std::int64_t b, std::int64_t h,
-                                                    std::int64_t t0) {
-  KeysMemory<kD>& m = *reinterpret_cast<KeysMemory<kD>*>(shared_bytes());
-  const Lanes<kD> l;
-  for (int i = 0; i < kD; ++i) {
-    if (!(redo >> i & 1) || rows[i] >= 0) continue;
-    __syncthreads();
-    plain_logs<kD>(m.a, p.s.q.at(b, t0 + i, h), 0, 1, m.weight_q);
-    __syncthreads();
-    const float den = p.saved[(b * p.s.T + t0 + i) * p.s.H + h] * kLog2e;
-#pragma unroll
-    for (int s = 0; s < 2; ++s)
-#pragma unroll
-      for (int x = 0; x < 2; ++x) {
-        const float u = m.a[l.row + 8 * x], phi = exp2_fast((s ? -u : u) + before[s * kD + l.row + 8 * x] - den);
-        R.z[s][x] += phi * deltas[i];
-#pragma unroll
-        for (int n = 0; n < kD / 8; ++n)
-#pragma unroll
-          for (int e = 0; e < 2; ++e) R.S[s][n][2 * x + e] += phi * __bfloat162float(m.dy[place<kD>(i, 8 * n + l.column + e)]);
-      }
-  }
-}
 
 template <int kTiles>
 __device__ __forceinline__ void copy(float (&to)[kTiles][4], const float (&from)[kTiles][4]) {
@@ -105,11 +14,12 @@ __device__ __forceinline__ void copy(float (&to)[kTiles][4], const float (&from)
 /// dk, dv and the part of dweight_k of one batch element, head and segment. One block walks the chunks from the last to the
 /// first with the sums over later queries in registers: the mirror image of the pass in the order of time, with queries by
 /// feature in shared memory and keys by token in registers. With kOnlySums it gives what the segment alone adds to R and y.
-template <int kD, bool kOnlySums>
+template <int kD, bool kGeneral, bool kOnlySums>
 __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
     linear_attention_backward_keys_kernel(const __grid_constant__ BackwardArguments p) {
   constexpr int kSteps = kD / 16, kHalf = kD / 2;
-  KeysMemory<kD>& m = *reinterpret_cast<KeysMemory<kD>*>(shared_bytes());
+  using Memory = KeysMemory<kD, kGeneral>;
+  Memory& m = *reinterpret_cast<Memory*>(shared_bytes());
   const Sequence& s = p.s;
   const Lanes<kD> l;
   const Walk walk(s);
@@ -118,7 +28,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
   if (p.handover && p.handover[walk.slot] >= walk.end) return;  // done by the warpgroup's kernel
   const std::int64_t index = walk.index, b = walk.b, h = walk.h;
   const int thread = int(threadIdx.x);
-  ChunkNumbers<kD> numbers;
+  ChunkNumbers<kD, kGeneral> numbers;
 
   const std::int64_t last = std::int64_t(walk.end - 1) * kD;
   load_rows<kD>(m.weight_q, s.weight_q + h * kD * kD, kD, kD, s.vector, l);
@@ -129,7 +39,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
   Sums<kD> R;  // z: y
   if (kOnlySums || walk.segment + 1 == s.segments) R.clear();
   else R.load(p.reversed, walk.slot, l);
-  float dweight[kD / 8][4] = {};
+  float dweight[kD / 8][4] = {}, dbias = 0;
 
   for (int chunk = walk.end - 1; chunk >= walk.begin; --chunk) {
     const std::int64_t t0 = std::int64_t(chunk) * kD, left = s.T - t0;
@@ -149,7 +59,8 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
 
     // queries over their denominators, by feature
     {
-      float u[kD / 8][4] = {};
+      float u[kD / 8][4];
+      start_by_feature<kGeneral>(u, bias_of<kGeneral>(s.map, kOfQueries, h, kD), l.row);
       multiply<kD>(u, [&](unsigned(&a)[4], int k) { l.a_transposed(a, m.weight_q, 16 * l.warp, k); },
                    [&](unsigned(&b)[4], int n, int k) { l.b(b, m.q, n, k); });
 #pragma unroll
@@ -162,8 +73,8 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
 #pragma unroll
           for (int n = 0; n < kD / 8; ++n) {
             const int token = 8 * n + l.column;
-            const float2 den = pair_at(dens, token), delta = pair_at(deltas, token);
-            const float scale = sign ? -kLog2e : kLog2e;
+            const float2 den = pair_at(dens + (kGeneral ? sign * kD : 0), token), delta = pair_at(deltas, token);
+            const float of_map = exponent_scale<kGeneral>(s.map), scale = sign ? -of_map : of_map;
             const unsigned both = pack(exp2_fast((u[n][2 * x] * scale + of_row) - den.x),
                                        exp2_fast((u[n][2 * x + 1] * scale + of_row) - den.y));
             *reinterpret_cast<unsigned*>(m.phi + place<kD>(row, token)) = both;
@@ -189,18 +100,21 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
       unsigned k_phi[2 * kSteps][4];
       const bool valid[2] = {l.row < count, l.row + 8 < count};
       {
-        float u[kD / 8][4] = {};
+        RowNorm<kGeneral> norm;
+        norm.fetch(s.map, kOfKeys, index, t0, count, l.row);
+        float u[kD / 8][4];
+        start_by_token<kGeneral>(u, bias_of<kGeneral>(s.map, kOfKeys, h, kD), l.column);
         multiply<kD>(u, [&](unsigned(&a)[4], int k) { l.a(a, m.k, 16 * l.warp, k); },
                      [&](unsigned(&b)[4], int n, int k) { l.b_transposed(b, m.weight_k, n, k); });
 #pragma unroll
         for (int n = 0; n < kD / 8; ++n)
 #pragma unroll
-          for (int e = 0; e < 4; ++e) u[n][e] *= kLog2e;
+          for (int e = 0; e < 4; ++e) u[n][e] *= norm.scale;
         if (redo) {
           float of_keys[kD / 8][4], more[kD / 8][4];
           copy(of_keys, u);
           copy(more, dv);
-          keys_log_space_rows<kD>(p, redo, of_keys, more, deltas, rows, b, h, t0);
+          keys_log_space_rows<kD, kGeneral>(p, redo, of_keys, norm, more, deltas, rows, b, h, t0);
           copy(dv, more);
         }
 #pragma unroll
@@ -211,7 +125,9 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
             const float2 of_columns = pair_at(shift, sign * kD + 8 * n + l.column);
 #pragma unroll
             for (int e = 0; e < 4; ++e)
-              phi[n][e] = valid[e / 2] ? exp2_fast((sign ? -u[n][e] : u[n][e]) - (e % 2 ? of_columns.y : of_columns.x)) : 0.0f;
+              phi[n][e] = valid[e / 2] ? exp2_fast((sign ? -u[n][e] : u[n][e]) -
+                                                   norm.plus(e % 2 ? of_columns.y : of_columns.x, sign, e / 2))
+                                       : 0.0f;
           }
 #pragma unroll
           for (int k = 0; k < kSteps; ++k) pack_operand(k_phi[sign * kSteps + k], phi[2 * k], phi[2 * k + 1]);
@@ -258,7 +174,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
       store_rows<kD>(p.dv, p.dv.at(b, t0, h), dv, count, l);
 
       // gradient of the features, half of u at a time, and through phi to u
-      float du[kD / 8][4];
+      float du[kD / 8][4], gradients[2][2] = {};
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         float dphi[2][kHalf / 8][4] = {};
@@ -290,8 +206,33 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
               const unsigned phi = k_phi[sign * kSteps + tile / 2][tile % 2 * 2 + e / 2];
               const float of_y = reaches[e / 2] ? (e % 2 ? y[sign].y : y[sign].x) : 0.0f;
               parts[sign] = (dphi[sign][n][e] + of_y) * (e % 2 ? high_of(phi) : low_of(phi));
+              if constexpr (kGeneral) gradients[sign][e / 2] += parts[sign];
             }
             du[tile][e] = parts[0] - parts[1];
+          }
+        }
+      }
+      if constexpr (kGeneral) {
+        // less the true features times these sums, if a softmax has made them: p = phi 2^shift, both at most 1
+        sum_rows(gradients, s.map.joint);
+#pragma unroll
+        for (int x = 0; x < 2; ++x)
+          if (!s.map.log_sums) gradients[0][x] = gradients[1][x] = 0;
+        const float factor = s.map.factor();
+#pragma unroll
+        for (int tile = 0; tile < kD / 8; ++tile) {
+          const int column = 8 * tile + l.column;
+          const float2 plus = pair_at(shift, column), minus = pair_at(shift, kD + column);
+          const float unit[2][2] = {{true_feature(plus.x), true_feature(plus.y)}, {true_feature(minus.x), true_feature(minus.y)}};
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            float parts[2];
+#pragma unroll
+            for (int sign = 0; sign < 2; ++sign) {
+              const unsigned phi = k_phi[sign * kSteps + tile / 2][tile % 2 * 2 + e / 2];
+              parts[sign] = (e % 2 ? high_of(phi) : low_of(phi)) * unit[sign][e % 2] * gradients[sign][e / 2];
+            }
+            du[tile][e] = factor * (du[tile][e] - (parts[0] - parts[1]));
           }
         }
       }
@@ -314,6 +255,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
     __syncthreads();  // du and the numbers of the chunk before are here
     if constexpr (!kOnlySums) {
       add_weight_gradient<kD>(dweight, m.k, m.du, l);
+      if (kGeneral && p.dbias[1]) dbias = add_bias_gradient<kD>(dbias, m.du, count);
       if (chunk == walk.begin) break;
     }
 
@@ -334,31 +276,34 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
     R.scale(factor);
     if (redo) {
       Sums<kD> more = R;
-      reverse_log_space_rows<kD>(p, redo, more, before, deltas, rows, b, h, t0);
+      reverse_log_space_rows<kD, kGeneral>(p, redo, more, before, deltas, rows, b, h, t0);
       R = more;
     }
   }
   if constexpr (kOnlySums) R.store(p.reversed, walk.slot - 1, l);
   else store_weight_gradient<kD>(p.dweight[1] + walk.slot * kD * kD, dweight, l);
+  if constexpr (kGeneral && !kOnlySums)
+    if (p.dbias[1]) store_bias_gradient<kD>(p.dbias[1] + walk.slot * kD, dbias, m.y);
 }
 
-template <int kD>
+template <int kD, bool kGeneral>
 void run(const BackwardArguments& p, std::int64_t batch) {
   const std::int64_t blocks = batch * p.s.H * p.s.segments;
+  constexpr std::size_t kBytes = sizeof(KeysMemory<kD, kGeneral>);
   if (p.s.segments > 1) {
     if (p.handover) warpgroup_backward(p, WarpgroupPass::sums);
-    launch(linear_attention_backward_keys_kernel<kD, true>, blocks, 2 * kD, sizeof(KeysMemory<kD>), p);
+    launch(linear_attention_backward_keys_kernel<kD, kGeneral, true>, blocks, 2 * kD, kBytes, p);
     scan_reversed(p, batch, kD);
   }
   if (p.handover && p.s.segments > 1) warpgroup_backward(p, WarpgroupPass::keys);
-  launch(linear_attention_backward_keys_kernel<kD, false>, blocks, 2 * kD, sizeof(KeysMemory<kD>), p);
+  launch(linear_attention_backward_keys_kernel<kD, kGeneral, false>, blocks, 2 * kD, kBytes, p);
 }
 
 }  // namespace
 
 void backward_keys(const BackwardArguments& p, std::int64_t batch, int D) {
-  if (D == 64) run<64>(p, batch);
-  else run<32>(p, batch);
+  if (p.s.map.general) return D == 64 ? run<64, true>(p, batch) : run<32, true>(p, batch);
+  return D == 64 ? run<64, false>(p, batch) : run<32, false>(p, batch);
 }
 
 }  // namespace hedgehog::cuda::linear_attention_mma

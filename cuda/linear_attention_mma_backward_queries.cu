@@ -5,36 +5,46 @@ namespace {
 
 template <int kD>
 struct QueriesMemory : QueriesTiles<kD> {
+  float key_norm[2][kD];  // (signs, chunk)
   // of the rare rows
   bool redo[kD];
-  float delta[kD], a[kD], du_state[kD], part[kD / 16][kD];
+  float delta[kD], a[kD], du_state[kD], part[kD / 16][kD], gradients[kD / 16][2];
 };
 
 /// Rows that forward has redone in log space: their du and dq, row after row by the whole block. A call, so that only
 /// it pays for its registers.
-template <int kD>
+template <int kD, bool kGeneral>
 __device__ __noinline__ void queries_log_space_rows(const BackwardArguments& p, const KeyState<kD>& state, const signed char* rows,
                                                     std::int64_t b, std::int64_t h, std::int64_t t0, int count) {
   constexpr int kWarps = kD / 16;
+  const GeneralMap& map = p.s.map;
+  const float scale = exponent_scale<kGeneral>(map);
+  const std::int64_t index = b * p.s.H + h;
   QueriesMemory<kD>& m = *reinterpret_cast<QueriesMemory<kD>*>(shared_bytes());
   const Lanes<kD> l;
   float* const logs = reinterpret_cast<float*>(m.S);  // (chunk, D'): the state has been read
-  plain_logs<kD>(logs, p.s.k.at(b, t0, h), p.s.k.token, count, m.weight_k);
+  plain_logs<kD>(logs, p.s.k.at(b, t0, h), p.s.k.token, count, m.weight_k, scale, bias_of<kGeneral>(map, kOfKeys, h, kD));
   for (int i = 0; i < count; ++i) {
     if (!m.redo[i]) continue;
-    plain_logs<kD>(m.a, p.s.q.at(b, t0 + i, h), 0, 1, m.weight_q);
+    plain_logs<kD>(m.a, p.s.q.at(b, t0 + i, h), 0, 1, m.weight_q, scale, bias_of<kGeneral>(map, kOfQueries, h, kD));
     __syncthreads();
     const float den = p.saved[(b * p.s.T + t0 + i) * p.s.H + h] * kLog2e, delta = m.delta[i];
     const bf16* const dy = p.dy.at(b, t0 + i, h);
     const int first = rows[i] < 0 ? 0 : rows[i];
-    float du[kD / 32] = {};
+    const float dens[2] = {plus_norm<kGeneral>(den, map, kOfQueries, 0, index, t0 + i),
+                           plus_norm<kGeneral>(den, map, kOfQueries, 1, index, t0 + i)};
+    float du[kD / 32] = {}, gradients[2] = {0, 0};
     for (int j = first + l.warp; j <= i; j += kWarps) {
       float dscore = 0;
       for (int d = l.lane; d < kD; d += 32) dscore += __bfloat162float(dy[d]) * __bfloat162float(m.v[place<kD>(j, d)]);
       dscore = warp_sum(dscore) + delta;
+      const float less[2] = {plus_norm<kGeneral>(dens[0], map, kOfKeys, 0, index, t0 + j),
+                             plus_norm<kGeneral>(dens[1], map, kOfKeys, 1, index, t0 + j)};
       for (int x = 0; x < kD / 32; ++x) {
         const float u = m.a[l.lane + 32 * x] + logs[j * kD + l.lane + 32 * x];
-        du[x] += dscore * (exp2_fast(u - den) - exp2_fast(-u - den));
+        const float plus = dscore * exp2_fast(u - less[0]), minus = dscore * exp2_fast(-u - less[1]);
+        du[x] += plus - minus;
+        gradients[0] += plus, gradients[1] += minus;
       }
     }
     for (int x = 0; x < kD / 32; ++x) m.part[l.warp][l.lane + 32 * x] = du[x];
@@ -50,14 +60,32 @@ __device__ __noinline__ void queries_log_space_rows(const BackwardArguments& p, 
           for (int e = 0; e < 2; ++e) dot += state.sums.S[s][n][2 * x + e] * __bfloat162float(dy[8 * n + l.column + e]);
         dot = row_sum(dot) + delta * state.sums.z[s][x];
         const float u = m.a[l.row + 8 * x];
-        sum += exp2_fast((s ? -u : u) + state.shift[s][x] - den) * (s ? -dot : dot);
+        const float g = exp2_fast((s ? -u : u) + state.shift[s][x] - dens[s]) * dot;
+        sum += s ? -g : g;
+        if (l.column == 0 && rows[i] < 0) gradients[s] += g;
       }
       if (l.column == 0) m.du_state[l.row + 8 * x] = rows[i] < 0 ? sum : 0.0f;
+    }
+    if constexpr (kGeneral) {
+      for (int s = 0; s < 2; ++s) {
+        const float sum = warp_sum(gradients[s]);
+        if (l.lane == 0) m.gradients[l.warp][s] = sum;
+      }
     }
     __syncthreads();
     if (threadIdx.x < kD) {
       float sum = m.du_state[threadIdx.x];
       for (int w = 0; w < kWarps; ++w) sum += m.part[w][threadIdx.x];
+      if constexpr (kGeneral) {
+        const float u = m.a[threadIdx.x];
+        for (int s = 0; s < 2 && map.normalises(kOfQueries); ++s) {
+          float of_sign = 0;
+          for (int w = 0; w < kWarps; ++w) of_sign += m.gradients[w][s];
+          const float p_of_sign = true_feature((s ? -u : u) - map.at(kOfQueries, s, index, t0 + i));
+          sum -= (s ? -p_of_sign : p_of_sign) * of_sign;
+        }
+        sum *= map.factor();
+      }
       m.a[threadIdx.x] = sum;
       m.du[place<kD>(i, int(threadIdx.x))] = __float2bfloat16(sum);
     }
@@ -73,7 +101,7 @@ __device__ __noinline__ void queries_log_space_rows(const BackwardArguments& p, 
 
 /// dq, the part of dweight_q of one batch element, head and segment, and what the pass against time needs. One block walks the
 /// chunks of a segment; states are made again as in forward, and stay in registers with the sum of dweight_q.
-template <int kD>
+template <int kD, bool kGeneral>
 __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
     linear_attention_backward_queries_kernel(const __grid_constant__ BackwardArguments p) {
   constexpr int kSteps = kD / 16, kHalf = kD / 2;
@@ -92,9 +120,10 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
   load_rows<kD>(m.weight_k, s.weight_k + h * kD * kD, kD, kD, s.vector, l);
   load_rows<kD>(m.k, s.k.at(b, begin, h), s.k.token, s.T - begin, s.vector, l);
   if (thread < kD) m.rows[walk.begin & 1][thread] = document_row(s, b, begin, thread);
+  if constexpr (kGeneral) m.key_norm[0][thread] = fetch_key_norm<kD>(s.map, index, begin);
   KeyState<kD> state;
   state.start(p.states, walk, l);
-  float dweight[kD / 8][4] = {};
+  float dweight[kD / 8][4] = {}, dbias = 0;
   if (p.handover) load_weight_gradient<kD>(dweight, p.dweight[0] + walk.slot * kD * kD, l);
 
   for (int chunk = walk.begin; chunk < walk.end; ++chunk) {
@@ -114,7 +143,9 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
       const int row = l.row + 8 * x;
       den[x] = row < count ? p.saved[(b * s.T + t0 + row) * s.H + h] * kLog2e : INFINITY;
     }
-    state.enter(m.weight_k, m.k, count, rows, m.phi, m.S, m.features, l);
+    RowNorm<kGeneral> norm;
+    norm.fetch(s.map, kOfQueries, index, t0, count, l.row);
+    state.enter(m.weight_k, m.k, count, rows, m.phi, m.S, m.features, l, chunk_norm<kGeneral>(s.map, m.key_norm[0], h, kD));
     wait_all_copies();
     __syncthreads();  // v, dy, o, q, phi and the state are here; all are done with k
     p.shifts[(index * s.chunks + chunk) * 2 * kD + thread] = m.features.shift[thread];
@@ -122,12 +153,14 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
     if (goes_on) {
       load_rows<kD>(m.k, s.k.at(b, t0 + kD, h), s.k.token, left - kD, s.vector, l);
       if (thread < kD) next_row = document_row(s, b, t0 + kD, thread);
+      if constexpr (kGeneral) m.key_norm[0][thread] = fetch_key_norm<kD>(s.map, index, t0 + kD);
     }
 
-    float u[kD / 8][4] = {}, largest[2] = {-INFINITY, -INFINITY};
+    float u[kD / 8][4], largest[2] = {-INFINITY, -INFINITY};
+    start_by_token<kGeneral>(u, bias_of<kGeneral>(s.map, kOfQueries, h, kD), l.column);
     multiply<kD>(u, [&](unsigned(&a)[4], int k) { l.a(a, m.q, 16 * l.warp, k); },
                  [&](unsigned(&b)[4], int n, int k) { l.b_transposed(b, m.weight_q, n, k); });
-    query_exponents<kD>(u, largest, m.features.shift, l);
+    query_exponents<kD>(u, largest, m.features.shift, l, norm);
     float delta[2] = {0, 0};
 #pragma unroll
     for (int k = 0; k < kD; k += 16) {
@@ -149,7 +182,10 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
       if (l.column == 0) {
         m.redo[row] = redo;
         m.delta[row] = delta[x];
-        if (row < count) p.delta[index * s.T + t0 + row] = delta[x], p.denominators[index * s.T + t0 + row] = den[x];
+        if (row < count) {
+          p.delta[index * s.T + t0 + row] = delta[x], p.denominators[index * s.T + t0 + row] = norm.plus(den[x], 0, x);
+          if constexpr (kGeneral) p.denominators[s.map.count + index * s.T + t0 + row] = norm.plus(den[x], 1, x);
+        }
       }
       if (s.document_start) first[x] = rows[row], sees[x] = first[x] < 0;
     }
@@ -176,6 +212,8 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
       pack_operand(w[j], scores[0], scores[1]);
     }
     // gradient of the features, half of u at a time, and through phi to u
+    float du[kD / 8][4], gradients[2][2] = {};
+    const float less[2][2] = {{norm.plus(den[0], 0, 0), norm.plus(den[1], 0, 1)}, {norm.plus(den[0], 1, 0), norm.plus(den[1], 1, 1)}};
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float dphi[2][kHalf / 8][4] = {};
@@ -203,21 +241,36 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
           const int x = e / 2;
-          float& value = u[half * (kHalf / 8) + n][e];
+          const float value = u[half * (kHalf / 8) + n][e];
           const float of_z = sees[x] ? delta[x] : 0.0f;
           float parts[2];
 #pragma unroll
           for (int sign = 0; sign < 2; ++sign) {
             const float log_phi = (sign ? -value : value) + (e % 2 ? shift[sign].y : shift[sign].x);
-            parts[sign] = (dphi[sign][n][e] + of_z * (e % 2 ? z[sign].y : z[sign].x)) * exp2_fast(log_phi - den[x]);
+            parts[sign] = (dphi[sign][n][e] + of_z * (e % 2 ? z[sign].y : z[sign].x)) * exp2_fast(log_phi - less[sign][x]);
+            if constexpr (kGeneral) gradients[sign][x] += parts[sign];
           }
-          value = parts[0] - parts[1];
+          du[half * (kHalf / 8) + n][e] = parts[0] - parts[1];
         }
       }
     }
+    if constexpr (kGeneral) {
+      sum_rows(gradients, false);
+#pragma unroll
+      for (int n = 0; n < kD / 8; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          if (s.map.normalises(kOfQueries)) {
+            du[n][e] -= true_feature(norm.minus(u[n][e], 0, e / 2)) * gradients[0][e / 2] -
+                        true_feature(norm.minus(-u[n][e], 1, e / 2)) * gradients[1][e / 2];
+          } else {
+            du[n][e] *= s.map.factor();  // over both signs the gradients of a row sum to 0
+          }
+        }
+    }
     {
       float dq[kD / 8][4];
-      through_weight<kD>(dq, u, m.weight_q, m.du, l);
+      through_weight<kD>(dq, du, m.weight_q, m.du, l);
       if (chunk >= first_chunk) store_rows<kD>(p.dq, p.dq.at(b, t0, h), dq, count, l);
     }
 
@@ -225,7 +278,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
     const bool any = __syncthreads_or(small);
     if (any) {
       const KeyState<kD> copy = state;
-      queries_log_space_rows<kD>(p, copy, rows, b, h, t0, count);
+      queries_log_space_rows<kD, kGeneral>(p, copy, rows, b, h, t0, count);
     }
     if (thread == 0) {
       unsigned long long bits = 0;
@@ -233,24 +286,26 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
       p.redo[index * s.chunks + chunk] = bits;
     }
     if (chunk >= first_chunk) add_weight_gradient<kD>(dweight, m.q, m.du, l);
+    if (kGeneral && p.dbias[0]) dbias = add_bias_gradient<kD>(dbias, m.du, count);
     if (goes_on) {
       state.leave(m.phi, m.v, rows[kD - 1], m.features, l);
       if (thread < kD) m.rows[(chunk + 1) & 1][thread] = next_row;
     }
   }
   store_weight_gradient<kD>(p.dweight[0] + walk.slot * kD * kD, dweight, l);
+  if (kGeneral && p.dbias[0]) store_bias_gradient<kD>(p.dbias[0] + walk.slot * kD, dbias, m.features.z);
 }
 
-template <int kD>
+template <int kD, bool kGeneral>
 void run(const BackwardArguments& p, std::int64_t batch) {
-  launch(linear_attention_backward_queries_kernel<kD>, batch * p.s.H * p.s.segments, 2 * kD, sizeof(QueriesMemory<kD>), p);
+  launch(linear_attention_backward_queries_kernel<kD, kGeneral>, batch * p.s.H * p.s.segments, 2 * kD, sizeof(QueriesMemory<kD>), p);
 }
 
 }  // namespace
 
 void backward_queries(const BackwardArguments& p, std::int64_t batch, int D) {
-  if (D == 64) run<64>(p, batch);
-  else run<32>(p, batch);
+  if (p.s.map.general) return D == 64 ? run<64, true>(p, batch) : run<32, true>(p, batch);
+  return D == 64 ? run<64, false>(p, batch) : run<32, false>(p, batch);
 }
 
 }  // namespace hedgehog::cuda::linear_attention_mma

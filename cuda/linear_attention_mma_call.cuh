@@ -1,5 +1,6 @@
 #pragma once
 #include <algorithm>
+#include <span>
 
 #include "cuda/linear_attention_mma_state.cuh"
 #include "cuda/stream.h"
@@ -32,6 +33,18 @@ inline Segments segments_of(const Shape& q, Pass pass) {
   return {int(chunks), int((chunks + best - 1) / best), int(best)};
 }
 
+/// Whether features of a token are normalised.
+inline bool is_normalised(const Attributes& attributes) {
+  const std::string& map = attributes.text("map");
+  return map == "hedgehog-softmax" || map == "hedgehog-joint";
+}
+
+/// Whether a call needs more than the plain map without biases; of its tensors or their descriptions.
+template <class Operand>
+bool is_general(const Attributes& attributes, std::span<const Operand> inputs) {
+  return is_normalised(attributes) || inputs[kBiasQ].given || inputs[kBiasK].given;
+}
+
 /// Parts of the workspace, each 256-byte aligned; without a base it counts bytes.
 struct Workspace {
   std::byte* base = nullptr;
@@ -48,8 +61,18 @@ struct Workspace {
     const std::int64_t rows = g.count > 1 ? q[0] * q[2] * g.count * 2 * q[3] : 0;
     return {take<float>(rows * q[3]), take<float>(rows), take<float>(rows), take<float>(rows)};
   }
+  /// Room for the sums that normalise features, if the map does; "hedgehog-joint" has none of queries, but their place.
+  void take_map(GeneralMap& map, const Attributes& attributes, const Shape& q) {
+    map.count = q[0] * q[1] * q[2], map.T = q[1];
+    if (!is_normalised(attributes)) return;
+    map.joint = attributes.text("map") == "hedgehog-joint";
+    map.scale = map.joint ? 2 * kLog2e : kLog2e;
+    map.log_sums = take<float>(4 * map.count);
+  }
 };
 
+/// Fills s.map.log_sums.
+void make_log_sums(const Sequence& s, std::int64_t batch, int D);
 /// Fills the slots with the states before each segment but the first.
 void make_states(const Sequence& s, const SumSlots& states, std::int64_t batch, int D);
 /// What the keys of each segment alone add, with products of a warpgroup: part of make_states.
@@ -65,7 +88,9 @@ inline Sequence sequence_of(const Call& c, Pass pass) {
   Sequence s{heads(kQ), key_heads(kK), key_heads(kV), weight(kWeightQ), weight(kWeightK), c.inputs[kDocumentStart].as<const std::int32_t>(),
              q[1], int(q[2]), false, g.chunks, g.count, g.length};
   s.vector = aligned(s.q) && aligned(s.k) && aligned(s.v) && aligned({s.weight_q, s.weight_k});
-  s.warpgroups = s.vector && q[3] == 64 && has_warpgroups();
+  s.map.general = is_general(c.attributes, c.inputs);
+  s.map.bias[kOfQueries] = weight(kBiasQ), s.map.bias[kOfKeys] = weight(kBiasK);
+  s.warpgroups = s.vector && q[3] == 64 && !s.map.general && has_warpgroups();
   return s;
 }
 

@@ -1,5 +1,5 @@
 #pragma once
-#include "cuda/linear_attention_mma_tile.cuh"
+#include "cuda/linear_attention_mma_map.cuh"
 
 /// What a block of the tensor-core path of linear attention walks, and the sums it carries along.
 namespace hedgehog::cuda::linear_attention_mma {
@@ -26,6 +26,7 @@ struct Sequence {
   int segments;  // that blocks walk side by side
   int segment_chunks;
   bool warpgroups;  // products are made by warpgroups
+  GeneralMap map;
 };
 
 /// The part of a sequence that a block walks.
@@ -172,34 +173,58 @@ struct FeatureRows {
 /// the state with the shift `before` by `factor`. store(sign, phi) gets those of either sign, rounded: phi[n][x] are row + 8 x,
 /// tokens 8 n + column and the next. What the chunk adds to z comes from token `first` on.
 /// kWhole: all tokens are there and count for the state.
-template <bool kWhole, int kD, class Store>
+template <bool kWhole, int kD, class Store, bool kGeneral = false>
 __device__ __forceinline__ void features_of(float (&u)[kD / 8][4], int count, int first, const float (&before)[2][2],
                                           float (&after)[2][2], float (&factor)[2][2], FeatureRows<kD>& features, const Store& store,
-                                          const Lanes<kD>& l) {
-  float top[2][2] = {{-INFINITY, -INFINITY}, {-INFINITY, -INFINITY}};
-#pragma unroll
-  for (int n = 0; n < kD / 8; ++n)
-#pragma unroll
-    for (int p = 0; p < 4; ++p) {
-      if (kWhole || 8 * n + l.column + p % 2 < count) {
-        top[0][p / 2] = fmaxf(top[0][p / 2], u[n][p]);
-        top[1][p / 2] = fmaxf(top[1][p / 2], -u[n][p]);
-      }
+                                          const Lanes<kD>& l, const ChunkNorm<kGeneral>& norm = {}) {
+  // log phi of two tokens of half x, less what is the same for both
+  const auto pair_of = [&](int s, int n, int x, float less) {
+    if constexpr (kGeneral) {
+      const float2 c = pair_at(norm.c + s * kD, 8 * n + l.column);
+      const float scale = s ? -norm.scale : norm.scale;
+      return float2{fmaf(u[n][2 * x], scale, -less) - c.x, fmaf(u[n][2 * x + 1], scale, -less) - c.y};
+    } else {
+      const float scale = s ? -kLog2e : kLog2e;
+      return float2{fmaf(u[n][2 * x], scale, -less), fmaf(u[n][2 * x + 1], scale, -less)};
     }
+  };
+  float top[2][2] = {{-INFINITY, -INFINITY}, {-INFINITY, -INFINITY}};
+  if constexpr (kGeneral) {
+#pragma unroll
+    for (int n = 0; n < kD / 8; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int token = 8 * n + l.column;
+        const float2 log_phi = pair_of(i / 2, n, i % 2, 0);
+        float& largest = top[i / 2][i % 2];
+        if (kWhole || token < count) largest = fmaxf(largest, log_phi.x);
+        if (kWhole || token + 1 < count) largest = fmaxf(largest, log_phi.y);
+      }
+  } else {
+#pragma unroll
+    for (int n = 0; n < kD / 8; ++n)
+#pragma unroll
+      for (int p = 0; p < 4; ++p) {
+        if (kWhole || 8 * n + l.column + p % 2 < count) {
+          top[0][p / 2] = fmaxf(top[0][p / 2], u[n][p]);
+          top[1][p / 2] = fmaxf(top[1][p / 2], -u[n][p]);
+        }
+      }
+  }
 #pragma unroll
   for (int s = 0; s < 2; ++s) {
     unsigned phi[kD / 8][2];
 #pragma unroll
     for (int x = 0; x < 2; ++x) {
-      after[s][x] = fmaxf(before[s][x], row_max(top[s][x]) * kLog2e);
+      after[s][x] = fmaxf(before[s][x], row_max(top[s][x]) * (kGeneral ? 1.0f : kLog2e));
       factor[s][x] = exp2_fast(before[s][x] - after[s][x]);
       float sum = 0;
 #pragma unroll
       for (int n = 0; n < kD / 8; ++n) {
         const int token = 8 * n + l.column;
-        const float scale = s ? -kLog2e : kLog2e;
-        const float e0 = kWhole || token < count ? exp2_fast(fmaf(u[n][2 * x], scale, -after[s][x])) : 0.0f;
-        const float e1 = kWhole || token + 1 < count ? exp2_fast(fmaf(u[n][2 * x + 1], scale, -after[s][x])) : 0.0f;
+        const float2 log_phi = pair_of(s, n, x, after[s][x]);
+        const float e0 = kWhole || token < count ? exp2_fast(log_phi.x) : 0.0f;
+        const float e1 = kWhole || token + 1 < count ? exp2_fast(log_phi.y) : 0.0f;
         phi[n][x] = pack(e0, e1);
         sum += (kWhole || token >= first ? e0 : 0.0f) + (kWhole || token + 1 >= first ? e1 : 0.0f);
       }
@@ -213,31 +238,34 @@ __device__ __forceinline__ void features_of(float (&u)[kD / 8][4], int count, in
 
 /// Exponents of a chunk of queries by token from u = x W, and the largest of each row of a lane with the shift of keys, of the lane's
 /// own columns.
-template <int kD>
-__device__ __forceinline__ void query_exponents(float (&u)[kD / 8][4], float (&largest)[2], const float* shift, const Lanes<kD>& l) {
+template <int kD, bool kGeneral = false>
+__device__ __forceinline__ void query_exponents(float (&u)[kD / 8][4], float (&largest)[2], const float* shift, const Lanes<kD>& l,
+                                                const RowNorm<kGeneral>& norm = {}) {
 #pragma unroll
   for (int n = 0; n < kD / 8; ++n) {
     const float2 plus = pair_at(shift, 8 * n + l.column), minus = pair_at(shift, kD + 8 * n + l.column);
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      u[n][e] *= kLog2e;
-      largest[e / 2] = fmaxf(largest[e / 2], fmaxf((e % 2 ? plus.y : plus.x) + u[n][e], (e % 2 ? minus.y : minus.x) - u[n][e]));
+      u[n][e] *= norm.scale;
+      largest[e / 2] = fmaxf(largest[e / 2], fmaxf(norm.minus((e % 2 ? plus.y : plus.x) + u[n][e], 0, e / 2),
+                                                   norm.minus((e % 2 ? minus.y : minus.x) - u[n][e], 1, e / 2)));
     }
   }
 }
 /// Features of those queries in the scale of keys, as operands.
-template <int kD>
+template <int kD, bool kGeneral = false>
 __device__ __forceinline__ void query_operands(unsigned (&q)[kD / 8][4], const float (&u)[kD / 8][4], const float (&largest)[2],
-                                               const float* shift, const Lanes<kD>& l) {
+                                               const float* shift, const Lanes<kD>& l, const RowNorm<kGeneral>& norm = {}) {
 #pragma unroll
   for (int sign = 0; sign < 2; ++sign) {
+    const float less[2] = {norm.plus(largest[0], sign, 0), norm.plus(largest[1], sign, 1)};
     float phi[kD / 8][4];
 #pragma unroll
     for (int n = 0; n < kD / 8; ++n) {
       const float2 of_columns = pair_at(shift, sign * kD + 8 * n + l.column);
 #pragma unroll
       for (int e = 0; e < 4; ++e)
-        phi[n][e] = exp2_fast((sign ? -u[n][e] : u[n][e]) + (e % 2 ? of_columns.y : of_columns.x) - largest[e / 2]);
+        phi[n][e] = exp2_fast((sign ? -u[n][e] : u[n][e]) + (e % 2 ? of_columns.y : of_columns.x) - less[e / 2]);
     }
 #pragma unroll
     for (int k = 0; k < kD / 16; ++k) pack_operand(q[sign * (kD / 16) + k], phi[2 * k], phi[2 * k + 1]);
@@ -267,10 +295,13 @@ struct KeyState {
   /// Log features of a chunk of keys by feature, their shift, and what the rows of the chunk read: the features in the scale
   /// of the shift and the state before the chunk in that scale. The block synchronises before (keys) and after (phi, S_tile,
   /// features).
+  template <bool kGeneral = false>
   __device__ __forceinline__ void enter(const bf16* weight, const bf16* keys, int count, const signed char* rows, bf16* phi, bf16* S_tile,
-                                        FeatureRows<kD>& features, const Lanes<kD>& l) {
+                                        FeatureRows<kD>& features, const Lanes<kD>& l, const ChunkNorm<kGeneral>& norm = {}) {
     float factor[2][2], after[2][2];
-    float u[kD / 8][4] = {};
+    float u[kD / 8][4];
+    if constexpr (kGeneral) start_by_feature<true>(u, norm.bias, l.row);
+    else start_by_feature<false>(u, nullptr, l.row);
     multiply<kD>(u, [&](unsigned(&a)[4], int k) { l.a_transposed(a, weight, 16 * l.warp, k); },
                  [&](unsigned(&b)[4], int n, int k) { l.b(b, keys, n, k); });
     const auto store = [&](int s, const unsigned(&of)[kD / 8][2]) {
@@ -282,7 +313,7 @@ struct KeyState {
     };
     if (rows[0] >= 0)
       for (int s = 0; s < 2; ++s) shift[s][0] = shift[s][1] = -INFINITY;
-    features_of<false>(u, count, rows[count - 1], shift, after, factor, features, store, l);
+    features_of<false>(u, count, rows[count - 1], shift, after, factor, features, store, l, norm);
     sums.publish(factor, S_tile, features.z, l);
   }
 
@@ -306,14 +337,15 @@ struct KeyState {
   }
 };
 
-/// u = log2(e) x W of `count` rows by plain sums, for the rare rows in log space. weight is a tile.
+/// u = scale (x W + bias) of `count` rows by plain sums, for the rare rows in log space. weight is a tile, bias may be null.
 template <int kD>
-__device__ __noinline__ void plain_logs(float* u, const bf16* x, std::int64_t step, int count, const bf16* weight) {
+__device__ __noinline__ void plain_logs(float* u, const bf16* x, std::int64_t step, int count, const bf16* weight, float scale,
+                                         const bf16* bias) {
   for (int i = int(threadIdx.x); i < count * kD; i += 2 * kD) {
     const bf16* row = x + i / kD * step;
-    float sum = 0;
+    float sum = bias ? __bfloat162float(bias[i % kD]) : 0.0f;
     for (int d = 0; d < kD; ++d) sum += __bfloat162float(row[d]) * __bfloat162float(weight[place<kD>(d, i % kD)]);
-    u[i] = sum * kLog2e;
+    u[i] = sum * scale;
   }
 }
 

@@ -17,10 +17,11 @@ struct StatesMemory {
   bf16 S[2 * kTile];          // written by enter, not read
   FeatureRows<kD> features;
   signed char rows[2][kD];
+  float key_norm[2][kD];      // (signs, chunk)
 };
 
 /// What the keys of one segment alone add to the state, in the slot of the next segment. One block a segment.
-template <int kD>
+template <int kD, bool kGeneral>
 __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8) linear_attention_states_kernel(const __grid_constant__ StatesArguments p) {
   StatesMemory<kD>& m = *reinterpret_cast<StatesMemory<kD>*>(shared_bytes());
   const Sequence& s = p.s;
@@ -34,6 +35,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8) linear_attention_sta
   load_rows<kD>(m.weight_k, s.weight_k + h * kD * kD, kD, kD, s.vector, l);
   load_rows<kD>(m.k, s.k.at(b, begin, h), s.k.token, kD, s.vector, l);
   if (thread < kD) m.rows[walk.begin & 1][thread] = document_row(s, b, begin, thread);
+  if constexpr (kGeneral) m.key_norm[0][thread] = fetch_key_norm<kD>(s.map, walk.index, begin);
   KeyState<kD> state;
   state.clear();
   for (int chunk = walk.begin; chunk < walk.end; ++chunk) {
@@ -42,12 +44,13 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8) linear_attention_sta
     wait_all_copies();
     __syncthreads();  // k and rows are here; the chunk before is done with v
     load_rows<kD>(m.v, s.v.at(b, t0, h), s.v.token, kD, s.vector, l);
-    state.enter(m.weight_k, m.k, kD, rows, m.phi, m.S, m.features, l);
+    state.enter(m.weight_k, m.k, kD, rows, m.phi, m.S, m.features, l, chunk_norm<kGeneral>(s.map, m.key_norm[0], h, kD));
     wait_all_copies();
     __syncthreads();  // v is here; all are done with k
     if (chunk + 1 < walk.end) {
       load_rows<kD>(m.k, s.k.at(b, t0 + kD, h), s.k.token, kD, s.vector, l);
       if (thread < kD) m.rows[(chunk + 1) & 1][thread] = document_row(s, b, t0 + kD, thread);
+      if constexpr (kGeneral) m.key_norm[0][thread] = fetch_key_norm<kD>(s.map, walk.index, t0 + kD);
     }
     state.leave(m.phi, m.v, rows[kD - 1], m.features, l);
   }
@@ -55,6 +58,11 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8) linear_attention_sta
   if (l.column == 0)
     for (int sign = 0; sign < 2; ++sign)
       for (int x = 0; x < 2; ++x) p.states.local[(walk.slot + 1) * 2 * kD + sign * kD + l.row + 8 * x] = state.shift[sign][x];
+}
+
+template <int kD, bool kGeneral>
+void run(const StatesArguments& p, std::int64_t blocks) {
+  launch(linear_attention_states_kernel<kD, kGeneral>, blocks, 2 * kD, sizeof(StatesMemory<kD>), p);
 }
 
 /// Whether the document at the end of a segment began before the segment.
@@ -188,8 +196,8 @@ void make_states(const Sequence& s, const SumSlots& states, std::int64_t batch, 
   const std::int64_t heads = batch * s.H, blocks = heads * s.segments;
   const StatesArguments p{s, states};
   if (s.warpgroups) warpgroup_states(s, states, blocks);
-  else if (D == 64) launch(linear_attention_states_kernel<64>, blocks, 128, sizeof(StatesMemory<64>), p);
-  else launch(linear_attention_states_kernel<32>, blocks, 64, sizeof(StatesMemory<32>), p);
+  else if (s.map.general) D == 64 ? run<64, true>(p, blocks) : run<32, true>(p, blocks);
+  else D == 64 ? run<64, false>(p, blocks) : run<32, false>(p, blocks);
   launch(linear_attention_states_scan_kernel, scan_blocks(heads, D), kScanThreads, 0, StatesScanArguments{s, states, heads, D});
 }
 

@@ -6,7 +6,7 @@
 /// Tiles and fragments of the tensor-core path of linear attention.
 ///
 /// A block has kD / 16 warps and walks chunks of kD tokens, kD = D = Dv = D', F = 2 kD. All tiles have rows of kD elements.
-/// Exponents are in base 2 throughout: log phi = [u, -u] with u = log2(e) x W.
+/// Exponents are in base 2 throughout: log phi = [u, -u] with u = log2(e) x W for the plain map, else as in linear_attention_mma_map.cuh.
 namespace hedgehog::cuda::linear_attention_mma {
 
 constexpr float kLn2 = 0.6931471805599453f;

@@ -4,11 +4,8 @@
 #include <cmath>
 
 #include "ops/embedding.h"
-#include "ops/linear_attention.h"
-#include "ops/shape.h"
-#include "ops/softmax_attention.h"
+#include "tests/attention_cases.h"
 #include "tests/device_cases.h"
-#include "tests/parity.h"
 
 using namespace hedgehog;
 using namespace hedgehog::test;
@@ -116,78 +113,6 @@ Cases convolution_cases() {
                of("short_convolution", "K 4, C 189", {}, {normal({2, 131, 189}), normal({4, 189}), omitted()})});
 }
 
-/// Attention on windows of one (B, T, (Hq + 2 Hkv) D) tensor.
-struct AttentionShape {
-  std::int64_t B = 2, T = 65, Hq = 2, Hkv = 2, D = 64;
-  bool causal = true, documents = false;
-  double scale = 1;
-  std::string text() const {
-    return fmt::format("B {} T {} H {}/{} D {}{}{} scale {}", B, T, Hq, Hkv, D, causal ? " causal" : "", documents ? " documents" : "",
-                       scale);
-  }
-  SampleInput packed() const { return normal({B, T, (Hq + 2 * Hkv) * D}, scale); }
-  Tensors parts(const Tensor& packed) const {
-    const Tensors windows = split(packed, {Hq * D, Hkv * D, Hkv * D});
-    return {reshape(windows[0], {B, T, Hq, D}), reshape(windows[1], {B, T, Hkv, D}), reshape(windows[2], {B, T, Hkv, D})};
-  }
-};
-
-const Op& packed_softmax() {
-  static const Op op{.name = "softmax_attention of packed", .arguments = {{"qkv"}, {"document_start", true, false}}};
-  return op;
-}
-
-ParityCase softmax_case(const AttentionShape& s) {
-  ParityCase c{.op = &packed_softmax(), .sample = {s.text(), {}, {s.packed(), s.documents ? documents({s.B, s.T}) : omitted()}}};
-  c.function = [s](const Tensors& in) -> Tensors {
-    const Tensors p = s.parts(in[0]);
-    SoftmaxAttentionOptions o;
-    o.causal = s.causal;
-    o.document_start = in[1];
-    return {softmax_attention(p[0], p[1], p[2], o)};
-  };
-  c.draws = s.T == 1 ? 9 : 3;
-  c.passes = 2;
-  return c;
-}
-
-enum PackedLinear : int { kPacked, kWeightQ, kWeightK, kBiasQ, kBiasK, kStart };
-
-const Op& packed_linear() {
-  static const Op op{
-      .name = "linear_attention of packed",
-      .arguments = {{"qkv"}, {"weight_q"}, {"weight_k"}, {"bias_q", true}, {"bias_k", true}, {"document_start", true, false}},
-  };
-  return op;
-}
-
-ParityCase linear_case(const AttentionShape& s, bool bias = false, const char* map = "hedgehog") {
-  const SampleInput weight = normal({s.Hq, s.D, s.D}, 1 / std::sqrt(double(s.D)));
-  const SampleInput shift = bias ? normal({s.Hq, s.D}, 0.1) : omitted();
-  ParityCase c{.op = &packed_linear(),
-               .sample = {s.text() + " " + map,
-                          {},
-                          {s.packed(), weight, weight, shift, shift, s.documents ? documents({s.B, s.T}) : omitted()}}};
-  c.function = [s, map](const Tensors& in) -> Tensors {
-    const Tensors p = s.parts(in[kPacked]);
-    LinearAttentionOptions o;
-    o.weight_q = in[kWeightQ];
-    o.weight_k = in[kWeightK];
-    o.bias_q = in[kBiasQ];
-    o.bias_k = in[kBiasK];
-    o.document_start = in[kStart];
-    o.causal = s.causal;
-    o.map = map;
-    return {linear_attention(p[0], p[1], p[2], o).o};
-  };
-  c.draws = s.T == 1 ? 9 : 3;
-  // one token sees itself alone: the gradients of q and k are exactly 0, and what is left of the terms that cancel, a dozen
-  // roundings as where a whole tensor is 0, counts against that of v
-  if (s.T == 1) c.conditioning = 12 * 0x1p-24;
-  c.passes = 2;
-  return c;
-}
-
 constexpr std::int64_t kTimes[] = {1, 63, 64, 65, 200, 257};
 
 template <class Make>
@@ -210,22 +135,6 @@ Cases attention_cases(const Make& make) {
       out.push_back(of_activations(out.back()));
     }
   return out;
-}
-
-/// One key in the middle of head 0 has u = 120 in feature 5: earlier rows of its tile must be redone in log space.
-ParityCase one_large_key(const AttentionShape& s) {
-  ParityCase c = linear_case(s);
-  c.sample.label += ", a key at u = 120";
-  // in its gradient, differences v - o that cancel for this key count 120 times
-  c.sample.inputs[kWeightK] = constant_input(c.sample.inputs[kWeightK]);
-  c.conditioning = 120 * 0x1p-24;
-  c.change = [s](Numbers& numbers) {
-    for (std::int64_t i = 0; i < s.D; ++i)
-      for (std::int64_t j = 0; j < s.D; ++j) numbers[kWeightK][std::size_t(i * s.D + j)] = i == j;
-    const std::int64_t width = (s.Hq + 2 * s.Hkv) * s.D, token = s.T / 2;
-    for (std::int64_t i = 0; i < s.D; ++i) numbers[kPacked][std::size_t(token * width + s.Hq * s.D + i)] = i == 5 ? 120 : 0;
-  };
-  return c;
 }
 
 /// +t to u_k and -t to u_q in every third feature: the exact result stays, but no scalar shift a head would do (design: one shift
@@ -284,6 +193,49 @@ Cases other_map_cases() {
   return out;
 }
 
+/// The maps whose features a softmax normalises, on the shapes that tensor cores take: around the chunks, several segments, documents,
+/// key heads that are shared, large numbers.
+Cases normalised_map_cases() {
+  Cases out;
+  // exponents of "hedgehog-joint" are 2 u, and the plain form has to stand them
+  for (const auto& [map, large] : {std::pair{"hedgehog-softmax", 8.0}, std::pair{"hedgehog-joint", 4.0}})
+    for (const std::int64_t D : {32, 64}) {
+      for (const std::int64_t T : {1, 63, 64, 65, 200}) {
+        out.push_back(linear_case({.T = T, .D = D}, false, map));
+        out.push_back(of_activations(out.back()));
+      }
+      for (const std::int64_t T : {65, 200}) {
+        out.push_back(linear_case({.T = T, .D = D, .documents = true}, false, map));
+        out.push_back(linear_case({.T = T, .Hq = 4, .Hkv = 2, .D = D}, false, map));
+        out.push_back(linear_case({.T = T, .D = D, .causal = false}, false, map));
+      }
+      for (const bool documents : {false, true}) {
+        out.push_back(linear_case({.B = 1, .T = 1100, .D = D, .documents = documents}, false, map));
+        out.push_back(of_activations(out.back()));
+      }
+      for (const std::int64_t T : {65, 257, 1100}) {
+        out.push_back(linear_case({.B = 1, .T = T, .D = D, .scale = large}, false, map));
+        out.push_back(one_large_key({.B = 1, .T = T, .D = D}, map));
+        out.push_back(late_key({.B = 1, .T = T, .D = D}, map));
+      }
+    }
+  return out;
+}
+
+/// Biases of the Hedgehog maps, on the shapes that tensor cores take.
+Cases bias_cases() {
+  Cases out;
+  for (const char* map : {"hedgehog", "hedgehog-softmax", "hedgehog-joint"})
+    for (const std::int64_t D : {32, 64}) {
+      for (const std::int64_t T : {1, 64, 65, 200}) out.push_back(linear_case({.T = T, .D = D}, true, map));
+      out.push_back(of_activations(out.back()));
+      out.push_back(linear_case({.T = 65, .D = D, .causal = false}, true, map));
+      out.push_back(linear_case({.T = 65, .Hq = 4, .Hkv = 2, .D = D}, true, map));
+      out.push_back(linear_case({.B = 1, .T = 1100, .D = D, .documents = true}, true, map));
+    }
+  return out;
+}
+
 const std::vector<std::pair<const char*, Cases (*)()>>& all_cases() {
   static const std::vector<std::pair<const char*, Cases (*)()>> list{
       {"linear", linear_cases},
@@ -297,6 +249,8 @@ const std::vector<std::pair<const char*, Cases (*)()>>& all_cases() {
       {"hard numbers", hard_linear_cases},
       {"bidirectional", bidirectional_cases},
       {"other maps", other_map_cases},
+      {"normalised maps", normalised_map_cases},
+      {"biases", bias_cases},
   };
   return list;
 }
@@ -324,6 +278,8 @@ TEST_SUITE("device") {
   }
   TEST_CASE("parity: linear attention in which every query sees every key") { on_cuda([] { check_cases("bidirectional"); }); }
   TEST_CASE("parity: linear attention of the other maps") { on_cuda([] { check_cases("other maps"); }); }
+  TEST_CASE("parity: linear attention of the normalised maps") { on_cuda([] { check_cases("normalised maps"); }); }
+  TEST_CASE("parity: linear attention with biases of the maps") { on_cuda([] { check_cases("biases"); }); }
 }
 
 TEST_CASE("parity: the shapes by hand are accepted") {
