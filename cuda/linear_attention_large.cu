@@ -1,15 +1,13 @@
 #include "cuda/linear_attention_large.cuh"
 
 #include "cuda/linear_attention_large_tile.cuh"
+#include "cuda/linear_attention_mma_bidirectional.cuh"
 
 namespace hedgehog::cuda::linear_attention_large {
 namespace {
 
 using namespace linear_attention_mma;
 using linear_attention_large::Arguments;
-
-/// Shared memory of the largest kernels, for heads of 128: six tiles and rows of numbers.
-constexpr std::size_t kSharedMemory = 214 << 10;
 
 /// Sums, shifts and marks, of which both passes have some.
 Arguments take_sums(Workspace& w, const Shape& q) {
@@ -30,13 +28,6 @@ Arguments take_backward(Workspace& w, const Shape& q, std::int64_t key_heads) {
   return p;
 }
 
-/// Ranges of chunks whose parts of dweight are made side by side: enough for two blocks a multiprocessor of an H100. No more than
-/// chunks, so that the parts fit where the sums of the chunks were.
-int product_ranges(const Shape& q) {
-  const std::int64_t heads = q[0] * q[2], chunks = (q[1] + q[3] - 1) / q[3];
-  return int(std::max<std::int64_t>(1, std::min(chunks, (2 * 264 + heads - 1) / heads)));
-}
-
 }  // namespace
 
 bool supports(const Attributes& attributes, std::span<const Meta> inputs) {
@@ -49,7 +40,7 @@ bool supports(const Attributes& attributes, std::span<const Meta> inputs) {
   for (int i : {kBiasQ, kBiasK, kMask, kInitialState})
     if (inputs[std::size_t(i)].given) return false;
   const std::int64_t D = q.shape[3], width = inputs[kWeightQ].shape[2], Dv = inputs[kV].shape[3];
-  return (D == 96 || D == 128) && Dv == D && width == D && largest_shared_memory() >= kSharedMemory;
+  return (D == 96 || D == 128) && Dv == D && width == D && shared_memory_of(D) <= largest_shared_memory();
 }
 
 std::int64_t forward_workspace(const Attributes&, std::span<const Meta> inputs) {
@@ -94,14 +85,16 @@ void backward(const Call& c) {
   p.s.vector = p.s.vector && aligned(p.y) && aligned(p.dy);
   if (key_heads == q[2]) p.dv = HeadsTarget<bf16>("linear_attention", c, kV);
 
-  // parts of dweight lie where the sums were, which nobody reads any more
+  // parts of dweight lie where the sums were, which nobody reads any more; there are no more of them than chunks
   float* const parts = reinterpret_cast<float*>(p.sums.S);
-  const int ranges = product_ranges(q);
+  const Segments ranges = even_segments(q, kTwoEach);
   const auto products = [&](const KeyHeads& x, const bf16* weight, const HeadsTarget<bf16>& dx, int of_weight) {
     if (!dx && !c.dx[std::size_t(of_weight)]) return;
-    multiply_weight({x, weight, p.du, dx, c.dx[std::size_t(of_weight)] ? parts : nullptr, q[1], int(q[2]), p.s.chunks, ranges, p.s.vector}, B, D);
-    if (of_weight == kWeightQ) sum_weight_parts(c, parts, ranges, nullptr, 0);
-    else sum_weight_parts(c, nullptr, 0, parts, ranges);
+    multiply_weight({x, weight, p.du, dx, c.dx[std::size_t(of_weight)] ? parts : nullptr, q[1], int(q[2]), ranges.chunks, ranges.count,
+                     ranges.length, p.s.vector},
+                    B, D);
+    if (of_weight == kWeightQ) sum_weight_parts(c, parts, ranges.count, nullptr, 0);
+    else sum_weight_parts(c, nullptr, 0, parts, ranges.count);
   };
 
   sum_chunks(p, false, B, D);

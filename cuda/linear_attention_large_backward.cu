@@ -3,37 +3,71 @@
 namespace hedgehog::cuda::linear_attention_large {
 namespace {
 
+/// One side's rows are a block's own, those of the other side are seen by all warps: values and their gradients go with keys and queries.
 template <int kD>
 struct BackwardMemory {
   static constexpr int kTile = PaddedLanes<kD>::kTile;
+  // heads of 96: two blocks a multiprocessor, if the other side's values come late
+  static constexpr bool kLate = kD == 96;
   bf16 others[2 * kTile];  // the other side's weight and rows, then its features (chunk, F), one tile a sign
-  bf16 own[2 * kTile];     // the own side's weight and rows, then S or R (F, Dv)
-  bf16 v[kTile], dy[kTile];  // (chunk, Dv)
+  bf16 own[2 * kTile];     // the own side's weight and rows, then S or R (F, Dv); late values between the two
+  bf16 y[kTile];           // (chunk, Dv) of the own side: dy of queries, v of keys
+  bf16 early_y[kLate ? 8 : kTile];
   ChunkNumbers<kD> numbers;
   float den[kD], delta[kD];  // of queries, infinity for rare rows and past the end; for keys
-};
-static_assert(sizeof(BackwardMemory<128>) <= 227 * 1024);
 
-/// Starts the copies of both sides' weights and rows, and of v and dy, in that order.
+  /// (chunk, Dv) of the other side.
+  __device__ __forceinline__ bf16* others_y() { return kLate ? own : early_y; }
+};
+static_assert(sizeof(BackwardMemory<128>) <= 227 * 1024 && 2 * (sizeof(BackwardMemory<96>) + 1024) <= 228 * 1024);
+
+/// Starts the copy of values, or of their gradients.
 template <int kD>
-__device__ __forceinline__ void load_chunk(BackwardMemory<kD>& m, const Arguments& p, const Chunk& at, bool keys_first,
-                                           const PaddedLanes<kD>& l) {
+__device__ __forceinline__ void load_values(bf16* tile, const Arguments& p, const Chunk& at, bool of_keys, const PaddedLanes<kD>& l) {
+  if (of_keys) load_tile<kD>(tile, p.s.v.at(at.b, at.t0, at.h), p.s.v.token, at.count, p.s.vector, l);
+  else load_tile<kD>(tile, p.dy.at(at.b, at.t0, at.h), p.dy.token, at.count, p.s.vector, l);
+}
+/// Starts the copies of the other side's weight and rows, of the own side's, and of values.
+template <bool kKeys, int kD>
+__device__ __forceinline__ void load_chunk(BackwardMemory<kD>& m, const Arguments& p, const Chunk& at, const PaddedLanes<kD>& l) {
   constexpr int kTile = PaddedLanes<kD>::kTile;
   const Sequence& s = p.s;
-  bf16 *const keys = keys_first ? m.others : m.own, *const queries = keys_first ? m.own : m.others;
+  bf16 *const keys = kKeys ? m.own : m.others, *const queries = kKeys ? m.others : m.own;
   const auto load_keys = [&] {
     load_tile<kD>(keys, s.weight_k + at.h * kD * kD, kD, kD, s.vector, l);
     load_tile<kD>(keys + kTile, s.k.at(at.b, at.t0, at.h), s.k.token, at.count, s.vector, l);
     commit_copies();
   };
-  if (keys_first) load_keys();
+  if (!kKeys) load_keys();
   load_tile<kD>(queries, s.weight_q + at.h * kD * kD, kD, kD, s.vector, l);
   load_tile<kD>(queries + kTile, s.q.at(at.b, at.t0, at.h), s.q.token, at.count, s.vector, l);
   commit_copies();
-  if (!keys_first) load_keys();
-  load_tile<kD>(m.v, s.v.at(at.b, at.t0, at.h), s.v.token, at.count, s.vector, l);
-  load_tile<kD>(m.dy, p.dy.at(at.b, at.t0, at.h), p.dy.token, at.count, s.vector, l);
+  if (kKeys) load_keys();
+  load_values<kD>(m.y, p, at, kKeys, l);
+  if (!m.kLate) load_values<kD>(m.others_y(), p, at, !kKeys, l);
   commit_copies();
+}
+/// Where `own` is free of weight and rows: the copies that are due. The block synchronises before.
+template <bool kKeys, int kD>
+__device__ __forceinline__ void load_next(BackwardMemory<kD>& m, const Arguments& p, const Chunk& at, bool has_sums, const PaddedLanes<kD>& l) {
+  if constexpr (BackwardMemory<kD>::kLate) {
+    load_values<kD>(m.others_y(), p, at, !kKeys, l);
+    wait_all_copies();
+    __syncthreads();  // they are here
+  } else if (has_sums) {
+    load_sums<kD>(m.own, p.sums, at.slot, l);
+  }
+}
+/// Waits for S or R, when the other side's values have been read.
+template <int kD>
+__device__ __forceinline__ void wait_for_sums(BackwardMemory<kD>& m, const Arguments& p, const Chunk& at, bool has_sums,
+                                              const PaddedLanes<kD>& l) {
+  if constexpr (BackwardMemory<kD>::kLate) {
+    __syncthreads();  // all are done with them
+    if (has_sums) load_sums<kD>(m.own, p.sums, at.slot, l);
+  }
+  wait_all_copies();
+  __syncthreads();  // S or R is here
 }
 
 /// Two neighbouring elements.
@@ -107,14 +141,14 @@ __device__ __forceinline__ void gradient_of_exponents(float (&u)[kD / 8][4], con
 
 /// du of the queries of a chunk, their delta, and which rows are rare. A warp has 16 queries.
 template <int kD>
-__global__ void __launch_bounds__(2 * kD, 1) linear_attention_large_queries_kernel(const __grid_constant__ Arguments p) {
+__global__ void __launch_bounds__(2 * kD, kD == 96 ? 2 : 1) linear_attention_large_queries_kernel(const __grid_constant__ Arguments p) {
   constexpr int kSteps = kD / 16, kTile = PaddedLanes<kD>::kTile;
   BackwardMemory<kD>& m = *reinterpret_cast<BackwardMemory<kD>*>(shared_bytes());
   const Sequence& s = p.s;
   const PaddedLanes<kD> l;
   const Chunk at(s, kD);
   wait_for_kernels();
-  load_chunk<kD>(m, p, at, true, l);
+  load_chunk<false, kD>(m, p, at, l);
   m.numbers.load(p, at);
   float den[2], delta[2] = {0, 0};
 #pragma unroll
@@ -133,8 +167,9 @@ __global__ void __launch_bounds__(2 * kD, 1) linear_attention_large_queries_kern
   store_features<true, kD>(m.others, u, m.numbers.top, valid, l);
   exponents<kD>(u, m.own + kTile, m.own, l);
   wait_copies<0>();
-  __syncthreads();  // phi_k, v and dy are here; all are done with weight_q and q
-  if (at.chunk > 0) load_sums<kD>(m.own, p.sums, at.slot, l);
+  __syncthreads();  // phi_k and dy are here, v perhaps; all are done with weight_q and q
+  const bool has_sums = at.chunk > 0;
+  load_next<false, kD>(m, p, at, has_sums, l);
 
   // W up to the row
   const int first[2] = {m.numbers.rows[l.row], m.numbers.rows[l.row + 8]};
@@ -144,7 +179,7 @@ __global__ void __launch_bounds__(2 * kD, 1) linear_attention_large_queries_kern
 #pragma unroll
     for (int k = 0; k < kD; k += 16) {
       unsigned dy[4], y[4];
-      l.a(dy, m.dy, 16 * l.warp, k);
+      l.a(dy, m.y, 16 * l.warp, k);
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         const int row = l.row + e % 2 * 8;
@@ -155,7 +190,7 @@ __global__ void __launch_bounds__(2 * kD, 1) linear_attention_large_queries_kern
       for (int j = 0; j < kSteps; ++j) {
         if (j > l.warp) break;
         unsigned b[4];
-        l.b(b, m.v, 16 * j, k);
+        l.b(b, m.others_y(), 16 * j, k);
         multiply_add(scores[2 * j], dy, b[0], b[1]);
         multiply_add(scores[2 * j + 1], dy, b[2], b[3]);
       }
@@ -199,16 +234,15 @@ __global__ void __launch_bounds__(2 * kD, 1) linear_attention_large_queries_kern
   }
   mark_rare_rows(p, at, rare, l);
 
-  wait_all_copies();
-  __syncthreads();  // S is here
-  gradient_of_exponents<false, kD>(u, w, m.others, m.dy, m.own, at.chunk > 0, m.numbers.top, m.numbers.before, m.numbers.z, delta, of_chunk,
+  wait_for_sums<kD>(m, p, at, has_sums, l);
+  gradient_of_exponents<false, kD>(u, w, m.others, m.y, m.own, has_sums, m.numbers.top, m.numbers.before, m.numbers.z, delta, of_chunk,
                                    of_sums, l);
   store_rows<kD>(p.du, p.du.at(at.b, at.t0, at.h), u, at.count, l);
 }
 
 /// du of the keys of a chunk, and dv: the mirror image, with queries over their denominators in shared memory. A warp has 16 keys.
 template <int kD>
-__global__ void __launch_bounds__(2 * kD, 1) linear_attention_large_keys_kernel(const __grid_constant__ Arguments p) {
+__global__ void __launch_bounds__(2 * kD, kD == 96 ? 2 : 1) linear_attention_large_keys_kernel(const __grid_constant__ Arguments p) {
   constexpr int kSteps = kD / 16, kTile = PaddedLanes<kD>::kTile;
   BackwardMemory<kD>& m = *reinterpret_cast<BackwardMemory<kD>*>(shared_bytes());
   const Sequence& s = p.s;
@@ -216,7 +250,7 @@ __global__ void __launch_bounds__(2 * kD, 1) linear_attention_large_keys_kernel(
   const Chunk at(s, kD);
   const int thread = int(threadIdx.x);
   wait_for_kernels();
-  load_chunk<kD>(m, p, at, false, l);
+  load_chunk<true, kD>(m, p, at, l);
   m.numbers.load(p, at);
   if (thread < kD) {
     const bool there = thread < at.count && !(p.redo[at.slot * (kD / 16) + thread / 16] >> thread % 16 & 1);
@@ -234,9 +268,9 @@ __global__ void __launch_bounds__(2 * kD, 1) linear_attention_large_keys_kernel(
   store_features<false, kD>(m.others, u, m.numbers.top, dens, l);
   exponents<kD>(u, m.own + kTile, m.own, l);
   wait_copies<0>();
-  __syncthreads();  // phi_q, v and dy are here; all are done with weight_k and k
+  __syncthreads();  // phi_q and v are here, dy perhaps; all are done with weight_k and k
   const bool has_sums = at.chunk + 1 < s.chunks;
-  if (has_sums) load_sums<kD>(m.own, p.sums, at.slot, l);
+  load_next<true, kD>(m, p, at, has_sums, l);
 
   // keys before `first` do not reach later chunks
   const int first = m.numbers.rows[at.count - 1];
@@ -276,23 +310,9 @@ __global__ void __launch_bounds__(2 * kD, 1) linear_attention_large_keys_kernel(
           if (hidden(l.row + e / 2 * 8, 16 * i + 8 * n + l.column + e % 2)) scores[2 * i + n][e] = 0;
       unsigned a[4];
       pack_operand(a, scores[2 * i], scores[2 * i + 1]);
-      multiply_step(dv, a, [&](unsigned(&b)[4], int n) { l.b_transposed(b, m.dy, n, 16 * i); });
+      multiply_step(dv, a, [&](unsigned(&b)[4], int n) { l.b_transposed(b, m.others_y(), n, 16 * i); });
     }
   }
-  wait_all_copies();
-  __syncthreads();  // R is here
-  // and those of later chunks
-  if (has_sums) {
-#pragma unroll
-    for (int k = 0; k < 2 * kSteps; ++k) {
-      unsigned a[4];
-      feature_operand<true, kD>(a, u, k, m.numbers.after, of_sums, l);
-      const bf16* const R = m.own + (k >= kSteps ? kTile : 0);
-      multiply_step(dv, a, [&](unsigned(&b)[4], int n) { l.b_transposed(b, R, n, 16 * (k % kSteps)); });
-    }
-  }
-  store_rows<kD>(p.dv, p.dv.at(at.b, at.t0, at.h), dv, at.count, l);
-
   // W^T from the key on
   unsigned w[kSteps][4];
   {
@@ -300,12 +320,12 @@ __global__ void __launch_bounds__(2 * kD, 1) linear_attention_large_keys_kernel(
 #pragma unroll
     for (int k = 0; k < kD; k += 16) {
       unsigned v[4];
-      l.a(v, m.v, 16 * l.warp, k);
+      l.a(v, m.y, 16 * l.warp, k);
 #pragma unroll
       for (int i = 0; i < kSteps; ++i) {
         if (i < l.warp) continue;
         unsigned b[4];
-        l.b(b, m.dy, 16 * i, k);
+        l.b(b, m.others_y(), 16 * i, k);
         multiply_add(scores[2 * i], v, b[0], b[1]);
         multiply_add(scores[2 * i + 1], v, b[2], b[3]);
       }
@@ -324,13 +344,28 @@ __global__ void __launch_bounds__(2 * kD, 1) linear_attention_large_keys_kernel(
       pack_operand(w[i], scores[2 * i], scores[2 * i + 1]);
     }
   }
+  // dv: queries of later chunks
+  wait_for_sums<kD>(m, p, at, has_sums, l);
+  if (has_sums) {
+#pragma unroll
+    for (int k = 0; k < 2 * kSteps; ++k) {
+      unsigned a[4];
+      feature_operand<true, kD>(a, u, k, m.numbers.after, of_sums, l);
+      const bf16* const R = m.own + (k >= kSteps ? kTile : 0);
+      multiply_step(dv, a, [&](unsigned(&b)[4], int n) { l.b_transposed(b, R, n, 16 * (k % kSteps)); });
+    }
+  }
+  store_rows<kD>(p.dv, p.dv.at(at.b, at.t0, at.h), dv, at.count, l);
+
   const float ones[2] = {1, 1};
-  gradient_of_exponents<true, kD>(u, w, m.others, m.v, m.own, has_sums, m.numbers.top, m.numbers.after, m.numbers.z, ones, of_chunk,
+  gradient_of_exponents<true, kD>(u, w, m.others, m.y, m.own, has_sums, m.numbers.top, m.numbers.after, m.numbers.z, ones, of_chunk,
                                   of_sums, l);
   store_rows<kD>(p.du, p.du.at(at.b, at.t0, at.h), u, at.count, l);
 }
 
 }  // namespace
+
+std::size_t shared_memory_of(std::int64_t D) { return D == 128 ? sizeof(BackwardMemory<128>) : sizeof(BackwardMemory<96>); }
 
 void backward_queries(const Arguments& p, std::int64_t batch, int D) {
   const std::int64_t blocks = batch * p.s.H * p.s.chunks;

@@ -14,7 +14,7 @@ struct AttendMemory {
 
 /// o of one chunk, and the logarithm of its denominator. A warp has 16 queries, whose exponents stay in registers.
 template <int kD>
-__global__ void __launch_bounds__(2 * kD, 1) linear_attention_large_forward_kernel(const __grid_constant__ Arguments p) {
+__global__ void __launch_bounds__(2 * kD, kD == 96 ? 2 : 1) linear_attention_large_forward_kernel(const __grid_constant__ Arguments p) {
   constexpr int kSteps = kD / 16, kTile = PaddedLanes<kD>::kTile;
   AttendMemory<kD>& m = *reinterpret_cast<AttendMemory<kD>*>(shared_bytes());
   const Sequence& s = p.s;

@@ -21,8 +21,7 @@ __global__ void __launch_bounds__(2 * kD, 2) linear_attention_large_products_ker
   wait_for_kernels();
   const std::int64_t index = blockIdx.x / unsigned(p.ranges), b = index / p.H, h = index % p.H;
   const int range = int(blockIdx.x % unsigned(p.ranges));
-  const auto first_chunk = [&](int of) { return int(std::int64_t(p.chunks) * of / p.ranges); };
-  const int begin = first_chunk(range), end = first_chunk(range + 1);
+  const int begin = range * p.range_chunks, end = begin + p.range_chunks < p.chunks ? begin + p.range_chunks : p.chunks;
   load_tile<kD>(m.weight, p.weight + h * kD * kD, kD, kD, p.vector, l);
   float dweight[kD / 8][4] = {};
   for (int chunk = begin; chunk < end; ++chunk) {

@@ -59,7 +59,7 @@ struct ProductArguments {
   HeadsTarget<bf16> dx;  // by query head
   float* dweight;        // (B H ranges, D, D') parts
   std::int64_t T;
-  int H, chunks, ranges;
+  int H, chunks, ranges, range_chunks;
   bool vector;
 };
 
@@ -71,6 +71,8 @@ void attend(const Arguments& p, std::int64_t batch, int D);
 /// du of queries, delta and the rare rows; du of keys and dv.
 void backward_queries(const Arguments& p, std::int64_t batch, int D);
 void backward_keys(const Arguments& p, std::int64_t batch, int D);
+/// Bytes of shared memory of those two, which need the most.
+std::size_t shared_memory_of(std::int64_t D);
 void multiply_weight(const ProductArguments& p, std::int64_t batch, int D);
 /// Rows in log space: o and its denominator anew; what they add to du of queries; what they add to du of keys and to dv.
 enum class Rare : int { forward, queries, keys };
