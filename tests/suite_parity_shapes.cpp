@@ -297,6 +297,7 @@ Cases large_head_cases() {
     }
     for (const std::int64_t T : {D - 20, 2 * D + 60, 5 * D}) out.push_back(one_large_key({.B = 1, .T = T, .D = D}));
     out.push_back(of_activations(out.back()));
+    out.push_back(one_large_key({.B = 2, .T = 2 * D + 60, .Hq = 2, .Hkv = 1, .D = D, .documents = true}));
     out.push_back(linear_case({.B = 1, .T = 5 * D, .Hq = 1, .Hkv = 1, .D = D, .scale = 8}));
   }
   for (ParityCase& c : out) {
