@@ -1,34 +1,43 @@
 #include "cuda/kernels.h"
 #include "cuda/linear_attention_generic.cuh"
+#include "cuda/linear_attention_large.cuh"
 #include "cuda/linear_attention_mma.cuh"
 
 namespace hedgehog::cuda {
 namespace {
 
 namespace generic = linear_attention_generic;
+namespace large = linear_attention_large;
 namespace mma = linear_attention_mma;
 
+/// What takes the calls of some shapes.
+struct Path {
+  void (*forward)(const Call&);
+  void (*backward)(const Call&);
+  std::int64_t (*forward_workspace)(const Attributes&, std::span<const Meta>);
+  std::int64_t (*backward_workspace)(const Attributes&, std::span<const Meta>);
+};
+
 /// The tensor-core kernels take the shapes they know; forward and backward of one entry agree, as this looks at the inputs alone.
-bool takes_mma(const Call& c) {
+Path path_of(const Attributes& a, std::span<const Meta> in) {
+  if (mma::supports(a, in)) return {mma::forward, mma::backward, mma::forward_workspace, mma::backward_workspace};
+  if (large::supports(a, in)) return {large::forward, large::backward, large::forward_workspace, large::backward_workspace};
+  return {generic::forward, generic::backward, generic::forward_workspace, generic::backward_workspace};
+}
+Path path_of(const Call& c) {
   std::vector<Meta> metas;
   for (const Ref& x : c.inputs) metas.push_back({x.shape, x.dtype, x.given});
-  return mma::supports(c.attributes, metas);
+  return path_of(c.attributes, metas);
 }
 
 }  // namespace
 
 void register_linear_attention(KernelTable& table) {
   table["linear_attention"] = {
-      .forward = [](const Call& c) { takes_mma(c) ? mma::forward(c) : generic::forward(c); },
-      .backward = [](const Call& c) { takes_mma(c) ? mma::backward(c) : generic::backward(c); },
-      .forward_workspace =
-          [](const Attributes& a, std::span<const Meta> in) {
-            return mma::supports(a, in) ? mma::forward_workspace(a, in) : generic::forward_workspace(a, in);
-          },
-      .backward_workspace =
-          [](const Attributes& a, std::span<const Meta> in) {
-            return mma::supports(a, in) ? mma::backward_workspace(a, in) : generic::backward_workspace(a, in);
-          },
+      .forward = [](const Call& c) { path_of(c).forward(c); },
+      .backward = [](const Call& c) { path_of(c).backward(c); },
+      .forward_workspace = [](const Attributes& a, std::span<const Meta> in) { return path_of(a, in).forward_workspace(a, in); },
+      .backward_workspace = [](const Attributes& a, std::span<const Meta> in) { return path_of(a, in).backward_workspace(a, in); },
   };
 }
 

@@ -117,13 +117,13 @@ __device__ __forceinline__ void load_rows(bf16* tile, const bf16* from, std::int
 
 /// Stores a warp's 16 rows of a product's result, those under `count`. The 4 lanes of a row swap their pairs of 4 column
 /// tiles, so that each has 16 bytes of one tile.
-template <int kD>
-__device__ __forceinline__ void store_rows(const HeadsTarget<bf16>& to, std::int64_t at, const float (&c)[kD / 8][4], std::int64_t count,
+template <int kD, int kTiles>
+__device__ __forceinline__ void store_rows(const HeadsTarget<bf16>& to, std::int64_t at, const float (&c)[kTiles][4], std::int64_t count,
                                            const Lanes<kD>& l) {
   if (!to.data) return;
   if (!to.vector) {
 #pragma unroll
-    for (int n = 0; n < kD / 8; ++n)
+    for (int n = 0; n < kTiles; ++n)
 #pragma unroll
       for (int p = 0; p < 4; ++p) {
         const int row = l.row + p / 2 * 8;
@@ -139,7 +139,7 @@ __device__ __forceinline__ void store_rows(const HeadsTarget<bf16>& to, std::int
 #pragma unroll
   for (int x = 0; x < 2; ++x)
 #pragma unroll
-    for (int n = 0; n < kD / 8; n += 4) {
+    for (int n = 0; n < kTiles; n += 4) {
       unsigned r[4], s0, s1;
 #pragma unroll
       for (int i = 0; i < 4; ++i) r[i] = pack(c[n + i][2 * x], c[n + i][2 * x + 1]);

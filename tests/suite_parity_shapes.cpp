@@ -186,6 +186,36 @@ Cases bidirectional_cases() {
   return out;
 }
 
+/// Heads of 96 and 128: chunks of as many tokens, documents that end within, few heads and many chunks, grouped heads, and numbers
+/// that need log space.
+Cases large_head_cases() {
+  Cases out;
+  for (const std::int64_t D : {96, 128}) {
+    for (const std::int64_t T : {std::int64_t(1), D - 1, D, D + 1, 2 * D + 5}) {
+      out.push_back(linear_case({.B = T < D ? 2 : 1, .T = T, .D = D}));
+      out.push_back(of_activations(out.back()));
+    }
+    for (const AttentionShape& s : {AttentionShape{.B = 2, .T = 2 * D + 70, .Hq = 1, .Hkv = 1, .D = D, .documents = true},
+                                    AttentionShape{.B = 1, .T = D + 9, .Hq = 4, .Hkv = 2, .D = D, .documents = true},
+                                    AttentionShape{.B = 1, .T = 2 * D + 1, .Hq = 3, .Hkv = 1, .D = D},
+                                    AttentionShape{.B = 1, .T = 2 * D + 60, .D = D, .scale = 8},
+                                    AttentionShape{.B = 1, .T = 1100, .Hq = 1, .Hkv = 1, .D = D, .documents = true},
+                                    AttentionShape{.B = 1, .T = 1100, .Hq = 1, .Hkv = 1, .D = D}}) {
+      out.push_back(linear_case(s));
+      out.push_back(of_activations(out.back()));
+    }
+    for (const std::int64_t T : {D - 20, 2 * D + 60, 5 * D}) out.push_back(one_large_key({.B = 1, .T = T, .D = D}));
+    out.push_back(of_activations(out.back()));
+    out.push_back(one_large_key({.B = 2, .T = 2 * D + 60, .Hq = 2, .Hkv = 1, .D = D, .documents = true}));
+    out.push_back(linear_case({.B = 1, .T = 5 * D, .Hq = 1, .Hkv = 1, .D = D, .scale = 8}));
+  }
+  for (ParityCase& c : out) {
+    c.dtypes = {Dtype::bf16};  // others take no tensor cores
+    if (c.sample.inputs[0].shape[1] > 1) c.draws = 1;
+  }
+  return out;
+}
+
 Cases other_map_cases() {
   Cases out;
   for (const char* map : {"hedgehog-softmax", "hedgehog-joint", "elu", "relu", "exp"})
@@ -248,6 +278,7 @@ const std::vector<std::pair<const char*, Cases (*)()>>& all_cases() {
       {"linear attention", [] { return attention_cases([](const AttentionShape& s) { return linear_case(s); }); }},
       {"hard numbers", hard_linear_cases},
       {"bidirectional", bidirectional_cases},
+      {"large heads", large_head_cases},
       {"other maps", other_map_cases},
       {"normalised maps", normalised_map_cases},
       {"biases", bias_cases},
@@ -277,6 +308,7 @@ TEST_SUITE("device") {
     on_cuda([] { check_cases("hard numbers"); });
   }
   TEST_CASE("parity: linear attention in which every query sees every key") { on_cuda([] { check_cases("bidirectional"); }); }
+  TEST_CASE("parity: linear attention of large heads") { on_cuda([] { check_cases("large heads"); }); }
   TEST_CASE("parity: linear attention of the other maps") { on_cuda([] { check_cases("other maps"); }); }
   TEST_CASE("parity: linear attention of the normalised maps") { on_cuda([] { check_cases("normalised maps"); }); }
   TEST_CASE("parity: linear attention with biases of the maps") { on_cuda([] { check_cases("biases"); }); }

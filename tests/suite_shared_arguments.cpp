@@ -91,7 +91,7 @@ void shared_arguments(const std::vector<Dtype>& dtypes) {
       for (const Sample& sample : op->samples) check(*op, sample);
   check(find_op("linear"), {"a bias like x", {{"activation", "gelu"}}, {normal({5}), normal({5, 5}), normal({5})}});
   // sizes of the tensor cores
-  for (std::int64_t D : {32, 64}) {
+  for (std::int64_t D : {32, 64, 128}) {
     const Shape heads{2, 70, 3, D}, map{3, D, D};
     for (const bool causal : {true, false})
       check(find_op("linear_attention"), {causal ? "tensor cores" : "tensor cores, bidirectional", {{"causal", causal}},

@@ -1,0 +1,275 @@
+#include "cuda/linear_attention_large_tile.cuh"
+
+namespace hedgehog::cuda::linear_attention_large {
+namespace {
+
+template <int kD>
+struct SumsMemory {
+  static constexpr int kTile = PaddedLanes<kD>::kTile;
+  bf16 weight[kTile];        // (D, D')
+  bf16 x[kTile], y[kTile];   // (chunk, D): k and v, or q and dy
+  float den[kD], delta[kD];  // of queries: infinity for those that do not see the state before the chunk
+};
+static_assert(2 * (sizeof(SumsMemory<128>) + 1024) <= 228 * 1024, "two blocks a multiprocessor");
+
+/// What one chunk adds: S = sum phi_k v^T and z = sum phi_k of the keys of its last token's document, with the shifts of the chunk; or
+/// R = sum phi_q G^T and y = sum phi_q delta of the queries that see the state before the chunk, in the scale of that state. A warp
+/// has 16 features of either sign; they stay in registers, as operands.
+template <int kD, bool kQueries>
+__global__ void __launch_bounds__(2 * kD, 2) linear_attention_large_sums_kernel(const __grid_constant__ Arguments p) {
+  constexpr int kSteps = kD / 16;
+  SumsMemory<kD>& m = *reinterpret_cast<SumsMemory<kD>*>(shared_bytes());
+  const Sequence& s = p.s;
+  const PaddedLanes<kD> l;
+  const Chunk at(s, kD);
+  const int thread = int(threadIdx.x);
+  wait_for_kernels();
+  if (!kQueries && at.slot == 0 && thread == 0) *p.any_redo = 0;
+  if (kQueries && at.chunk == 0) return;
+  // the sums of the last keys are read by nobody
+  const bool last = !kQueries && at.chunk + 1 == s.chunks;
+
+  if constexpr (kQueries) load_tile<kD>(m.x, s.q.at(at.b, at.t0, at.h), s.q.token, at.count, s.vector, l);
+  else load_tile<kD>(m.x, s.k.at(at.b, at.t0, at.h), s.k.token, at.count, s.vector, l);
+  load_tile<kD>(m.weight, (kQueries ? s.weight_q : s.weight_k) + at.h * kD * kD, kD, kD, s.vector, l);
+  commit_copies();
+  if constexpr (kQueries) load_tile<kD>(m.y, p.dy.at(at.b, at.t0, at.h), p.dy.token, at.count, s.vector, l);
+  else if (!last) load_tile<kD>(m.y, s.v.at(at.b, at.t0, at.h), s.v.token, at.count, s.vector, l);
+  commit_copies();
+  if (kQueries && thread < kD) {
+    const bool sees = thread < at.count && document_row(s, at.b, at.t0, thread) < 0;
+    m.den[thread] = sees ? p.saved[(at.b * s.T + at.t0 + thread) * s.H + at.h] * kLog2e : INFINITY;
+    m.delta[thread] = sees ? p.delta[at.index * s.T + at.t0 + thread] : 0.0f;
+  }
+  const int first = kQueries ? 0 : document_row(s, at.b, at.t0, at.count - 1);
+  wait_copies<1>();
+  __syncthreads();  // x, weight and numbers are here
+
+  unsigned phi[2][kSteps][4];
+  {
+    float u[kD / 8][4] = {};
+    multiply<kD>(u, [&](unsigned(&a)[4], int k) { l.a_transposed(a, m.weight, 16 * l.warp, k); },
+                 [&](unsigned(&b)[4], int n, int k) { l.b(b, m.x, n, k); });
+#pragma unroll
+    for (int sign = 0; sign < 2; ++sign) {
+      const float scale = sign ? -kLog2e : kLog2e;
+      const std::int64_t place = at.slot * 2 * kD + sign * kD + l.row;
+      float shift[2];
+      if constexpr (kQueries) {
+#pragma unroll
+        for (int x = 0; x < 2; ++x) shift[x] = p.shifts.after[place + 8 * x - 2 * kD];
+      } else {
+#pragma unroll
+        for (int x = 0; x < 2; ++x) {
+          float top = -INFINITY, local = -INFINITY;
+#pragma unroll
+          for (int n = 0; n < kD / 8; ++n)
+#pragma unroll
+            for (int e = 0; e < 2; ++e) {
+              const int token = 8 * n + l.column + e;
+              const float value = u[n][2 * x + e] * scale;
+              if (token < at.count) top = fmaxf(top, value);
+              if (token < at.count && token >= first) local = fmaxf(local, value);
+            }
+          top = row_max(top);
+          shift[x] = row_max(local);
+          if (l.column == 0) p.shifts.top[place + 8 * x] = top, p.shifts.local[place + 8 * x] = shift[x];
+        }
+      }
+      float sum[2] = {0, 0};
+#pragma unroll
+      for (int n = 0; n < kD / 8; ++n) {
+        const int token = 8 * n + l.column;
+        float2 den{0, 0}, weight{1, 1};
+        if constexpr (kQueries) den = pair_at(m.den, token), weight = pair_at(m.delta, token);
+        else {
+          if (token < first || token >= at.count) den.x = INFINITY;
+          if (token + 1 < first || token + 1 >= at.count) den.y = INFINITY;
+        }
+#pragma unroll
+        for (int x = 0; x < 2; ++x) {
+          const float of_row = kQueries ? shift[x] : -shift[x];
+          const float e0 = exp2_fast(fmaf(u[n][2 * x], scale, of_row) - den.x), e1 = exp2_fast(fmaf(u[n][2 * x + 1], scale, of_row) - den.y);
+          phi[sign][n / 2][n % 2 * 2 + x] = pack(e0, e1);
+          sum[x] += e0 * weight.x + e1 * weight.y;
+        }
+      }
+#pragma unroll
+      for (int x = 0; x < 2; ++x) {
+        sum[x] = row_sum(sum[x]);
+        if (l.column == 0) p.sums.z[place + 8 * x - (kQueries ? 2 * kD : 0)] = sum[x];
+      }
+    }
+  }
+  if (last) return;
+  wait_copies<0>();
+  __syncthreads();  // y is here
+
+  HeadsTarget<bf16> to;
+  to.data = p.sums.S, to.token = kD, to.vector = true;
+  const std::int64_t slot = at.slot - (kQueries ? 1 : 0);
+#pragma unroll
+  for (int slice = 0; slice < kD / 32; ++slice) {
+    float S[2][4][4] = {};
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k)
+#pragma unroll
+      for (int n = 0; n < 4; n += 2) {
+        unsigned b[4];
+        l.b_transposed(b, m.y, 32 * slice + 8 * n, 16 * k);
+#pragma unroll
+        for (int sign = 0; sign < 2; ++sign) {
+          multiply_add(S[sign][n], phi[sign][k], b[0], b[1]);
+          multiply_add(S[sign][n + 1], phi[sign][k], b[2], b[3]);
+        }
+      }
+#pragma unroll
+    for (int sign = 0; sign < 2; ++sign) store_rows<kD>(to, (slot * 2 + sign) * kD * kD + 32 * slice, S[sign], kD, l);
+  }
+}
+
+constexpr int kScanThreads = 128;
+/// Chunks that a scan has on their way from memory at a time.
+constexpr int kAhead = 8;
+
+struct ScanArguments {
+  Arguments p;
+  std::int64_t heads;  // B H
+  int D;
+};
+
+/// Eight columns of a row of one batch element and head, by one thread; the first of a row has z, too.
+struct Piece {
+  std::int64_t index, row;
+  int column, D;
+  bool valid;
+
+  __device__ Piece(std::int64_t heads, int D) : D(D) {
+    const unsigned i = blockIdx.x * kScanThreads + threadIdx.x, pieces = unsigned(D) / 8, rows = 2 * unsigned(D);
+    column = int(i % pieces) * 8;
+    row = i / pieces % rows;
+    index = i / pieces / rows;
+    valid = index < heads;
+  }
+  __device__ __forceinline__ std::int64_t place(std::int64_t slot) const { return slot * 2 * D + row; }
+};
+/// What a piece has in one slot, as it lies in memory.
+struct Stored {
+  uint4 S;
+  float z;
+
+  __device__ __forceinline__ void load(const Piece& e, const ChunkSums& from, std::int64_t slot) {
+    S = *reinterpret_cast<const uint4*>(from.S + e.place(slot) * e.D + e.column);
+    z = e.column == 0 ? from.z[e.place(slot)] : 0.0f;
+  }
+};
+struct Running {
+  float S[8] = {}, z = 0;
+
+  __device__ __forceinline__ void store(const Piece& e, const ChunkSums& to, std::int64_t slot) const {
+    *reinterpret_cast<uint4*>(to.S + e.place(slot) * e.D + e.column) =
+        uint4{pack(S[0], S[1]), pack(S[2], S[3]), pack(S[4], S[5]), pack(S[6], S[7])};
+    if (e.column == 0) to.z[e.place(slot)] = z;
+  }
+  /// this = this * factor + x * scale
+  __device__ __forceinline__ void add(float factor, const Stored& x, float scale) {
+    const unsigned of[4] = {x.S.x, x.S.y, x.S.z, x.S.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      S[2 * i] = S[2 * i] * factor + low_of(of[i]) * scale;
+      S[2 * i + 1] = S[2 * i + 1] * factor + high_of(of[i]) * scale;
+    }
+    z = z * factor + x.z * scale;
+  }
+};
+
+/// Whether a token's document began before its chunk.
+__device__ __forceinline__ bool passes(const Sequence& s, std::int64_t b, int chunk, int D, bool at_end) {
+  const std::int64_t begin = std::int64_t(chunk) * D, end = begin + D < s.T ? begin + D : s.T;
+  return chunk > 0 && (!s.document_start || s.document_start[b * s.T + (at_end ? end - 1 : begin)] < begin);
+}
+
+/// From what each chunk of keys adds to the state before each chunk, in the order of time.
+__global__ void linear_attention_large_states_kernel(const __grid_constant__ ScanArguments a) {
+  const Piece e(a.heads, a.D);
+  const Sequence& s = a.p.s;
+  const Shifts& shifts = a.p.shifts;
+  wait_for_kernels();
+  if (!e.valid) return;
+  const std::int64_t first = e.index * s.chunks, b = e.index / s.H;
+  Running sum;
+  float shift = -INFINITY;
+  for (int begin = 0; begin < s.chunks; begin += kAhead) {
+    Stored added[kAhead];
+    float local[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int chunk = begin + i;
+      if (chunk >= s.chunks) break;
+      local[i] = shifts.local[e.place(first + chunk)];
+      if (chunk + 1 < s.chunks) added[i].load(e, a.p.sums, first + chunk);
+    }
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int chunk = begin + i;
+      if (chunk >= s.chunks) break;
+      if (!passes(s, b, chunk, a.D, false)) sum = Running{}, shift = -INFINITY;
+      sum.store(e, a.p.sums, first + chunk);
+      const float before = passes(s, b, chunk, a.D, true) ? shift : -INFINITY;
+      shift = fmaxf(before, local[i]);
+      if (e.column == 0) shifts.after[e.place(first + chunk)] = shift;
+      if (chunk + 1 < s.chunks) sum.add(exp2_fast(before - shift), added[i], exp2_fast(local[i] - shift));
+    }
+  }
+}
+
+/// From what each chunk of queries adds to R and y after each chunk, against time; nobody reads those after the last.
+__global__ void linear_attention_large_reversed_kernel(const __grid_constant__ ScanArguments a) {
+  const Piece e(a.heads, a.D);
+  const Sequence& s = a.p.s;
+  const float* const after = a.p.shifts.after;
+  wait_for_kernels();
+  if (!e.valid) return;
+  const std::int64_t first = e.index * s.chunks, b = e.index / s.H;
+  Running sum;
+  for (int last = s.chunks - 2; last >= 0; last -= kAhead) {
+    Stored added[kAhead];
+    float scale[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int chunk = last - i;
+      if (chunk < 0) break;
+      added[i].load(e, a.p.sums, first + chunk);
+      scale[i] = after[e.place(first + chunk)] - after[e.place(first + chunk + 1)];
+    }
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int chunk = last - i;
+      if (chunk < 0) break;
+      sum.add(passes(s, b, chunk + 1, a.D, true) ? exp2_fast(scale[i]) : 0.0f, added[i], 1);
+      sum.store(e, a.p.sums, first + chunk);
+    }
+  }
+}
+
+template <int kD>
+void sum(const Arguments& p, bool queries, std::int64_t blocks) {
+  if (queries) launch(linear_attention_large_sums_kernel<kD, true>, blocks, 2 * kD, sizeof(SumsMemory<kD>), p);
+  else launch(linear_attention_large_sums_kernel<kD, false>, blocks, 2 * kD, sizeof(SumsMemory<kD>), p);
+}
+
+}  // namespace
+
+void sum_chunks(const Arguments& p, bool queries, std::int64_t batch, int D) {
+  const std::int64_t blocks = batch * p.s.H * p.s.chunks;
+  if (D == 128) sum<128>(p, queries, blocks);
+  else sum<96>(p, queries, blocks);
+}
+
+void scan_chunks(const Arguments& p, bool queries, std::int64_t batch, int D) {
+  const std::int64_t heads = batch * p.s.H, blocks = (heads * 2 * D * (D / 8) + kScanThreads - 1) / kScanThreads;
+  launch(queries ? linear_attention_large_reversed_kernel : linear_attention_large_states_kernel, blocks, kScanThreads, 0,
+         ScanArguments{p, heads, D});
+}
+
+}  // namespace hedgehog::cuda::linear_attention_large

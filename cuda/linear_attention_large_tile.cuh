@@ -1,0 +1,230 @@
+#pragma once
+#include "cuda/linear_attention_mma_backward.cuh"
+
+/// What the kernels for large heads share. A block has kD / 16 warps and one chunk of kD tokens of one batch element and head.
+///
+/// With u = log2(e) x W, G = dy, delta_i = -G_i . o_i, den the denominator's logarithm, and shifts `top` (largest +-u of the chunk's
+/// keys), `before` and `after` (largest of the document's keys before the chunk, and with the chunk), all by feature:
+///   keys     2^(+-u - top) for the queries of the chunk,     2^(+-u - after) for those of later chunks
+///   queries  2^(+-u + top - m) for the keys of the chunk,    2^(+-u + before - m) for the state before it
+/// m is the largest exponent of the row, in backward `den`. Features before the chunk never see what later keys do to the scale, so
+/// that rows of a small denominator are rare ones within their chunk alone; cuda/linear_attention_large_rare.cu redoes those.
+namespace hedgehog::cuda::linear_attention_large {
+
+using linear_attention_mma::document_row;
+using linear_attention_mma::KeyHeads;
+using linear_attention_mma::kLn2;
+using linear_attention_mma::kSmallest;
+using linear_attention_mma::kSmallestLog;
+using linear_attention_mma::launch;
+using linear_attention_mma::multiply;
+using linear_attention_mma::multiply_step;
+using linear_attention_mma::pair_at;
+using linear_attention_mma::Sequence;
+using linear_attention_mma::shared_bytes;
+using linear_attention_mma::store_rows;
+
+/// Sums at chunks: S and z before each, in the scale `before`, or R and y after each, in the scale `after`.
+struct ChunkSums {
+  bf16* S;   // (B H chunks, F, D)
+  float* z;  // (B H chunks, F)
+};
+/// Base 2 exponents, (B H chunks, F).
+struct Shifts {
+  float *top, *local;  // largest of the chunk's keys, and of those of its last token's document
+  float* after;        // of that document so far
+};
+
+struct Arguments {
+  Sequence s;
+  ChunkSums sums;
+  Shifts shifts;
+  unsigned short* redo;  // (B H chunks, D / 16) bits of the rare rows
+  int* any_redo;         // 1 if there is a rare row at all
+  float* saved;          // (B, T, H) natural logarithm of the denominator; forward: or null
+  HeadsTarget<bf16> o;   // forward
+  float* no_state;       // the second output, one 0, or null; forward
+  // backward
+  Heads<bf16> y, dy;
+  HeadsTarget<bf16> dv;
+  HeadsTarget<bf16> du;  // (B, T, H, D') in the workspace
+  float* delta;          // (B H, T)
+};
+
+/// The products with a weight that follow du.
+struct ProductArguments {
+  KeyHeads x;            // q, or k
+  const bf16* weight;    // (H, D, D')
+  HeadsTarget<bf16> du;  // (B, T, H, D')
+  HeadsTarget<bf16> dx;  // by query head
+  float* dweight;        // (B H ranges, D, D') parts
+  std::int64_t T;
+  int H, chunks, ranges, range_chunks;
+  bool vector;
+};
+
+/// Sums of each chunk alone: keys (S, z and shifts), or queries (R and y, each in the slot of the chunk before it).
+void sum_chunks(const Arguments& p, bool queries, std::int64_t batch, int D);
+/// From those to what lies before each chunk, or after it.
+void scan_chunks(const Arguments& p, bool queries, std::int64_t batch, int D);
+void attend(const Arguments& p, std::int64_t batch, int D);
+/// du of queries, delta and the rare rows; du of keys and dv.
+void backward_queries(const Arguments& p, std::int64_t batch, int D);
+void backward_keys(const Arguments& p, std::int64_t batch, int D);
+/// Bytes of shared memory of those two, which need the most.
+std::size_t shared_memory_of(std::int64_t D);
+void multiply_weight(const ProductArguments& p, std::int64_t batch, int D);
+/// Rows in log space: o and its denominator anew; what they add to du of queries; what they add to du of keys and to dv.
+enum class Rare : int { forward, queries, keys };
+void add_rare_rows(const Arguments& p, Rare what, std::int64_t batch, int D);
+
+/// The chunk of a block.
+struct Chunk {
+  std::int64_t slot, index, b, h, t0;  // slot = index chunks + chunk, index = b H + h
+  int chunk, count;                    // count: tokens
+
+  __device__ __forceinline__ Chunk(const Sequence& s, int tokens, unsigned of = blockIdx.x) : slot(of) {
+    index = of / unsigned(s.chunks), chunk = int(of % unsigned(s.chunks));
+    b = index / s.H, h = index % s.H, t0 = std::int64_t(chunk) * tokens;
+    count = s.T - t0 < tokens ? int(s.T - t0) : tokens;
+  }
+};
+
+/// Places in tiles whose rows are 8 elements longer than they need be, so that the same piece of 8 rows lies in 8 different banks.
+/// `warp` is the one of the warp's 16 rows: those of two warps that share a scheduler have about as many tokens before them as any
+/// other two.
+template <int kD>
+struct PaddedLanes : linear_attention_mma::Lanes<kD> {
+  static constexpr int kPitch = kD + 8, kTile = kD * kPitch;
+  using Base = linear_attention_mma::Lanes<kD>;
+
+  __device__ __forceinline__ PaddedLanes() {
+    if (kD == 128 && this->warp >= 4) this->warp = 11 - this->warp;
+    this->row = 16 * this->warp + this->lane / 4;
+    straight_ = (this->lane & 15) * kPitch + (this->lane >> 4 << 3);
+    crossed_ = ((this->lane >> 4 << 3) + (this->lane & 7)) * kPitch + (this->lane & 8);
+  }
+  /// As those of Lanes.
+  __device__ __forceinline__ void a(unsigned (&r)[4], const bf16* tile, int m, int k) const {
+    load_matrices(r, shared_address(tile + m * kPitch + k + straight_));
+  }
+  __device__ __forceinline__ void a_transposed(unsigned (&r)[4], const bf16* tile, int m, int k) const {
+    load_matrices_transposed(r, shared_address(tile + k * kPitch + m + crossed_));
+  }
+  __device__ __forceinline__ void b(unsigned (&r)[4], const bf16* tile, int n, int k) const {
+    load_matrices(r, shared_address(tile + n * kPitch + k + crossed_));
+  }
+  __device__ __forceinline__ void b_transposed(unsigned (&r)[4], const bf16* tile, int n, int k) const {
+    load_matrices_transposed(r, shared_address(tile + k * kPitch + n + straight_));
+  }
+
+ private:
+  int straight_, crossed_;
+};
+
+/// The first `count` of kD rows, `step` elements apart, into a tile, and zeros after them; each warp brings its own 16 rows.
+template <int kD>
+__device__ __forceinline__ void load_tile(bf16* tile, const bf16* from, std::int64_t step, std::int64_t count, bool vector,
+                                          const PaddedLanes<kD>& l) {
+  constexpr int kPieces = kD / 8;
+#pragma unroll
+  for (int x = 0; x < kPieces / 2; ++x) {
+    const int piece = l.lane + 32 * x, row = 16 * l.warp + piece / kPieces, column = piece % kPieces * 8;
+    const bool valid = row < count;
+    const bf16* source = from + (valid ? row : 0) * step + column;
+    bf16* to = tile + row * PaddedLanes<kD>::kPitch + column;
+    if (vector) {
+      copy_async(shared_address(to), source, valid);
+    } else {
+      for (int e = 0; e < 8; ++e) to[e] = valid ? source[e] : __float2bfloat16(0.0f);
+    }
+  }
+}
+/// S or R of a slot into two tiles.
+template <int kD>
+__device__ __forceinline__ void load_sums(bf16* tiles, const ChunkSums& from, std::int64_t slot, const PaddedLanes<kD>& l) {
+  const bf16* const S = from.S + slot * 2 * kD * kD;
+  load_tile<kD>(tiles, S, kD, kD, true, l);
+  load_tile<kD>(tiles + PaddedLanes<kD>::kTile, S + kD * kD, kD, kD, true, l);
+}
+
+/// u of a warp's rows.
+template <int kD>
+__device__ __forceinline__ void exponents(float (&u)[kD / 8][4], const bf16* x, const bf16* weight, const PaddedLanes<kD>& l) {
+#pragma unroll
+  for (int n = 0; n < kD / 8; ++n)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) u[n][e] = 0;
+  multiply<kD>(u, [&](unsigned(&a)[4], int k) { l.a(a, x, 16 * l.warp, k); },
+               [&](unsigned(&b)[4], int n, int k) { l.b_transposed(b, weight, n, k); });
+#pragma unroll
+  for (int n = 0; n < kD / 8; ++n)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) u[n][e] *= kLog2e;
+}
+
+/// One feature: keys are in the scale of `shift`, queries undo it. of_row is minus infinity for a row that has none.
+template <bool kKeys>
+__device__ __forceinline__ float feature(float u, bool minus, float shift, float of_row) {
+  return exp2_fast((minus ? -u : u) + (kKeys ? -shift : shift) + of_row);
+}
+/// Features 16 step to 16 step + 16 of a warp's rows, as an operand.
+template <bool kKeys, int kD>
+__device__ __forceinline__ void feature_operand(unsigned (&a)[4], const float (&u)[kD / 8][4], int step, const float* shift,
+                                                const float (&of_rows)[2], const PaddedLanes<kD>& l) {
+  const bool minus = step >= kD / 16;
+  const int first = 2 * (step % (kD / 16));
+  float phi[2][4];
+#pragma unroll
+  for (int n = 0; n < 2; ++n) {
+    const float2 of_columns = pair_at(shift, 16 * step + 8 * n + l.column);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) phi[n][e] = feature<kKeys>(u[first + n][e], minus, e % 2 ? of_columns.y : of_columns.x, of_rows[e / 2]);
+  }
+  pack_operand(a, phi[0], phi[1]);
+}
+/// All features of a warp's rows into two tiles (token, feature), one a sign.
+template <bool kKeys, int kD>
+__device__ __forceinline__ void store_features(bf16* tiles, const float (&u)[kD / 8][4], const float* shift, const float (&of_rows)[2],
+                                               const PaddedLanes<kD>& l) {
+  using L = PaddedLanes<kD>;
+#pragma unroll
+  for (int step = 0; step < kD / 8; ++step) {
+    unsigned a[4];
+    feature_operand<kKeys, kD>(a, u, step, shift, of_rows, l);
+    bf16* const to = tiles + (step >= kD / 16 ? L::kTile : 0) + l.row * L::kPitch + 16 * (step % (kD / 16)) + l.column;
+#pragma unroll
+    for (int e = 0; e < 4; ++e) *reinterpret_cast<unsigned*>(to + e % 2 * 8 * L::kPitch + e / 2 * 8) = a[e];
+  }
+}
+
+/// Leaves the bits of a warp's rare rows, each in some of the lanes that have the row.
+template <int kD>
+__device__ __forceinline__ void mark_rare_rows(const Arguments& p, const Chunk& at, unsigned bits, const PaddedLanes<kD>& l) {
+#pragma unroll
+  for (int offset = 1; offset < 32; offset *= 2) bits |= __shfl_xor_sync(0xffffffffu, bits, offset);
+  if (l.lane != 0) return;
+  p.redo[at.slot * (kD / 16) + l.warp] = static_cast<unsigned short>(bits);
+  if (bits) *p.any_redo = 1;
+}
+
+/// Numbers of a block's chunk in shared memory.
+template <int kD>
+struct ChunkNumbers {
+  float top[2 * kD], before[2 * kD], after[2 * kD];
+  float z[2 * kD];  // of the sums
+  signed char rows[kD];
+
+  /// A thread has one feature and perhaps one row; the block synchronises after it.
+  __device__ __forceinline__ void load(const Arguments& p, const Chunk& at) {
+    const int thread = int(threadIdx.x);
+    const std::int64_t place = at.slot * 2 * kD + thread;
+    top[thread] = p.shifts.top[place];
+    before[thread] = at.chunk > 0 && document_row(p.s, at.b, at.t0, 0) < 0 ? p.shifts.after[place - 2 * kD] : -INFINITY;
+    after[thread] = p.shifts.after[place];
+    z[thread] = p.sums.z[place];
+    if (thread < kD) rows[thread] = document_row(p.s, at.b, at.t0, thread);
+  }
+};
+
+}  // namespace hedgehog::cuda::linear_attention_large
