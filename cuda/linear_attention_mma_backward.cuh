@@ -77,7 +77,8 @@ enum class WarpgroupPass : int { queries, sums, keys };
 void warpgroup_backward(const BackwardArguments& p, WarpgroupPass pass);
 /// Turns what each segment alone adds to R and y into the sums after each segment.
 void scan_reversed(const BackwardArguments& p, std::int64_t batch, int D);
-/// Gradients of the weights that are wanted, from parts (B H segments, D, D') of queries and of keys: summed in order. Null: later.
+/// Gradients of the weights that are wanted, from parts (B H segments, D, D') of queries and of keys: summed in order. Null: not
+/// these.
 void sum_weight_parts(const Call& c, const float* of_queries, std::int64_t query_segments, const float* of_keys, std::int64_t key_segments);
 /// Zeros for the gradients of a call whose output nothing reads.
 void write_zeros(const Call& c);
