@@ -49,7 +49,8 @@ __device__ __forceinline__ void load_chunk(BackwardMemory<kD>& m, const Argument
 }
 /// Where `own` is free of weight and rows: the copies that are due. The block synchronises before.
 template <bool kKeys, int kD>
-__device__ __forceinline__ void load_next(BackwardMemory<kD>& m, const Arguments& p, const Chunk& at, bool has_sums, const PaddedLanes<kD>& l) {
+__device__ __forceinline__ void load_next(BackwardMemory<kD>& m, const Arguments& p, const Chunk& at, bool has_sums,
+                                          const PaddedLanes<kD>& l) {
   if constexpr (BackwardMemory<kD>::kLate) {
     load_values<kD>(m.others_y(), p, at, !kKeys, l);
     wait_all_copies();
@@ -96,7 +97,8 @@ __device__ __forceinline__ void gradient_of_exponents(float (&u)[kD / 8][4], con
           const float2 of_columns = pair_at(shift, sign * kD + 32 * slice + 8 * n + l.column);
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
-            const float value = dphi[sign][n][e] * feature<kKeys>(u[4 * slice + n][e], sign, e % 2 ? of_columns.y : of_columns.x, of_rows[e / 2]);
+            const float of_column = e % 2 ? of_columns.y : of_columns.x;
+            const float value = dphi[sign][n][e] * feature<kKeys>(u[4 * slice + n][e], sign, of_column, of_rows[e / 2]);
             du[n][e] += sign ? -value : value;
           }
         }
@@ -108,7 +110,8 @@ __device__ __forceinline__ void gradient_of_exponents(float (&u)[kD / 8][4], con
         if (kKeys ? k < l.warp : k > l.warp) continue;
 #pragma unroll
         for (int sign = 0; sign < 2; ++sign)
-          multiply_step(dphi[sign], w[k], [&](unsigned(&b)[4], int n) { l.b_transposed(b, features + sign * kTile, 32 * slice + n, 16 * k); });
+          multiply_step(dphi[sign], w[k],
+                        [&](unsigned(&b)[4], int n) { l.b_transposed(b, features + sign * kTile, 32 * slice + n, 16 * k); });
       }
       through(dphi, chunk_shift, of_chunk);
     }

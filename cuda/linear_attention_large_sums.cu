@@ -89,7 +89,8 @@ __global__ void __launch_bounds__(2 * kD, 2) linear_attention_large_sums_kernel(
 #pragma unroll
         for (int x = 0; x < 2; ++x) {
           const float of_row = kQueries ? shift[x] : -shift[x];
-          const float e0 = exp2_fast(fmaf(u[n][2 * x], scale, of_row) - den.x), e1 = exp2_fast(fmaf(u[n][2 * x + 1], scale, of_row) - den.y);
+          const float e0 = exp2_fast(fmaf(u[n][2 * x], scale, of_row) - den.x);
+          const float e1 = exp2_fast(fmaf(u[n][2 * x + 1], scale, of_row) - den.y);
           phi[sign][n / 2][n % 2 * 2 + x] = pack(e0, e1);
           sum[x] += e0 * weight.x + e1 * weight.y;
         }

@@ -97,7 +97,8 @@ void write_zeros(const Call& c) {
 void sum_parts(const Call& c, Input of_query_map, Input of_key_map, std::int64_t matrix, const float* query_parts,
                std::int64_t query_segments, const float* key_parts, std::int64_t key_segments) {
   const Shape& q = c.inputs[kQ].shape;
-  const Target<bf16> dweight[2] = {query_parts ? Target<bf16>(c, of_query_map) : Target<bf16>(), key_parts ? Target<bf16>(c, of_key_map) : Target<bf16>()};
+  const Target<bf16> dweight[2] = {query_parts ? Target<bf16>(c, of_query_map) : Target<bf16>(),
+                                   key_parts ? Target<bf16>(c, of_key_map) : Target<bf16>()};
   const auto add = [&](const Target<bf16>& of_queries, const Target<bf16>& of_keys) {
     const WeightArguments p{{query_parts, key_parts}, {of_queries, of_keys}, {unsigned(query_segments), unsigned(key_segments)},
                             unsigned(q[0]), unsigned(q[2]), unsigned(matrix)};

@@ -134,7 +134,7 @@ std::vector<AccuracyCase> all_cases(const std::vector<std::int64_t>& lengths, co
 TEST_SUITE("device") {
   TEST_CASE("accuracy of linear attention: bf16 on the GPU") {
     on_cuda([] {
-      std::vector<AccuracyCase> cases = all_cases({1024, 4096}, {64, 128}, {1, 4, 16}, 2);
+      std::vector<AccuracyCase> cases = all_cases({1024, 4096}, {64, 96, 128}, {1, 4, 16}, 2);
       cases.push_back({11, 1024, 12, 64});  // heads enough that no sequence is cut into segments
       for (AccuracyCase c : all_cases({1024, 4096}, {64}, {1, 4, 16}, 2)) {
         c.causal = false;
