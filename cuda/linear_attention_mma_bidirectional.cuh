@@ -28,20 +28,8 @@ void sum_segments(const SumSlots& parts, const Totals& totals, std::int64_t head
 /// Blocks of heads of 64 that an H100 holds at a time, by how many a multiprocessor.
 constexpr std::int64_t kTwoEach = 264, kThreeEach = 396, kFourEach = 528;
 
-/// Segments that leave the device idle least, if `held` blocks run at a time; their beginning and end cost about two chunks. From the
-/// shape alone, so that sums over them have one order.
-inline Segments even_segments(const Shape& q, std::int64_t held) {
-  constexpr std::int64_t kEnds = 2, kShortest = 4, kRounds = 4;
-  const std::int64_t heads = q[0] * q[2], chunks = (q[1] + q[3] - 1) / q[3];
-  Segments best{int(chunks), 1, int(chunks)};
-  std::int64_t least = std::numeric_limits<std::int64_t>::max();
-  for (std::int64_t wanted = 1; wanted == 1 || (wanted <= chunks / kShortest && wanted * heads <= kRounds * held); ++wanted) {
-    const std::int64_t length = (chunks + wanted - 1) / wanted, count = (chunks + length - 1) / length;
-    const std::int64_t cost = (heads * count + held - 1) / held * (length + kEnds);
-    if (cost < least) least = cost, best = {int(chunks), int(count), int(length)};
-  }
-  return best;
-}
+/// Segments of passes whose chunks are independent.
+inline Segments even_segments(const Shape& q, std::int64_t held) { return cut_walks(q, held, 2, 0); }
 inline Sequence cut(Sequence s, const Segments& g) {
   s.chunks = g.chunks, s.segments = g.count, s.segment_chunks = g.length;
   return s;

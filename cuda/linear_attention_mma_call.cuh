@@ -15,22 +15,26 @@ enum Input : int { kQ, kK, kV, kWeightQ, kWeightK, kBiasQ, kBiasK, kDocumentStar
 struct Segments {
   int chunks, count, length;  // length: chunks a segment
 };
-enum class Pass : int { forward, backward };
-/// Cuts the walks of a pass so that its blocks end early: all that an H100 holds at a time take about as long as the longest. A walk
-/// costs its chunks and one more to begin; segments cost kStates chunks for the sums at their ends, which are made beforehand
-/// (measured: cuda/README.md). From the shape alone, so that sums have one order.
-inline Segments segments_of(const Shape& q, Pass pass) {
-  constexpr std::int64_t kShortest = 4, kStates = 12;
-  const std::int64_t D = q[3], heads = q[0] * q[2], chunks = (q[1] + D - 1) / D;
-  const std::int64_t together = 132 * (pass == Pass::forward ? (D == 64 ? 3 : 8) : (D == 64 ? 2 : 6));
-  std::int64_t best = chunks, least = 0;
-  for (std::int64_t count = 1; count <= std::max<std::int64_t>(1, std::min(chunks / kShortest, 4 * together / heads)); ++count) {
-    const std::int64_t length = (chunks + count - 1) / count, walks = heads * ((chunks + length - 1) / length);
-    const std::int64_t cost = (walks + together - 1) / together * (length + 1) + (length < chunks ? kStates : 0);
-    if (count > 1 && cost >= least) continue;
-    best = length, least = cost;
+/// Segments that leave the device idle least, if `held` blocks run at a time, which take as long as the longest of them: a walk costs
+/// its chunks and `ends` more, segments at all cost `sums` chunks for what is made beforehand. From the shape alone, so that sums have
+/// one order.
+inline Segments cut_walks(const Shape& q, std::int64_t held, std::int64_t ends, std::int64_t sums) {
+  constexpr std::int64_t kShortest = 4, kRounds = 4;
+  const std::int64_t heads = q[0] * q[2], chunks = (q[1] + q[3] - 1) / q[3];
+  Segments best{int(chunks), 1, int(chunks)};
+  std::int64_t least = 0;
+  for (std::int64_t wanted = 1; wanted == 1 || (wanted <= chunks / kShortest && wanted * heads <= kRounds * held); ++wanted) {
+    const std::int64_t length = (chunks + wanted - 1) / wanted, count = (chunks + length - 1) / length;
+    const std::int64_t cost = (heads * count + held - 1) / held * (length + ends) + (count > 1 ? sums : 0);
+    if (wanted == 1 || cost < least) least = cost, best = {int(chunks), int(count), int(length)};
   }
-  return {int(chunks), int((chunks + best - 1) / best), int(best)};
+  return best;
+}
+enum class Pass : int { forward, backward };
+/// Segments of causal walks; an H100 holds 2 to 8 blocks a multiprocessor. Measured: cuda/README.md.
+inline Segments segments_of(const Shape& q, Pass pass) {
+  const bool wide = q[3] == 64;
+  return cut_walks(q, 132 * (pass == Pass::forward ? (wide ? 3 : 8) : (wide ? 2 : 6)), 1, 12);
 }
 
 /// Whether features of a token are normalised.
