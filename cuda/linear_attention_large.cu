@@ -31,16 +31,9 @@ Arguments take_backward(Workspace& w, const Shape& q, std::int64_t key_heads) {
 }  // namespace
 
 bool supports(const Attributes& attributes, std::span<const Meta> inputs) {
-  const Meta& q = inputs[kQ];
-  if (q.dtype != Dtype::bf16 || attributes.flag("final_state") || !attributes.flag("causal") || attributes.integer("chunk") != 0 ||
-      attributes.text("map") != "hedgehog")
-    return false;
-  for (int i : {kWeightQ, kWeightK})
-    if (!inputs[std::size_t(i)].given || inputs[std::size_t(i)].dtype != Dtype::bf16) return false;
-  for (int i : {kBiasQ, kBiasK, kMask, kInitialState})
-    if (inputs[std::size_t(i)].given) return false;
-  const std::int64_t D = q.shape[3], width = inputs[kWeightQ].shape[2], Dv = inputs[kV].shape[3];
-  return (D == 96 || D == 128) && Dv == D && width == D && shared_memory_of(D) <= largest_shared_memory();
+  if (!suits_tensor_cores(attributes, inputs) || !attributes.flag("causal") || is_general(attributes, inputs)) return false;
+  const std::int64_t D = inputs[kQ].shape[3];
+  return (D == 96 || D == 128) && shared_memory_of(D) <= largest_shared_memory();
 }
 
 std::int64_t forward_workspace(const Attributes&, std::span<const Meta> inputs) {

@@ -251,19 +251,10 @@ void run(const ForwardArguments& p, std::int64_t blocks) {
 }  // namespace
 
 bool supports(const Attributes& attributes, std::span<const Meta> inputs) {
-  const Meta& q = inputs[kQ];
-  if (q.dtype != Dtype::bf16 || attributes.flag("final_state") || attributes.integer("chunk") != 0 ||
-      (attributes.text("map") != "hedgehog" && !is_normalised(attributes)))
-    return false;
-  for (int i : {kWeightQ, kWeightK})
-    if (!inputs[std::size_t(i)].given || inputs[std::size_t(i)].dtype != Dtype::bf16) return false;
-  for (int i : {kBiasQ, kBiasK})
-    if (inputs[std::size_t(i)].given && inputs[std::size_t(i)].dtype != Dtype::bf16) return false;
-  for (int i : {kMask, kInitialState})
-    if (inputs[std::size_t(i)].given) return false;
+  if (!suits_tensor_cores(attributes, inputs)) return false;
   if (!attributes.flag("causal") && (inputs[kDocumentStart].given || is_general(attributes, inputs))) return false;
-  const std::int64_t D = q.shape[3], width = inputs[kWeightQ].shape[2], Dv = inputs[kV].shape[3];
-  return (D == 32 || D == 64) && Dv == D && width == D;
+  const std::int64_t D = inputs[kQ].shape[3];
+  return D == 32 || D == 64;
 }
 
 std::int64_t forward_workspace(const Attributes& attributes, std::span<const Meta> inputs) {

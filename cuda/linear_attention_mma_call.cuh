@@ -49,6 +49,21 @@ bool is_general(const Attributes& attributes, std::span<const Operand> inputs) {
   return is_normalised(attributes) || inputs[kBiasQ].given || inputs[kBiasK].given;
 }
 
+/// What the kernels on tensor cores ask of a call, whatever its heads: bf16, a Hedgehog map with weights, heads of one width
+/// throughout, chunk 0, no mask and no states.
+inline bool suits_tensor_cores(const Attributes& attributes, std::span<const Meta> inputs) {
+  if (attributes.flag("final_state") || attributes.integer("chunk") != 0 || (attributes.text("map") != "hedgehog" && !is_normalised(attributes)))
+    return false;
+  for (int i : {kQ, kWeightQ, kWeightK})
+    if (!inputs[std::size_t(i)].given || inputs[std::size_t(i)].dtype != Dtype::bf16) return false;
+  for (int i : {kBiasQ, kBiasK})
+    if (inputs[std::size_t(i)].given && inputs[std::size_t(i)].dtype != Dtype::bf16) return false;
+  for (int i : {kMask, kInitialState})
+    if (inputs[std::size_t(i)].given) return false;
+  const std::int64_t D = inputs[kQ].shape[3];
+  return inputs[kV].shape[3] == D && inputs[kWeightQ].shape[2] == D;
+}
+
 /// Parts of the workspace, each 256-byte aligned; without a base it counts bytes.
 struct Workspace {
   std::byte* base = nullptr;
