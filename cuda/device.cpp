@@ -263,6 +263,10 @@ class CudaDevice final : public Device {
     const Kernel& k = backward ? found->second.backward : found->second.forward;
     return k ? &k : nullptr;
   }
+  std::vector<Meta> kept(const Op& op, const Attributes& attributes, std::span<const Meta> inputs) const override {
+    const auto found = kernels().find(op.name);
+    return found != kernels().end() && found->second.kept ? found->second.kept(attributes, inputs) : std::vector<Meta>{};
+  }
   std::int64_t workspace(const Op& op, const Attributes& attributes, std::span<const Meta> inputs, const Layout& layout,
                          bool backward) const override {
     const auto found = kernels().find(op.name);

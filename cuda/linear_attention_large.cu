@@ -31,7 +31,8 @@ Arguments take_backward(Workspace& w, const Shape& q, std::int64_t key_heads) {
 }  // namespace
 
 bool supports(const Attributes& attributes, std::span<const Meta> inputs) {
-  if (!suits_tensor_cores(attributes, inputs) || !attributes.flag("causal") || is_general(attributes, inputs)) return false;
+  if (!suits_tensor_cores(attributes, inputs) || !attributes.flag("causal") || is_general(attributes, inputs) || has_states(attributes, inputs))
+    return false;
   const std::int64_t D = inputs[kQ].shape[3];
   return (D == 96 || D == 128) && shared_memory_of(D) <= largest_shared_memory();
 }

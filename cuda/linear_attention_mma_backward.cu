@@ -14,8 +14,9 @@ void take(Workspace& w, BackwardArguments& p, const Attributes& attributes, std:
   const std::int64_t heads = q[0] * q[2], T = q[1], D = q[3];
   const bool general = is_general(attributes, inputs);
   w.take_map(p.s.map, attributes, q);
-  p.states = w.take_slots(q, g);
-  p.reversed = {p.states.S, p.states.z};  // made when the states have been read
+  const bool initial = inputs[kInitialState].given, final = attributes.flag("final_state");
+  if (g.count > 1 || initial || final) p.reversed = w.take_slots(heads * (g.count + (initial ? 1 : 0)), D, false);
+  if (final) p.dshift = w.take<float>(heads * 2 * D), p.no_gradient = w.take<bf16>(D);
   p.shifts = w.take<float>(heads * g.chunks * 2 * D);
   p.delta = w.take<float>(heads * T);
   p.denominators = w.take<float>((general ? 2 : 1) * heads * T);
@@ -138,7 +139,8 @@ std::int64_t backward_workspace(const Attributes& attributes, std::span<const Me
 }
 
 void backward(const Call& c) {
-  if (!c.dy[0]) return write_zeros(c);
+  const float* const dfinal = c.attributes.flag("final_state") ? c.dy[1].as<const float>() : nullptr;
+  if (!c.dy[0] && !dfinal) return write_zeros(c);
   if (!c.attributes.flag("causal")) return bidirectional_backward(c);
   const Shape& q = c.inputs[kQ].shape;
   const std::int64_t B = q[0], D = q[3];
@@ -146,24 +148,34 @@ void backward(const Call& c) {
   BackwardArguments p{};
   p.s = sequence_of(c, Pass::backward);
   p.o = Heads<bf16>("linear_attention", c.outputs[0]);
-  p.dy = Heads<bf16>("linear_attention", c.dy[0]);
-  p.s.vector = p.s.vector && aligned(p.o) && aligned(p.dy);
-  p.s.warpgroups = p.s.warpgroups && p.s.vector;
   p.saved = c.saved[0].as<const float>();
   p.dq = target(kQ), p.dk = target(kK), p.dv = target(kV);
   Workspace w{static_cast<std::byte*>(c.workspace)};
   take(w, p, c.attributes, c.inputs);
+  if (c.dy[0]) {
+    p.dy = Heads<bf16>("linear_attention", c.dy[0]);
+  } else {  // one row of zeros for all tokens
+    check(cudaMemsetAsync(p.no_gradient, 0, std::size_t(D) * sizeof(bf16), stream()), "linear_attention");
+    note_launch(false);
+    p.dy.data = p.no_gradient;
+  }
+  p.s.vector = p.s.vector && aligned(p.o) && aligned(p.dy);
+  p.s.warpgroups = p.s.warpgroups && p.s.vector;
   if (!p.s.warpgroups) p.handover = nullptr;
-  const bool of_keys = c.dx[kK] || c.dx[kV] || c.dx[kWeightK] || c.dx[kBiasK];
+  const KeptStates kept(c.attributes, c.inputs);
+  p.states = kept.at(c), p.final_slot = kept.states;
+  p.dfinal = dfinal;
+  if (c.dx[kInitialState]) p.dinitial = Target<float>(c, kInitialState);
+  const bool of_keys = c.dx[kK] || c.dx[kV] || c.dx[kWeightK] || c.dx[kBiasK] || p.dinitial;
 
   if (p.s.map.log_sums) make_log_sums(p.s, B, int(D));
-  if (p.s.segments > 1) make_states(p.s, p.states, B, int(D));
   if (p.handover) {
     warpgroup_backward(p, WarpgroupPass::queries);
-    if (of_keys && p.s.segments == 1) warpgroup_backward(p, WarpgroupPass::keys);
+    if (of_keys && !p.passes_sums()) warpgroup_backward(p, WarpgroupPass::keys);
   }
   backward_queries(p, B, int(D));
   if (of_keys) backward_keys(p, B, int(D));
+  if (of_keys && p.dfinal) add_shift_gradients(p, B, int(D));
   sum_groups(c, p.dk, p.dv);
   sum_weight_parts(c, p.dweight[0], p.s.segments, p.dweight[1], p.s.segments);
   sum_parts(c, kBiasQ, kBiasK, D, p.dbias[0], p.s.segments, p.dbias[1], p.s.segments);

@@ -16,8 +16,14 @@ struct BackwardArguments {
   Heads<bf16> o, dy;
   const float* saved;  // (B, T, H) natural logarithm of the denominator
   HeadsTarget<bf16> dq, dk, dv;
-  SumSlots states;    // before each segment
-  SumSlots reversed;  // R and y after each segment
+  SumSlots states;    // before each segment, and from final_slot on the final ones: kept by forward
+  std::int64_t final_slot;
+  SumSlots reversed;  // R and y after each segment, and after those of all heads what all tokens add to those before the first
+  // gradients of the states, (B, H, F, D + 2), and that of the final c, which goes to the key that has raised it last
+  const float* dfinal;    // null: none
+  Target<float> dinitial;
+  float* dshift;          // (B H, F)
+  bf16* no_gradient;      // (D) zeros, for a dy that is not there
   // made by the pass in the order of time
   float* shifts;             // (B H, chunks, F) of each chunk
   float* delta;              // (B H, T)
@@ -28,6 +34,11 @@ struct BackwardArguments {
   // where products are a warpgroup's, else null
   int* handover;  // (walks) the chunk where the walk in the order of time has stopped, its end if it is done, -1 before that
   int walks;      // B H segments
+
+  /// Whether sums of queries reach a walk from outside.
+  __host__ __device__ bool passes_sums() const { return s.segments > 1 || dfinal || dinitial; }
+  /// Slot for what the walk adds to R and y before it.
+  __device__ std::int64_t before(const Walk& walk) const { return walk.segment > 0 ? walk.slot - 1 : walks + walk.index; }
 };
 
 /// Shared memory of both forms of the pass in the order of time.
@@ -53,6 +64,10 @@ struct ChunkNumbers {
   __device__ __forceinline__ void fetch(const BackwardArguments& p, const Walk& walk, int chunk) {
     const Sequence& s = p.s;
     const int thread = int(threadIdx.x);
+    if (chunk < 0) {  // before the first token
+      shift = p.states.shift[walk.slot * 2 * kD + thread];
+      return;
+    }
     shift = p.shifts[(walk.index * s.chunks + chunk) * 2 * kD + thread];
     const std::int64_t t0 = std::int64_t(chunk) * kD, t = t0 + thread;
     if constexpr (kGeneral) {
@@ -82,8 +97,11 @@ void backward_keys(const BackwardArguments& p, std::int64_t batch, int D);
 /// follow queries directly.
 enum class WarpgroupPass : int { queries, sums, keys };
 void warpgroup_backward(const BackwardArguments& p, WarpgroupPass pass);
-/// Turns what each segment alone adds to R and y into the sums after each segment.
+/// Turns what each segment alone adds to R and y into the sums after each segment. Gives the gradients of an initial state, and that of
+/// the final c.
 void scan_reversed(const BackwardArguments& p, std::int64_t batch, int D);
+/// Brings the gradient of the final c to keys and their map, when those have theirs.
+void add_shift_gradients(const BackwardArguments& p, std::int64_t batch, int D);
 /// Gradients of two inputs of `matrix` elements a head, those that are wanted, from parts (B H segments, matrix): summed in order.
 /// Parts that are null are left for later.
 void sum_parts(const Call& c, Input of_query_map, Input of_key_map, std::int64_t matrix, const float* query_parts,

@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
   const Lanes<kD> l;
   const Walk walk(s);
   wait_for_kernels();
-  if (kOnlySums && walk.segment == 0) return;
+  if (kOnlySums && walk.segment == 0 && !p.dinitial) return;
   if (p.handover && p.handover[walk.slot] >= walk.end) return;  // done by the warpgroup's kernel
   const std::int64_t index = walk.index, b = walk.b, h = walk.h;
   const int thread = int(threadIdx.x);
@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
   numbers.fetch(p, walk, walk.end - 1);
   numbers.keep(m, walk.end - 1);
   Sums<kD> R;  // z: y
-  if (kOnlySums || walk.segment + 1 == s.segments) R.clear();
+  if (kOnlySums || (walk.segment + 1 == s.segments && !p.dfinal)) R.clear();
   else R.load(p.reversed, walk.slot, l);
   float dweight[kD / 8][4] = {}, dbias = 0;
 
@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
     wait_all_copies();
     __syncthreads();  // k, v, dy, phi and R are here; all are done with q
     if (chunk > walk.begin) load_rows<kD>(m.q, s.q.at(b, t0 - kD, h), s.q.token, kD, s.vector, l);
-    if (chunk > 0) numbers.fetch(p, walk, chunk - 1);
+    if (kOnlySums || chunk > 0) numbers.fetch(p, walk, chunk - 1);
 
     if constexpr (!kOnlySums) {
       // keys by token
@@ -251,7 +251,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
         store_rows<kD>(p.dk, p.dk.at(b, t0, h), dk, count, l);
       }
     }
-    if (chunk > 0) numbers.keep(m, chunk - 1);
+    if (kOnlySums || chunk > 0) numbers.keep(m, chunk - 1);
     __syncthreads();  // du and the numbers of the chunk before are here
     if constexpr (!kOnlySums) {
       add_weight_gradient<kD>(dweight, m.k, m.du, l);
@@ -280,7 +280,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
       R = more;
     }
   }
-  if constexpr (kOnlySums) R.store(p.reversed, walk.slot - 1, l);
+  if constexpr (kOnlySums) R.store(p.reversed, p.before(walk), l);
   else store_weight_gradient<kD>(p.dweight[1] + walk.slot * kD * kD, dweight, l);
   if constexpr (kGeneral && !kOnlySums)
     if (p.dbias[1]) store_bias_gradient<kD>(p.dbias[1] + walk.slot * kD, dbias, m.y);
@@ -290,12 +290,12 @@ template <int kD, bool kGeneral>
 void run(const BackwardArguments& p, std::int64_t batch) {
   const std::int64_t blocks = batch * p.s.H * p.s.segments;
   constexpr std::size_t kBytes = sizeof(KeysMemory<kD, kGeneral>);
-  if (p.s.segments > 1) {
+  if (p.s.segments > 1 || p.dinitial) {
     if (p.handover) warpgroup_backward(p, WarpgroupPass::sums);
     launch(linear_attention_backward_keys_kernel<kD, kGeneral, true>, blocks, 2 * kD, kBytes, p);
-    scan_reversed(p, batch, kD);
   }
-  if (p.handover && p.s.segments > 1) warpgroup_backward(p, WarpgroupPass::keys);
+  if (p.passes_sums()) scan_reversed(p, batch, kD);
+  if (p.handover && p.passes_sums()) warpgroup_backward(p, WarpgroupPass::keys);
   launch(linear_attention_backward_keys_kernel<kD, kGeneral, false>, blocks, 2 * kD, kBytes, p);
 }
 

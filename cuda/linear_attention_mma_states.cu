@@ -6,6 +6,7 @@ namespace {
 struct StatesArguments {
   Sequence s;
   SumSlots states;
+  float* local;  // (slots, F) shifts of what a segment alone adds
 };
 
 template <int kD>
@@ -54,10 +55,11 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8) linear_attention_sta
     }
     state.leave(m.phi, m.v, rows[kD - 1], m.features, l);
   }
-  state.sums.store(p.states, walk.slot + 1, l);
+  const std::int64_t slot = s.state_slot(walk.index, walk.segment + 1);
+  state.sums.store(p.states, slot, l);
   if (l.column == 0)
     for (int sign = 0; sign < 2; ++sign)
-      for (int x = 0; x < 2; ++x) p.states.local[(walk.slot + 1) * 2 * kD + sign * kD + l.row + 8 * x] = state.shift[sign][x];
+      for (int x = 0; x < 2; ++x) p.local[slot * 2 * kD + sign * kD + l.row + 8 * x] = state.shift[sign][x];
 }
 
 template <int kD, bool kGeneral>
@@ -118,7 +120,9 @@ constexpr int kAhead = 8;
 struct StatesScanArguments {
   Sequence s;
   SumSlots states;
-  std::int64_t heads;  // B H
+  const float* local;
+  const float* initial_state;  // (B, H, F, D + 2) or null
+  std::int64_t heads;          // B H
   int D;
 };
 
@@ -127,9 +131,18 @@ __global__ void linear_attention_states_scan_kernel(const __grid_constant__ Stat
   const Piece e(p.heads, p.D);
   wait_for_kernels();
   if (!e.valid) return;
-  const std::int64_t first = e.index * p.s.segments;
+  const std::int64_t first = p.s.state_slot(e.index, 0);
   Values sum{};
   float shift = -INFINITY;
+  if (p.initial_state) {
+    const float* const row = p.initial_state + (e.index * 2 * p.D + e.row) * (p.D + 2);
+    if (row[p.D] > 0) {  // else the row is empty
+      sum = {{row[e.column], row[e.column + 1], row[e.column + 2], row[e.column + 3]}, row[p.D]};
+      shift = row[p.D + 1] * kLog2e;
+    }
+    sum.store(e, p.states, first, p.D);
+    if (e.column == 0) p.states.shift[Values::place(e, first, p.D)] = shift;
+  }
   for (int begin = 1; begin < p.s.segments; begin += kAhead) {
     Values added[kAhead];
     float local[kAhead];
@@ -137,7 +150,7 @@ __global__ void linear_attention_states_scan_kernel(const __grid_constant__ Stat
     for (int i = 0; i < kAhead; ++i) {
       if (begin + i >= p.s.segments) break;
       added[i].load(e, p.states, first + begin + i, p.D);
-      local[i] = p.states.local[Values::place(e, first + begin + i, p.D)];
+      local[i] = p.local[Values::place(e, first + begin + i, p.D)];
     }
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
@@ -152,6 +165,15 @@ __global__ void linear_attention_states_scan_kernel(const __grid_constant__ Stat
   }
 }
 
+/// Sum over the threads of a row.
+__device__ __forceinline__ float sum_of_row(float x, int D) {
+  for (int offset = D / 8; offset > 0; offset /= 2) x += __shfl_xor_sync(0xffffffffu, x, offset);
+  return x;
+}
+__device__ __forceinline__ float dot(const Values& a, const Values& b, int D) {
+  return sum_of_row(a.S.x * b.S.x + a.S.y * b.S.y + a.S.z * b.S.z + a.S.w * b.S.w, D) + a.z * b.z;
+}
+
 struct ReversedScanArguments {
   BackwardArguments p;
   std::int64_t heads;  // B H
@@ -159,14 +181,30 @@ struct ReversedScanArguments {
 };
 
 /// From what each segment adds to R and y to the sums after each segment, against time. Sums after a segment have the scale of its
-/// last chunk.
+/// last chunk, those before the first token that of the initial state.
+///
+/// The final state is stored in the scale of its shift c: it is the sums R and y that come from behind the last token, and c has the
+/// gradient dc - dS . S - dz z beside. Of the initial state, c has dS . S + dz z, and that of the final c where no key is above it.
 __global__ void linear_attention_reversed_scan_kernel(const __grid_constant__ ReversedScanArguments a) {
   const Piece e(a.heads, a.D);
   wait_for_kernels();
   if (!e.valid) return;
-  const Sequence& s = a.p.s;
-  const float* const shifts = a.p.shifts + e.index * s.chunks * 2 * a.D + e.row;
+  const BackwardArguments& p = a.p;
+  const Sequence& s = p.s;
+  const std::int64_t first = e.index * s.segments, state_row = (e.index * 2 * a.D + e.row) * (a.D + 2);
+  const float* const shifts = p.shifts + e.index * s.chunks * 2 * a.D + e.row;
+  const auto shift_of = [&](int chunk) { return shifts[std::int64_t(chunk) * 2 * a.D]; };
   Values sum{};
+  float dshift = 0;
+  if (p.dfinal) {
+    const float* const row = p.dfinal + state_row;
+    sum = {{row[e.column], row[e.column + 1], row[e.column + 2], row[e.column + 3]}, row[a.D]};
+    sum.store(e, p.reversed, first + s.segments - 1, a.D);
+    Values state;
+    state.load(e, p.states, p.final_slot + e.index, a.D);
+    dshift = row[a.D + 1] - dot(sum, state, a.D);
+    if (e.column == 0) p.dshift[Values::place(e, e.index, a.D)] = dshift;
+  }
   for (int last = s.segments - 1; last > 0; last -= kAhead) {
     Values added[kAhead];
     float before[kAhead], after[kAhead];
@@ -174,31 +212,42 @@ __global__ void linear_attention_reversed_scan_kernel(const __grid_constant__ Re
     for (int i = 0; i < kAhead; ++i) {
       const int segment = last - i, begin = segment * s.segment_chunks;
       if (segment <= 0) break;
-      added[i].load(e, a.p.reversed, e.index * s.segments + segment - 1, a.D);
-      before[i] = shifts[std::int64_t(begin - 1) * 2 * a.D];
-      after[i] = shifts[std::int64_t(min(begin + s.segment_chunks, s.chunks) - 1) * 2 * a.D];
+      added[i].load(e, p.reversed, first + segment - 1, a.D);
+      before[i] = shift_of(begin - 1);
+      after[i] = shift_of(min(begin + s.segment_chunks, s.chunks) - 1);
     }
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
       const int segment = last - i;
       if (segment <= 0) break;
       sum.add(passes(s, e.index / s.H, segment, a.D) ? exp2_fast(before[i] - after[i]) : 0.0f, added[i], 1);
-      sum.store(e, a.p.reversed, e.index * s.segments + segment - 1, a.D);
+      sum.store(e, p.reversed, first + segment - 1, a.D);
     }
   }
+  if (!p.dinitial) return;
+  Values added, state;
+  added.load(e, p.reversed, p.walks + e.index, a.D);
+  state.load(e, p.states, s.state_slot(e.index, 0), a.D);
+  const float shift = p.states.shift[Values::place(e, s.state_slot(e.index, 0), a.D)];
+  sum.add(exp2_fast(shift - shift_of(min(s.segment_chunks, s.chunks) - 1)), added, 1);
+  const float of_c = dot(sum, state, a.D) + (shift == shift_of(s.chunks - 1) ? dshift : 0.0f);
+  const float S[4] = {sum.S.x, sum.S.y, sum.S.z, sum.S.w};
+  for (int i = 0; i < 4; ++i) p.dinitial.put(state_row + e.column + i, S[i]);
+  if (e.column == 0) p.dinitial.put(state_row + a.D, sum.z), p.dinitial.put(state_row + a.D + 1, of_c);
 }
 
 std::int64_t scan_blocks(std::int64_t heads, int D) { return (heads * 2 * D * (D / 4) + kScanThreads - 1) / kScanThreads; }
 
 }  // namespace
 
-void make_states(const Sequence& s, const SumSlots& states, std::int64_t batch, int D) {
+void make_states(const Sequence& s, const SumSlots& states, float* local, const float* initial_state, std::int64_t batch, int D) {
   const std::int64_t heads = batch * s.H, blocks = heads * s.segments;
-  const StatesArguments p{s, states};
-  if (s.warpgroups) warpgroup_states(s, states, blocks);
+  const StatesArguments p{s, states, local};
+  if (s.segments == 1) {}  // the scan alone, for what there is before the first token
+  else if (s.warpgroups) warpgroup_states(s, states, local, blocks);
   else if (s.map.general) D == 64 ? run<64, true>(p, blocks) : run<32, true>(p, blocks);
   else D == 64 ? run<64, false>(p, blocks) : run<32, false>(p, blocks);
-  launch(linear_attention_states_scan_kernel, scan_blocks(heads, D), kScanThreads, 0, StatesScanArguments{s, states, heads, D});
+  launch(linear_attention_states_scan_kernel, scan_blocks(heads, D), kScanThreads, 0, StatesScanArguments{s, states, local, initial_state, heads, D});
 }
 
 void scan_reversed(const BackwardArguments& p, std::int64_t batch, int D) {

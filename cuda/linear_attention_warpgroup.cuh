@@ -33,11 +33,8 @@ __device__ __forceinline__ void scale_rows(float (&c)[8][4], const float (&facto
 /// S of Sums. Its shifts and z are kept in FeatureRows, of the newest chunk.
 using State = float[2][8][4];
 
-/// The state before a segment, empty before the first, and the rows of features that go with it.
-__device__ __forceinline__ void start(Sums<kWide>& sums, FeatureRows<kWide>& features, const SumSlots& states, const Walk& walk,
-                                      const Lanes<kWide>& l) {
-  KeyState<kWide> from;
-  from.start(states, walk, l);
+/// A state, and the rows of features that go with it.
+__device__ __forceinline__ void start(Sums<kWide>& sums, FeatureRows<kWide>& features, const KeyState<kWide>& from, const Lanes<kWide>& l) {
   sums = from.sums;
   for (int s = 0; s < 2; ++s)
     for (int x = 0; x < 2; ++x) {
@@ -45,6 +42,32 @@ __device__ __forceinline__ void start(Sums<kWide>& sums, FeatureRows<kWide>& fea
       if (l.column == 0) features.shift[row] = from.shift[s][x], features.z[row] = from.sums.z[s][x], features.added[row] = 0;
     }
   __syncwarp();
+}
+/// The state before a segment.
+__device__ __forceinline__ void start(Sums<kWide>& sums, FeatureRows<kWide>& features, const SumSlots& states, const Sequence& sequence,
+                                      const Walk& walk, const Lanes<kWide>& l) {
+  KeyState<kWide> from;
+  from.start(states, sequence, walk, l);
+  start(sums, features, from, l);
+}
+
+/// The state after a chunk, of which `last` is the first token of the document at its end.
+__device__ __forceinline__ KeyState<kWide> state_of(const State& S, const FeatureRows<kWide>& features, int last, const Lanes<kWide>& l) {
+  KeyState<kWide> state;
+#pragma unroll
+  for (int s = 0; s < 2; ++s) {
+#pragma unroll
+    for (int n = 0; n < 8; ++n)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) state.sums.S[s][n][e] = S[s][n][e];
+#pragma unroll
+    for (int x = 0; x < 2; ++x) {
+      const int row = s * kWide + l.row + 8 * x;
+      state.sums.z[s][x] = features.added[row] + (last >= 0 ? 0.0f : features.z[row]);
+      state.shift[s][x] = features.shift[row];
+    }
+  }
+  return state;
 }
 
 /// Takes in a chunk of keys: their features, and the state before the chunk in their scale, to tiles for all. `last`: first token of

@@ -21,7 +21,7 @@ constexpr std::size_t kMemory = kPass == WarpgroupPass::queries ? sizeof(Queries
   return stopped;
 }
 
-/// One block a walk. Without segments the pass against time does not wait for all of the pass in the order of time: its blocks
+/// One block a walk. Where no sums are passed on the pass against time does not wait for all of the pass in the order of time: its blocks
 /// start as soon as all of that are under way, on multiprocessors that those leave idle, and wait for their counterparts, which wait
 /// for nothing. Walks handed over are left out.
 template <WarpgroupPass kPass>
@@ -42,8 +42,8 @@ __global__ void __launch_bounds__(128, kBlocks<kPass>) linear_attention_warpgrou
   } else {
     constexpr bool kSums = kPass == WarpgroupPass::sums;
     __shared__ int shared;
-    if (kSums || p.s.segments > 1) wait_for_kernels();  // else early
-    if (kSums && walk.segment == 0) return;
+    if (kSums || p.passes_sums()) wait_for_kernels();  // else early
+    if (kSums && walk.segment == 0 && !p.dinitial) return;
     if (thread == 0) shared = wait_for(p.handover + walk.slot) >= walk.end;
     __syncthreads();
     if (!shared) return;

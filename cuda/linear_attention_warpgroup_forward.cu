@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_forward_ker
   commit_copies();
   if (thread < kWide) m.rows[walk.begin & 1][thread] = document_row(s, b, begin, thread);
   Sums<kWide> sums;
-  start(sums, m.features, p.states, walk, l);
+  start(sums, m.features, p.states, s, walk, l);
   State& S = sums.S;
   int last = -1;
 
@@ -36,12 +36,13 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_forward_ker
     at.forget();
     const std::int64_t t0 = std::int64_t(chunk) * kWide, left = s.T - t0;
     const int count = left < kWide ? int(left) : kWide;
-    const bool goes_on = chunk + 1 < walk.end;
+    const bool goes_on = chunk + 1 < walk.end, ends = p.final_state && chunk + 1 == s.chunks;
     const signed char* const rows = m.rows[chunk & 1];
     wait_copies<1>();  // q may be on its way
     shared_written();
     __syncthreads();  // k and rows are here; the chunk before is done with v, phi and the state
     load_rows<kWide>(m.v, s.v.at(b, t0, h), s.v.token, left, true, l);
+    if (keeps(p, chunk)) keep_state(p, state_of(S, m.features, last, l), kept_slot(p, walk, chunk), l);
     float u[8][4];
     enter(S, at(m.weight_k), at(m.k), count, rows, last, at(m.phi), at(m.S), m.features, l);
     wait_all_copies();
@@ -158,10 +159,11 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_forward_ker
     }
     __builtin_assume(p.o.vector && p.o.data);
     store_rows<kWide>(p.o, p.o.at(b, t0, h), c, count, l);
-    if (!goes_on) break;
+    if (!goes_on && !ends) break;
     start_leave(S, at(m.phi), at(m.v), last, l);
     finish_products();
     own(S);
+    if (ends) end_with(p, state_of(S, m.features, last, l), walk.index, l);
     if (thread < kWide) m.rows[(chunk + 1) & 1][thread] = next_row;
   }
   if (thread == 0) p.rare[walk.slot] = 0;

@@ -40,7 +40,7 @@ __device__ __forceinline__ void walk_keys(const BackwardArguments& p, const Walk
   numbers.fetch(p, walk, walk.end - 1);
   numbers.keep(m, walk.end - 1);
   Sums<kWide> sums;  // z: y
-  if (kOnlySums || walk.segment + 1 == s.segments) sums.clear();
+  if (kOnlySums || (walk.segment + 1 == s.segments && !p.dfinal)) sums.clear();
   else sums.load(p.reversed, walk.slot, l);
   for (int sign = 0; sign < 2; ++sign)
     for (int x = 0; x < 2; ++x)
@@ -107,7 +107,7 @@ __device__ __forceinline__ void walk_keys(const BackwardArguments& p, const Walk
     shared_written();
     __syncthreads();  // k, v, dy, phi and R are here; all are done with q
     if (chunk > walk.begin) load_rows<kWide>(m.q, s.q.at(b, t0 - kWide, h), s.q.token, kWide, true, l);
-    if (chunk > 0) numbers.fetch(p, walk, chunk - 1);
+    if (kOnlySums || chunk > 0) numbers.fetch(p, walk, chunk - 1);
 
     if constexpr (!kOnlySums) {
       // keys by token
@@ -246,7 +246,7 @@ __device__ __forceinline__ void walk_keys(const BackwardArguments& p, const Walk
       store_rows<kWide>(p.dk, p.dk.at(b, t0, h), dk, count, l);
       if (chunk == walk.begin) break;
     } else {
-      if (chunk > 0) numbers.keep(m, chunk - 1);
+      numbers.keep(m, chunk - 1);
       __syncthreads();  // the numbers of the chunk before are here
     }
 
@@ -278,7 +278,7 @@ __device__ __forceinline__ void walk_keys(const BackwardArguments& p, const Walk
     __syncwarp();
     for (int sign = 0; sign < 2; ++sign)
       for (int x = 0; x < 2; ++x) sums.z[sign][x] = m.y[sign * kWide + l.row + 8 * x];
-    sums.store(p.reversed, walk.slot - 1, l);
+    sums.store(p.reversed, p.before(walk), l);
   } else {
     store_weight_gradient<kWide>(p.dweight[1] + walk.slot * kWideTile, dweight, l);
   }

@@ -19,7 +19,7 @@ __device__ __forceinline__ int walk_queries(const BackwardArguments& p, const Wa
   load_rows<kWide>(m.k, s.k.at(b, begin, h), s.k.token, s.T - begin, true, l);
   if (thread < kWide) m.rows[walk.begin & 1][thread] = document_row(s, b, begin, thread);
   Sums<kWide> sums;
-  start(sums, m.features, p.states, walk, l);
+  start(sums, m.features, p.states, s, walk, l);
   State& S = sums.S;
   int last = -1, stopped = walk.end;
   float dweight[8][4] = {};

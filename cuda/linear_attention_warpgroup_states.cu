@@ -7,6 +7,7 @@ namespace {
 struct Arguments {
   Sequence s;
   SumSlots states;
+  float* local;  // (slots, F) shifts of what a segment alone adds
 };
 
 struct Memory {
@@ -36,7 +37,9 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_states_kern
   load_rows<kWide>(m.v[walk.begin & 1], s.v.at(b, begin, h), s.v.token, kWide, true, l);
   if (thread < kWide) m.rows[walk.begin & 1][thread] = document_row(s, b, begin, thread);
   Sums<kWide> sums;
-  start(sums, m.features, p.states, Walk(s, walk.slot - walk.segment), l);
+  KeyState<kWide> nothing;
+  nothing.clear();
+  start(sums, m.features, nothing, l);
   State& S = sums.S;
   int last = -1;
   for (int chunk = walk.begin; chunk < walk.end; ++chunk) {
@@ -60,20 +63,21 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_states_kern
     own(S);
   }
   __syncwarp();
+  const std::int64_t slot = s.state_slot(walk.index, walk.segment + 1);
   for (int sign = 0; sign < 2; ++sign)
     for (int x = 0; x < 2; ++x) {
       const int row = sign * kWide + l.row + 8 * x;
       sums.z[sign][x] = m.features.added[row] + (last >= 0 ? 0.0f : m.features.z[row]);
-      if (l.column == 0) p.states.local[(walk.slot + 1) * 2 * kWide + row] = m.features.shift[row];
+      if (l.column == 0) p.local[slot * 2 * kWide + row] = m.features.shift[row];
     }
-  sums.store(p.states, walk.slot + 1, l);
+  sums.store(p.states, slot, l);
 #endif
 }
 
 }  // namespace
 
-void warpgroup_states(const Sequence& s, const SumSlots& states, std::int64_t blocks) {
-  launch(linear_attention_warpgroup_states_kernel, blocks, 128, sizeof(Memory), Arguments{s, states});
+void warpgroup_states(const Sequence& s, const SumSlots& states, float* local, std::int64_t blocks) {
+  launch(linear_attention_warpgroup_states_kernel, blocks, 128, sizeof(Memory), Arguments{s, states, local});
 }
 
 }  // namespace hedgehog::cuda::linear_attention_mma

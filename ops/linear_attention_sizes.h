@@ -94,4 +94,7 @@ std::int64_t backward_bytes(const Sizes& s, Dtype dtype);
 enum class Lost { nothing, normaliser_to_k, normaliser_to_q, mask_first };
 Tensors composed(const Attributes& a, const Tensors& in, Lost lost);
 
+/// One more of linear_attention_slow_calls().
+void count_slow_call();
+
 }  // namespace hedgehog::linear_attention_detail

@@ -16,9 +16,10 @@ struct AttentionShape {
   std::int64_t B = 2, T = 65, Hq = 2, Hkv = 2, D = 64;
   bool causal = true, documents = false;
   double scale = 1;
+  bool initial = false, final = false;  // states of linear attention
   std::string text() const {
-    return fmt::format("B {} T {} H {}/{} D {}{}{} scale {}", B, T, Hq, Hkv, D, causal ? " causal" : "", documents ? " documents" : "",
-                       scale);
+    return fmt::format("B {} T {} H {}/{} D {}{}{}{}{} scale {}", B, T, Hq, Hkv, D, causal ? " causal" : "", documents ? " documents" : "",
+                       initial ? " initial state" : "", final ? " final state" : "", scale);
   }
   SampleInput packed() const { return normal({B, T, (Hq + 2 * Hkv) * D}, scale); }
   Tensors parts(const Tensor& packed) const {
@@ -46,12 +47,13 @@ inline ParityCase softmax_case(const AttentionShape& s) {
   return c;
 }
 
-enum PackedLinear : int { kPacked, kWeightQ, kWeightK, kBiasQ, kBiasK, kStart };
+enum PackedLinear : int { kPacked, kWeightQ, kWeightK, kBiasQ, kBiasK, kStart, kInitial };
 
 inline const Op& packed_linear() {
   static const Op op{
       .name = "linear_attention of packed",
-      .arguments = {{"qkv"}, {"weight_q"}, {"weight_k"}, {"bias_q", true}, {"bias_k", true}, {"document_start", true, false}},
+      .arguments = {{"qkv"}, {"weight_q"}, {"weight_k"}, {"bias_q", true}, {"bias_k", true}, {"document_start", true, false},
+                    {"initial_state", true, true, true}},
   };
   return op;
 }
@@ -62,7 +64,8 @@ inline ParityCase linear_case(const AttentionShape& s, bool bias = false, const 
   ParityCase c{.op = &packed_linear(),
                .sample = {s.text() + " " + map,
                           {},
-                          {s.packed(), weight, weight, shift, shift, s.documents ? documents({s.B, s.T}) : omitted()}}};
+                          {s.packed(), weight, weight, shift, shift, s.documents ? documents({s.B, s.T}) : omitted(),
+                           s.initial ? positive({s.B, s.Hq, 2 * s.D, s.D + 2}, 0.5) : omitted()}}};
   c.function = [s, map](const Tensors& in) -> Tensors {
     const Tensors p = s.parts(in[kPacked]);
     LinearAttentionOptions o;
@@ -73,7 +76,10 @@ inline ParityCase linear_case(const AttentionShape& s, bool bias = false, const 
     o.document_start = in[kStart];
     o.causal = s.causal;
     o.map = map;
-    return {linear_attention(p[0], p[1], p[2], o).o};
+    o.initial_state = in[kInitial];
+    o.final_state = s.final;
+    const LinearAttentionResult y = linear_attention(p[0], p[1], p[2], o);
+    return s.final ? Tensors{y.o, y.final_state} : Tensors{y.o};
   };
   c.draws = s.T == 1 ? 9 : 3;
   // one token sees itself alone: the gradients of q and k are exactly 0, and what is left of the terms that cancel, a dozen
@@ -95,6 +101,20 @@ inline ParityCase one_large_key(const AttentionShape& s, const char* map = "hedg
       for (std::int64_t j = 0; j < s.D; ++j) numbers[kWeightK][std::size_t(i * s.D + j)] = i == j;
     const std::int64_t width = (s.Hq + 2 * s.Hkv) * s.D, token = s.T / 2;
     for (std::int64_t i = 0; i < s.D; ++i) numbers[kPacked][std::size_t(token * width + s.Hq * s.D + i)] = i == 5 ? 120 : 0;
+  };
+  return c;
+}
+
+/// An initial state of which some rows are empty and some are so large that no key raises their shift.
+inline ParityCase uneven_state(const AttentionShape& s) {
+  ParityCase c = linear_case(s);
+  c.sample.label += ", an uneven state";
+  c.change = [s](Numbers& numbers) {
+    for (std::int64_t row = 0; row < s.B * s.Hq * 2 * s.D; ++row) {
+      double* const x = numbers[kInitial].data() + row * (s.D + 2);
+      if (row % 3 == 0) x[s.D] = 0;
+      if (row % 3 == 1) x[s.D + 1] = 6;
+    }
   };
   return c;
 }

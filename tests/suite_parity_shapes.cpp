@@ -276,6 +276,29 @@ Cases bias_cases() {
   return shortened(out);
 }
 
+/// States before the first token and after the last, on the shapes that tensor cores take: around the chunks and over several segments.
+Cases state_cases() {
+  Cases out;
+  for (const std::int64_t D : {32, 64}) {
+    for (const std::int64_t T : {std::int64_t(1), D - 1, D, D + 1, 3 * D + 8}) {
+      out.push_back(linear_case({.T = T, .D = D, .initial = true, .final = true}));
+      out.push_back(of_activations(out.back()));
+    }
+    out.push_back(linear_case({.T = 65, .D = D, .initial = true}));
+    out.push_back(linear_case({.T = 65, .D = D, .final = true}));
+    out.push_back(linear_case({.T = 65, .D = D, .initial = true, .final = true}, true));
+    out.push_back(linear_case({.T = 65, .Hq = 4, .Hkv = 2, .D = D, .initial = true, .final = true}));
+    for (const std::int64_t T : {D + 9, 22 * D - 3}) {
+      out.push_back(uneven_state({.B = 1, .T = T, .D = D, .initial = true, .final = true}));
+      out.push_back(of_activations(out.back()));
+    }
+    out.push_back(linear_case({.B = 1, .T = 22 * D, .D = D, .initial = true}));
+    out.push_back(linear_case({.B = 1, .T = 22 * D, .D = D, .final = true}));
+    out.push_back(one_large_key({.B = 1, .T = D + 60, .D = D, .initial = true, .final = true}));
+  }
+  return shortened(out);
+}
+
 const std::vector<std::pair<const char*, Cases (*)()>>& all_cases() {
   static const std::vector<std::pair<const char*, Cases (*)()>> list{
       {"linear", linear_cases},
@@ -292,6 +315,7 @@ const std::vector<std::pair<const char*, Cases (*)()>>& all_cases() {
       {"other maps", other_map_cases},
       {"normalised maps", normalised_map_cases},
       {"biases", bias_cases},
+      {"states", state_cases},
   };
   return list;
 }
@@ -322,6 +346,7 @@ TEST_SUITE("device") {
   TEST_CASE("parity: linear attention of the other maps") { on_cuda([] { check_cases("other maps"); }); }
   TEST_CASE("parity: linear attention of the normalised maps") { on_cuda([] { check_cases("normalised maps"); }); }
   TEST_CASE("parity: linear attention with biases of the maps") { on_cuda([] { check_cases("biases"); }); }
+  TEST_CASE("parity: linear attention from a state to a state") { on_cuda([] { check_cases("states"); }); }
 }
 
 TEST_CASE("parity: the shapes by hand are accepted") {
