@@ -57,10 +57,13 @@ struct ProductArguments {
   const bf16* weight;    // (H, D, D')
   HeadsTarget<bf16> du;  // (B, T, H, D')
   HeadsTarget<bf16> dx;  // by query head
-  float* dweight;        // (B H ranges, D, D') parts
+  float* dweight;        // (H, ranges, D, D') parts, or null
   std::int64_t T;
-  int H, chunks, ranges, range_chunks;
+  int H;
   bool vector;
+  // how tokens are shared out: made by multiply_weight
+  int element_tiles, tiles;  // of one batch element, of all
+  int ranges, range_tiles;
 };
 
 /// Sums of each chunk alone: keys (S, z and shifts), or queries (R and y, each in the slot of the chunk before it).
@@ -73,7 +76,8 @@ void backward_queries(const Arguments& p, std::int64_t batch, int D);
 void backward_keys(const Arguments& p, std::int64_t batch, int D);
 /// Bytes of shared memory of those two, which need the most.
 std::size_t shared_memory_of(std::int64_t D);
-void multiply_weight(const ProductArguments& p, std::int64_t batch, int D);
+/// Returns how many parts of dweight a head has; there are no more of them than chunks.
+int multiply_weight(ProductArguments p, std::int64_t batch, int D);
 /// Rows in log space: o and its denominator anew; what they add to du of queries; what they add to du of keys and to dv.
 enum class Rare : int { forward, queries, keys };
 void add_rare_rows(const Arguments& p, Rare what, std::int64_t batch, int D);
@@ -122,6 +126,16 @@ struct PaddedLanes : linear_attention_mma::Lanes<kD> {
   int straight_, crossed_;
 };
 
+/// Eight elements of row `row` of `from` into a tile; zeros past `count` rows.
+__device__ __forceinline__ void copy_piece(bf16* to, const bf16* from, std::int64_t step, int row, std::int64_t count, bool vector) {
+  const bool valid = row < count;
+  const bf16* const source = from + (valid ? row : 0) * step;
+  if (vector) {
+    copy_async(shared_address(to), source, valid);
+  } else {
+    for (int e = 0; e < 8; ++e) to[e] = valid ? source[e] : __float2bfloat16(0.0f);
+  }
+}
 /// The first `count` of kD rows, `step` elements apart, into a tile, and zeros after them; each warp brings its own 16 rows.
 template <int kD>
 __device__ __forceinline__ void load_tile(bf16* tile, const bf16* from, std::int64_t step, std::int64_t count, bool vector,
@@ -130,14 +144,7 @@ __device__ __forceinline__ void load_tile(bf16* tile, const bf16* from, std::int
 #pragma unroll
   for (int x = 0; x < kPieces / 2; ++x) {
     const int piece = l.lane + 32 * x, row = 16 * l.warp + piece / kPieces, column = piece % kPieces * 8;
-    const bool valid = row < count;
-    const bf16* source = from + (valid ? row : 0) * step + column;
-    bf16* to = tile + row * PaddedLanes<kD>::kPitch + column;
-    if (vector) {
-      copy_async(shared_address(to), source, valid);
-    } else {
-      for (int e = 0; e < 8; ++e) to[e] = valid ? source[e] : __float2bfloat16(0.0f);
-    }
+    copy_piece(tile + row * PaddedLanes<kD>::kPitch + column, from + column, step, row, count, vector);
   }
 }
 /// S or R of a slot into two tiles.
