@@ -17,7 +17,8 @@ struct ProductMemory {
 };
 template <int kD>
 constexpr int kBlocks = kD == 96 ? 3 : 2;  // that a multiprocessor holds
-static_assert(kBlocks<96> * (sizeof(ProductMemory<96>) + 1024) <= 228 * 1024 && kBlocks<128> * (sizeof(ProductMemory<128>) + 1024) <= 228 * 1024);
+static_assert(kBlocks<96> * (sizeof(ProductMemory<96>) + 1024) <= 228 * 1024);
+static_assert(kBlocks<128> * (sizeof(ProductMemory<128>) + 1024) <= 228 * 1024);
 
 /// dx = du W^T, and the part of dweight = sum x^T du of a range of tiles of one head, of whichever batch elements. A warp has 16 tokens
 /// and 32 columns of the one, 16 rows of the other. dx may take du's place.
@@ -44,12 +45,8 @@ __global__ void __launch_bounds__(2 * kD, kBlocks<kD>) linear_attention_large_pr
     Stage& to = m.stages[(tile - begin) % kStages];
     const Place at = place_of(tile);
     const bf16 *const x = p.x.at(at.b, at.t0, h), *const du = static_cast<const bf16*>(p.du.data) + p.du.at(at.b, at.t0, h);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int piece = int(threadIdx.x) + 2 * kD * i, row = piece / (kD / 8), column = piece % (kD / 8) * 8;
-      copy_piece(to.x + row * l.kPitch + column, x + column, p.x.token, row, at.count, p.vector);
-      copy_piece(to.du + row * l.kPitch + column, du + column, p.du.token, row, at.count, true);
-    }
+    load_tile<kD, kRows>(to.x, x, p.x.token, at.count, p.vector, l);
+    load_tile<kD, kRows>(to.du, du, p.du.token, at.count, true, l);
   };
   load_tile<kD>(m.weight, p.weight + h * kD * kD, kD, kD, p.vector, l);
   for (int i = 0; i + 1 < kStages; ++i) {
