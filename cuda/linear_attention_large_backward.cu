@@ -71,14 +71,34 @@ __device__ __forceinline__ void wait_for_sums(BackwardMemory<kD>& m, const Argum
   __syncthreads();  // S or R is here
 }
 
-/// Two neighbouring elements.
-__device__ __forceinline__ unsigned pair_of(const bf16* at, bool vector) {
-  if (vector) return *reinterpret_cast<const unsigned*>(at);
-  return pack(__bfloat162float(at[0]), __bfloat162float(at[1]));
+/// Product of two rows, over the 4 lanes that share them.
+template <int kD>
+__device__ __forceinline__ float multiply_rows(const bf16* a, const bf16* b, bool vector, int column) {
+  float sum = 0;
+  a += 4 * column, b += 4 * column;
+#pragma unroll
+  for (int i = 0; i < kD; i += 32) {
+    Packet<bf16, 8> x, y;
+    if (vector) x = load_packet<8>(a + i), y = load_packet<8>(b + i);
+    else
+      for (int e = 0; e < 8; ++e) x[e] = a[i + e], y[e] = b[i + e];
+#pragma unroll
+    for (int e = 0; e < 8; ++e) sum += __bfloat162float(x[e]) * __bfloat162float(y[e]);
+  }
+  return row_sum(sum);
+}
+/// Puts operand `a` where `all` has number i, which is not known in advance.
+template <int kCount>
+__device__ __forceinline__ void keep_operand(unsigned (&all)[kCount][4], int i, const unsigned (&a)[4]) {
+#pragma unroll
+  for (int j = 0; j < kCount; ++j)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) all[j][e] = j == i ? a[e] : all[j][e];
 }
 
 /// Gradient of u: +-(dphi phi) summed over signs, where dphi = w features (chunk, F) + x sums^T + of_z z. Where a factor is in the
-/// scale of the chunk or of the sums, its row has of_chunk or of_sums. From u, in its place, 32 columns at a time.
+/// scale of the chunk or of the sums, its row has of_chunk or of_sums. From u, in its place, 32 columns at a time: those columns lie in
+/// front, where registers have fixed numbers, and go to the end when they are done.
 /// kKeys: rows are keys, w reaches from the row on; else queries, up to the row.
 template <bool kKeys, int kD>
 __device__ __forceinline__ void gradient_of_exponents(float (&u)[kD / 8][4], const unsigned (&w)[kD / 16][4], const bf16* features,
@@ -86,19 +106,19 @@ __device__ __forceinline__ void gradient_of_exponents(float (&u)[kD / 8][4], con
                                                       const float* sums_shift, const float* z, const float (&of_z)[2],
                                                       const float (&of_chunk)[2], const float (&of_sums)[2], const PaddedLanes<kD>& l) {
   constexpr int kTile = PaddedLanes<kD>::kTile;
-#pragma unroll
-  for (int slice = 0; slice < kD / 32; ++slice) {
+#pragma unroll 1
+  for (int column = 0; column < kD; column += 32) {
     float du[4][4] = {};
     const auto through = [&](const float(&dphi)[2][4][4], const float* shift, const float(&of_rows)[2]) {
 #pragma unroll
       for (int n = 0; n < 4; ++n)
 #pragma unroll
         for (int sign = 0; sign < 2; ++sign) {
-          const float2 of_columns = pair_at(shift, sign * kD + 32 * slice + 8 * n + l.column);
+          const float2 of_columns = pair_at(shift, sign * kD + column + 8 * n + l.column);
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
             const float of_column = e % 2 ? of_columns.y : of_columns.x;
-            const float value = dphi[sign][n][e] * feature<kKeys>(u[4 * slice + n][e], sign, of_column, of_rows[e / 2]);
+            const float value = dphi[sign][n][e] * feature<kKeys>(u[n][e], sign, of_column, of_rows[e / 2]);
             du[n][e] += sign ? -value : value;
           }
         }
@@ -111,34 +131,34 @@ __device__ __forceinline__ void gradient_of_exponents(float (&u)[kD / 8][4], con
 #pragma unroll
         for (int sign = 0; sign < 2; ++sign)
           multiply_step(dphi[sign], w[k],
-                        [&](unsigned(&b)[4], int n) { l.b_transposed(b, features + sign * kTile, 32 * slice + n, 16 * k); });
+                        [&](unsigned(&b)[4], int n) { l.b_transposed(b, features + sign * kTile, column + n, 16 * k); });
       }
       through(dphi, chunk_shift, of_chunk);
     }
     if (has_sums) {
       float dphi[2][4][4] = {};
-#pragma unroll
+#pragma unroll 2
       for (int k = 0; k < kD; k += 16) {
         unsigned a[4];
         l.a(a, x, 16 * l.warp, k);
 #pragma unroll
         for (int sign = 0; sign < 2; ++sign)
-          multiply_step(dphi[sign], a, [&](unsigned(&b)[4], int n) { l.b(b, sums + sign * kTile, 32 * slice + n, k); });
+          multiply_step(dphi[sign], a, [&](unsigned(&b)[4], int n) { l.b(b, sums + sign * kTile, column + n, k); });
       }
 #pragma unroll
       for (int n = 0; n < 4; ++n)
 #pragma unroll
         for (int sign = 0; sign < 2; ++sign) {
-          const float2 of_columns = pair_at(z, sign * kD + 32 * slice + 8 * n + l.column);
+          const float2 of_columns = pair_at(z, sign * kD + column + 8 * n + l.column);
 #pragma unroll
           for (int e = 0; e < 4; ++e) dphi[sign][n][e] += of_z[e / 2] * (e % 2 ? of_columns.y : of_columns.x);
         }
       through(dphi, sums_shift, of_sums);
     }
 #pragma unroll
-    for (int n = 0; n < 4; ++n)
+    for (int n = 0; n < kD / 8; ++n)
 #pragma unroll
-      for (int e = 0; e < 4; ++e) u[4 * slice + n][e] = du[n][e];
+      for (int e = 0; e < 4; ++e) u[n][e] = n + 4 < kD / 8 ? u[n + 4 < kD / 8 ? n + 4 : 0][e] : du[n + 4 - kD / 8 > 0 ? n + 4 - kD / 8 : 0][e];
   }
 }
 
@@ -153,11 +173,15 @@ __global__ void __launch_bounds__(2 * kD, kD == 96 ? 2 : 1) linear_attention_lar
   wait_for_kernels();
   load_chunk<false, kD>(m, p, at, l);
   m.numbers.load(p, at);
-  float den[2], delta[2] = {0, 0};
+  float den[2], delta[2];
 #pragma unroll
   for (int x = 0; x < 2; ++x) {
-    const int row = l.row + 8 * x;
-    den[x] = row < at.count ? p.saved[(at.b * s.T + at.t0 + row) * s.H + at.h] * kLog2e : INFINITY;
+    const bool there = l.row + 8 * x < at.count;
+    const std::int64_t token = at.t0 + (there ? l.row + 8 * x : 0);
+    den[x] = there ? p.saved[(at.b * s.T + token) * s.H + at.h] * kLog2e : INFINITY;
+    const float product = multiply_rows<kD>(p.y.at(at.b, token, at.h), p.dy.at(at.b, token, at.h), s.vector, l.column);
+    delta[x] = there ? -product : 0.0f;
+    if (there && l.column == 0) p.delta[at.index * s.T + token] = delta[x];
   }
   wait_copies<2>();
   __syncthreads();  // weight_k, k and the numbers are here
@@ -176,45 +200,27 @@ __global__ void __launch_bounds__(2 * kD, kD == 96 ? 2 : 1) linear_attention_lar
 
   // W up to the row
   const int first[2] = {m.numbers.rows[l.row], m.numbers.rows[l.row + 8]};
-  unsigned w[kSteps][4];
+  const bool documents = m.numbers.rows[at.count - 1] > 0;
+  unsigned w[kSteps][4] = {};
   {
-    float scores[kD / 8][4] = {};
+    unsigned dy[kSteps][4];
 #pragma unroll
-    for (int k = 0; k < kD; k += 16) {
-      unsigned dy[4], y[4];
-      l.a(dy, m.y, 16 * l.warp, k);
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int row = l.row + e % 2 * 8;
-        y[e] = row < at.count ? pair_of(p.y.at(at.b, at.t0 + row, at.h) + k + e / 2 * 8 + l.column, s.vector) : 0u;
-        delta[e % 2] -= low_of(dy[e]) * low_of(y[e]) + high_of(dy[e]) * high_of(y[e]);
-      }
-#pragma unroll
-      for (int j = 0; j < kSteps; ++j) {
-        if (j > l.warp) break;
-        unsigned b[4];
-        l.b(b, m.others_y(), 16 * j, k);
-        multiply_add(scores[2 * j], dy, b[0], b[1]);
-        multiply_add(scores[2 * j + 1], dy, b[2], b[3]);
-      }
-    }
-#pragma unroll
-    for (int x = 0; x < 2; ++x) {
-      const int row = l.row + 8 * x;
-      delta[x] = row_sum(delta[x]);
-      if (l.column == 0 && row < at.count) p.delta[at.index * s.T + at.t0 + row] = delta[x];
-    }
-#pragma unroll
-    for (int j = 0; j < kSteps; ++j) {
+    for (int k = 0; k < kSteps; ++k) l.a(dy[k], m.y, 16 * l.warp, 16 * k);
+#pragma unroll 1
+    for (int j = 0; j <= l.warp; ++j) {
+      float scores[2][4];
+      multiply_block<kD>(scores, dy, m.others_y(), 16 * j, l);
 #pragma unroll
       for (int n = 0; n < 2; ++n)
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
           const int column = 16 * j + 8 * n + l.column + e % 2;
-          scores[2 * j + n][e] += delta[e / 2];
-          if (column > l.row + e / 2 * 8 || column < first[e / 2]) scores[2 * j + n][e] = 0;
+          scores[n][e] += delta[e / 2];
+          if ((j == l.warp && column > l.row + e / 2 * 8) || (documents && column < first[e / 2])) scores[n][e] = 0;
         }
-      pack_operand(w[j], scores[2 * j], scores[2 * j + 1]);
+      unsigned a[4];
+      pack_operand(a, scores[0], scores[1]);
+      keep_operand(w, j, a);
     }
   }
 
@@ -284,67 +290,54 @@ __global__ void __launch_bounds__(2 * kD, kD == 96 ? 2 : 1) linear_attention_lar
     of_chunk[x] = row < at.count ? 0.0f : -INFINITY;
     of_sums[x] = row < at.count && row >= first ? 0.0f : -INFINITY;
   }
-  const auto hidden = [&](int row, int column) { return column < row || row < m.numbers.rows[column]; };
+  const bool documents = m.numbers.rows[at.count - 1] > 0;
+  // zeros where query 16 i + ... does not see the key of a row
+  const auto hide = [&](float(&scores)[2][4], int i) {
+    if (i != l.warp && !documents) return;
+#pragma unroll
+    for (int n = 0; n < 2; ++n)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int row = l.row + e / 2 * 8, column = 16 * i + 8 * n + l.column + e % 2;
+        if (column < row || row < m.numbers.rows[column]) scores[n][e] = 0;
+      }
+  };
 
   // dv: queries of the chunk from the key on
   float dv[kD / 8][4] = {};
   {
-    float scores[kD / 8][4] = {};
-#pragma unroll
-    for (int k = 0; k < 2 * kSteps; ++k) {
+    unsigned phi[2 * kSteps][4];
+    feature_operands<true, kD>(phi, u, m.numbers.top, of_chunk, l);
+#pragma unroll 1
+    for (int i = l.warp; i < kSteps; ++i) {
+      float scores[2][4];
+      multiply_block<kD>(scores, phi, m.others, 16 * i, l);
+      hide(scores, i);
       unsigned a[4];
-      feature_operand<true, kD>(a, u, k, m.numbers.top, of_chunk, l);
-#pragma unroll
-      for (int i = 0; i < kSteps; ++i) {
-        if (i < l.warp) continue;
-        unsigned b[4];
-        l.b(b, m.others + (k >= kSteps ? kTile : 0), 16 * i, 16 * (k % kSteps));
-        multiply_add(scores[2 * i], a, b[0], b[1]);
-        multiply_add(scores[2 * i + 1], a, b[2], b[3]);
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < kSteps; ++i) {
-      if (i < l.warp) continue;
-#pragma unroll
-      for (int n = 0; n < 2; ++n)
-#pragma unroll
-        for (int e = 0; e < 4; ++e)
-          if (hidden(l.row + e / 2 * 8, 16 * i + 8 * n + l.column + e % 2)) scores[2 * i + n][e] = 0;
-      unsigned a[4];
-      pack_operand(a, scores[2 * i], scores[2 * i + 1]);
+      pack_operand(a, scores[0], scores[1]);
       multiply_step(dv, a, [&](unsigned(&b)[4], int n) { l.b_transposed(b, m.others_y(), n, 16 * i); });
     }
   }
   // W^T from the key on
-  unsigned w[kSteps][4];
+  unsigned w[kSteps][4] = {};
   {
-    float scores[kD / 8][4] = {};
+    unsigned v[kSteps][4];
 #pragma unroll
-    for (int k = 0; k < kD; k += 16) {
-      unsigned v[4];
-      l.a(v, m.y, 16 * l.warp, k);
-#pragma unroll
-      for (int i = 0; i < kSteps; ++i) {
-        if (i < l.warp) continue;
-        unsigned b[4];
-        l.b(b, m.others_y(), 16 * i, k);
-        multiply_add(scores[2 * i], v, b[0], b[1]);
-        multiply_add(scores[2 * i + 1], v, b[2], b[3]);
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < kSteps; ++i) {
+    for (int k = 0; k < kSteps; ++k) l.a(v[k], m.y, 16 * l.warp, 16 * k);
+#pragma unroll 1
+    for (int i = l.warp; i < kSteps; ++i) {
+      float scores[2][4];
+      multiply_block<kD>(scores, v, m.others_y(), 16 * i, l);
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
-        const float2 delta = pair_at(m.delta, 16 * i + 8 * n + l.column);
+        const float2 of_columns = pair_at(m.delta, 16 * i + 8 * n + l.column);
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          scores[2 * i + n][e] += e % 2 ? delta.y : delta.x;
-          if (hidden(l.row + e / 2 * 8, 16 * i + 8 * n + l.column + e % 2)) scores[2 * i + n][e] = 0;
-        }
+        for (int e = 0; e < 4; ++e) scores[n][e] += e % 2 ? of_columns.y : of_columns.x;
       }
-      pack_operand(w[i], scores[2 * i], scores[2 * i + 1]);
+      hide(scores, i);
+      unsigned a[4];
+      pack_operand(a, scores[0], scores[1]);
+      keep_operand(w, i, a);
     }
   }
   // dv: queries of later chunks

@@ -66,32 +66,24 @@ __global__ void __launch_bounds__(2 * kD, kD == 96 ? 2 : 1) linear_attention_lar
   float o[kD / 8][4] = {}, den[2] = {0, 0};
   {
     const float of_rows[2] = {-largest[0], -largest[1]};
-    float scores[kD / 8][4] = {};
+    unsigned phi[2 * kSteps][4];
+    feature_operands<false, kD>(phi, u, m.numbers.top, of_rows, l);
+    const bool documents = m.numbers.rows[at.count - 1] > 0;
+#pragma unroll 1
+    for (int j = 0; j <= l.warp; ++j) {
+      float scores[2][4];
+      multiply_block<kD>(scores, phi, m.keys, 16 * j, l);
+      if (j == l.warp || documents) {
 #pragma unroll
-    for (int k = 0; k < 2 * kSteps; ++k) {
-      unsigned a[4];
-      feature_operand<false, kD>(a, u, k, m.numbers.top, of_rows, l);
+        for (int n = 0; n < 2; ++n)
 #pragma unroll
-      for (int j = 0; j < kSteps; ++j) {
-        if (j > l.warp) break;
-        unsigned b[4];
-        l.b(b, m.keys + (k >= kSteps ? kTile : 0), 16 * j, 16 * (k % kSteps));
-        multiply_add(scores[2 * j], a, b[0], b[1]);
-        multiply_add(scores[2 * j + 1], a, b[2], b[3]);
+          for (int e = 0; e < 4; ++e) {
+            const int column = 16 * j + 8 * n + l.column + e % 2;
+            if (column > l.row + e / 2 * 8 || column < first[e / 2]) scores[n][e] = 0;
+          }
       }
-    }
-#pragma unroll
-    for (int j = 0; j < kSteps; ++j) {
-      if (j > l.warp) break;
-#pragma unroll
-      for (int n = 0; n < 2; ++n)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const int column = 16 * j + 8 * n + l.column + e % 2;
-          if (column > l.row + e / 2 * 8 || column < first[e / 2]) scores[2 * j + n][e] = 0;
-        }
       unsigned a[4];
-      pack_operand(a, scores[2 * j], scores[2 * j + 1]);
+      pack_operand(a, scores[0], scores[1]);
 #pragma unroll
       for (int e = 0; e < 4; ++e) den[e % 2] += low_of(a[e]) + high_of(a[e]);
       multiply_step(o, a, [&](unsigned(&b)[4], int n) { l.b_transposed(b, m.v, n, 16 * j); });

@@ -129,9 +129,9 @@ __global__ void __launch_bounds__(2 * kD, 2) linear_attention_large_sums_kernel(
   }
 }
 
-constexpr int kScanThreads = 128;
+constexpr int kScanThreads = 64, kColumns = 4;
 /// Chunks that a scan has on their way from memory at a time.
-constexpr int kAhead = 8;
+constexpr int kAhead = 12;
 
 struct ScanArguments {
   Arguments p;
@@ -139,15 +139,15 @@ struct ScanArguments {
   int D;
 };
 
-/// Eight columns of a row of one batch element and head, by one thread; the first of a row has z, too.
+/// A few columns of a row of one batch element and head, by one thread; the first of a row has z, too.
 struct Piece {
   std::int64_t index, row;
   int column, D;
   bool valid;
 
   __device__ Piece(std::int64_t heads, int D) : D(D) {
-    const unsigned i = blockIdx.x * kScanThreads + threadIdx.x, pieces = unsigned(D) / 8, rows = 2 * unsigned(D);
-    column = int(i % pieces) * 8;
+    const unsigned i = blockIdx.x * kScanThreads + threadIdx.x, pieces = unsigned(D) / kColumns, rows = 2 * unsigned(D);
+    column = int(i % pieces) * kColumns;
     row = i / pieces % rows;
     index = i / pieces / rows;
     valid = index < heads;
@@ -156,33 +156,47 @@ struct Piece {
 };
 /// What a piece has in one slot, as it lies in memory.
 struct Stored {
-  uint4 S;
+  uint2 S;
   float z;
 
   __device__ __forceinline__ void load(const Piece& e, const ChunkSums& from, std::int64_t slot) {
-    S = *reinterpret_cast<const uint4*>(from.S + e.place(slot) * e.D + e.column);
+    S = *reinterpret_cast<const uint2*>(from.S + e.place(slot) * e.D + e.column);
     z = e.column == 0 ? from.z[e.place(slot)] : 0.0f;
   }
 };
 struct Running {
-  float S[8] = {}, z = 0;
+  float S[kColumns] = {}, z = 0;
 
   __device__ __forceinline__ void store(const Piece& e, const ChunkSums& to, std::int64_t slot) const {
-    *reinterpret_cast<uint4*>(to.S + e.place(slot) * e.D + e.column) =
-        uint4{pack(S[0], S[1]), pack(S[2], S[3]), pack(S[4], S[5]), pack(S[6], S[7])};
+    *reinterpret_cast<uint2*>(to.S + e.place(slot) * e.D + e.column) = uint2{pack(S[0], S[1]), pack(S[2], S[3])};
     if (e.column == 0) to.z[e.place(slot)] = z;
   }
   /// this = this * factor + x * scale
   __device__ __forceinline__ void add(float factor, const Stored& x, float scale) {
-    const unsigned of[4] = {x.S.x, x.S.y, x.S.z, x.S.w};
+    const unsigned of[2] = {x.S.x, x.S.y};
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < 2; ++i) {
       S[2 * i] = S[2 * i] * factor + low_of(of[i]) * scale;
       S[2 * i + 1] = S[2 * i + 1] * factor + high_of(of[i]) * scale;
     }
     z = z * factor + x.z * scale;
   }
 };
+
+/// Calls step(i, place) for places 0 to count in order, fetch(i, place) kAhead before that; i is place % kAhead.
+template <class Fetch, class Step>
+__device__ __forceinline__ void scan(int count, const Fetch& fetch, const Step& step) {
+#pragma unroll
+  for (int i = 0; i < kAhead; ++i)
+    if (i < count) fetch(i, i);
+  for (int begin = 0; begin < count; begin += kAhead)
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      if (begin + i >= count) break;
+      step(i, begin + i);
+      if (begin + i + kAhead < count) fetch(i, begin + i + kAhead);
+    }
+}
 
 /// Whether a token's document began before its chunk.
 __device__ __forceinline__ bool passes(const Sequence& s, std::int64_t b, int chunk, int D, bool at_end) {
@@ -199,29 +213,21 @@ __global__ void linear_attention_large_states_kernel(const __grid_constant__ Sca
   if (!e.valid) return;
   const std::int64_t first = e.index * s.chunks, b = e.index / s.H;
   Running sum;
-  float shift = -INFINITY;
-  for (int begin = 0; begin < s.chunks; begin += kAhead) {
-    Stored added[kAhead];
-    float local[kAhead];
-#pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      const int chunk = begin + i;
-      if (chunk >= s.chunks) break;
-      local[i] = shifts.local[e.place(first + chunk)];
-      if (chunk + 1 < s.chunks) added[i].load(e, a.p.sums, first + chunk);
-    }
-#pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      const int chunk = begin + i;
-      if (chunk >= s.chunks) break;
-      if (!passes(s, b, chunk, a.D, false)) sum = Running{}, shift = -INFINITY;
-      sum.store(e, a.p.sums, first + chunk);
-      const float before = passes(s, b, chunk, a.D, true) ? shift : -INFINITY;
-      shift = fmaxf(before, local[i]);
-      if (e.column == 0) shifts.after[e.place(first + chunk)] = shift;
-      if (chunk + 1 < s.chunks) sum.add(exp2_fast(before - shift), added[i], exp2_fast(local[i] - shift));
-    }
-  }
+  float shift = -INFINITY, local[kAhead];
+  Stored added[kAhead];
+  const auto fetch = [&](int i, int chunk) {
+    local[i] = shifts.local[e.place(first + chunk)];
+    if (chunk + 1 < s.chunks) added[i].load(e, a.p.sums, first + chunk);
+  };
+  const auto step = [&](int i, int chunk) {
+    if (!passes(s, b, chunk, a.D, false)) sum = Running{}, shift = -INFINITY;
+    sum.store(e, a.p.sums, first + chunk);
+    const float before = passes(s, b, chunk, a.D, true) ? shift : -INFINITY;
+    shift = fmaxf(before, local[i]);
+    if (e.column == 0) shifts.after[e.place(first + chunk)] = shift;
+    if (chunk + 1 < s.chunks) sum.add(exp2_fast(before - shift), added[i], exp2_fast(local[i] - shift));
+  };
+  scan(s.chunks, fetch, step);
 }
 
 /// From what each chunk of queries adds to R and y after each chunk, against time; nobody reads those after the last.
@@ -232,25 +238,21 @@ __global__ void linear_attention_large_reversed_kernel(const __grid_constant__ S
   wait_for_kernels();
   if (!e.valid) return;
   const std::int64_t first = e.index * s.chunks, b = e.index / s.H;
+  const int last = s.chunks - 2;
   Running sum;
-  for (int last = s.chunks - 2; last >= 0; last -= kAhead) {
-    Stored added[kAhead];
-    float scale[kAhead];
-#pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      const int chunk = last - i;
-      if (chunk < 0) break;
-      added[i].load(e, a.p.sums, first + chunk);
-      scale[i] = after[e.place(first + chunk)] - after[e.place(first + chunk + 1)];
-    }
-#pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      const int chunk = last - i;
-      if (chunk < 0) break;
-      sum.add(passes(s, b, chunk + 1, a.D, true) ? exp2_fast(scale[i]) : 0.0f, added[i], 1);
-      sum.store(e, a.p.sums, first + chunk);
-    }
-  }
+  float scale[kAhead];
+  Stored added[kAhead];
+  const auto fetch = [&](int i, int place) {
+    const std::int64_t slot = first + last - place;
+    added[i].load(e, a.p.sums, slot);
+    scale[i] = after[e.place(slot)] - after[e.place(slot + 1)];
+  };
+  const auto step = [&](int i, int place) {
+    const int chunk = last - place;
+    sum.add(passes(s, b, chunk + 1, a.D, true) ? exp2_fast(scale[i]) : 0.0f, added[i], 1);
+    sum.store(e, a.p.sums, first + chunk);
+  };
+  scan(last + 1, fetch, step);
 }
 
 template <int kD>
@@ -268,7 +270,7 @@ void sum_chunks(const Arguments& p, bool queries, std::int64_t batch, int D) {
 }
 
 void scan_chunks(const Arguments& p, bool queries, std::int64_t batch, int D) {
-  const std::int64_t heads = batch * p.s.H, blocks = (heads * 2 * D * (D / 8) + kScanThreads - 1) / kScanThreads;
+  const std::int64_t heads = batch * p.s.H, blocks = (heads * 2 * D * (D / kColumns) + kScanThreads - 1) / kScanThreads;
   launch(queries ? linear_attention_large_reversed_kernel : linear_attention_large_states_kernel, blocks, kScanThreads, 0,
          ScanArguments{p, heads, D});
 }

@@ -57,10 +57,13 @@ struct ProductArguments {
   const bf16* weight;    // (H, D, D')
   HeadsTarget<bf16> du;  // (B, T, H, D')
   HeadsTarget<bf16> dx;  // by query head
-  float* dweight;        // (B H ranges, D, D') parts
+  float* dweight;        // (H, ranges, D, D') parts, or null
   std::int64_t T;
-  int H, chunks, ranges, range_chunks;
+  int H;
   bool vector;
+  // how tokens are shared out: made by multiply_weight
+  int element_tiles, tiles;  // of one batch element, of all
+  int ranges, range_tiles;
 };
 
 /// Sums of each chunk alone: keys (S, z and shifts), or queries (R and y, each in the slot of the chunk before it).
@@ -73,7 +76,8 @@ void backward_queries(const Arguments& p, std::int64_t batch, int D);
 void backward_keys(const Arguments& p, std::int64_t batch, int D);
 /// Bytes of shared memory of those two, which need the most.
 std::size_t shared_memory_of(std::int64_t D);
-void multiply_weight(const ProductArguments& p, std::int64_t batch, int D);
+/// Returns how many parts of dweight a head has; there are no more of them than chunks.
+int multiply_weight(ProductArguments p, std::int64_t batch, int D);
 /// Rows in log space: o and its denominator anew; what they add to du of queries; what they add to du of keys and to dv.
 enum class Rare : int { forward, queries, keys };
 void add_rare_rows(const Arguments& p, Rare what, std::int64_t batch, int D);
@@ -122,22 +126,25 @@ struct PaddedLanes : linear_attention_mma::Lanes<kD> {
   int straight_, crossed_;
 };
 
-/// The first `count` of kD rows, `step` elements apart, into a tile, and zeros after them; each warp brings its own 16 rows.
-template <int kD>
+/// The first `count` of kRows rows, `step` elements apart, into a tile, and zeros after them.
+template <int kD, int kRows = kD>
 __device__ __forceinline__ void load_tile(bf16* tile, const bf16* from, std::int64_t step, std::int64_t count, bool vector,
                                           const PaddedLanes<kD>& l) {
-  constexpr int kPieces = kD / 8;
+  constexpr int kPieces = kD / 8, kEach = kRows * kPieces / (2 * kD);
+  const int piece = int(threadIdx.x);
+  if (vector) {
 #pragma unroll
-  for (int x = 0; x < kPieces / 2; ++x) {
-    const int piece = l.lane + 32 * x, row = 16 * l.warp + piece / kPieces, column = piece % kPieces * 8;
-    const bool valid = row < count;
-    const bf16* source = from + (valid ? row : 0) * step + column;
-    bf16* to = tile + row * PaddedLanes<kD>::kPitch + column;
-    if (vector) {
-      copy_async(shared_address(to), source, valid);
-    } else {
-      for (int e = 0; e < 8; ++e) to[e] = valid ? source[e] : __float2bfloat16(0.0f);
+    for (int x = 0; x < kEach; ++x) {
+      // kPieces divides 2 kD: rows are some apart, columns the same
+      const int row = piece / kPieces + 2 * kD / kPieces * x, column = piece % kPieces * 8;
+      const bool valid = row < count;
+      copy_async(shared_address(tile + row * l.kPitch + column), from + (valid ? row : 0) * step + column, valid);
     }
+  } else {
+#pragma unroll 1
+    for (int i = piece * 8; i < kRows * kD; i += 2 * kD * 8)
+      for (int e = i; e < i + 8; ++e)
+        tile[e / kD * l.kPitch + e % kD] = e / kD < count ? from[e / kD * step + e % kD] : __float2bfloat16(0.0f);
   }
 }
 /// S or R of a slot into two tiles.
@@ -155,8 +162,12 @@ __device__ __forceinline__ void exponents(float (&u)[kD / 8][4], const bf16* x, 
   for (int n = 0; n < kD / 8; ++n)
 #pragma unroll
     for (int e = 0; e < 4; ++e) u[n][e] = 0;
-  multiply<kD>(u, [&](unsigned(&a)[4], int k) { l.a(a, x, 16 * l.warp, k); },
-               [&](unsigned(&b)[4], int n, int k) { l.b_transposed(b, weight, n, k); });
+#pragma unroll 2
+  for (int k = 0; k < kD; k += 16) {
+    unsigned a[4];
+    l.a(a, x, 16 * l.warp, k);
+    multiply_step(u, a, [&](unsigned(&b)[4], int n) { l.b_transposed(b, weight, n, k); });
+  }
 #pragma unroll
   for (int n = 0; n < kD / 8; ++n)
 #pragma unroll
@@ -182,6 +193,31 @@ __device__ __forceinline__ void feature_operand(unsigned (&a)[4], const float (&
     for (int e = 0; e < 4; ++e) phi[n][e] = feature<kKeys>(u[first + n][e], minus, e % 2 ? of_columns.y : of_columns.x, of_rows[e / 2]);
   }
   pack_operand(a, phi[0], phi[1]);
+}
+/// All features of a warp's rows, as operands.
+template <bool kKeys, int kD>
+__device__ __forceinline__ void feature_operands(unsigned (&a)[kD / 8][4], const float (&u)[kD / 8][4], const float* shift,
+                                                 const float (&of_rows)[2], const PaddedLanes<kD>& l) {
+#pragma unroll
+  for (int step = 0; step < kD / 8; ++step) feature_operand<kKeys, kD>(a[step], u, step, shift, of_rows, l);
+}
+/// c (16, 16) = a b^T for rows `row` to row + 16 of tiles b (row, k), kSteps / kD * 16 of them side by side. Two sums each, so that fewer
+/// products wait for one another.
+template <int kD, int kSteps>
+__device__ __forceinline__ void multiply_block(float (&c)[2][4], const unsigned (&a)[kSteps][4], const bf16* tiles, int row,
+                                               const PaddedLanes<kD>& l) {
+  float sums[2][2][4] = {};
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k) {
+    unsigned b[4];
+    l.b(b, tiles + k / (kD / 16) * PaddedLanes<kD>::kTile, row, 16 * (k % (kD / 16)));
+    multiply_add(sums[k % 2][0], a[k], b[0], b[1]);
+    multiply_add(sums[k % 2][1], a[k], b[2], b[3]);
+  }
+#pragma unroll
+  for (int n = 0; n < 2; ++n)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) c[n][e] = sums[0][n][e] + sums[1][n][e];
 }
 /// All features of a warp's rows into two tiles (token, feature), one a sign.
 template <bool kKeys, int kD>

@@ -96,13 +96,13 @@ void write_zeros(const Call& c) {
 }
 
 void sum_parts(const Call& c, Input of_query_map, Input of_key_map, std::int64_t matrix, const float* query_parts,
-               std::int64_t query_segments, const float* key_parts, std::int64_t key_segments) {
+               std::int64_t query_segments, const float* key_parts, std::int64_t key_segments, bool joined) {
   const Shape& q = c.inputs[kQ].shape;
   const Target<bf16> dweight[2] = {query_parts ? Target<bf16>(c, of_query_map) : Target<bf16>(),
                                    key_parts ? Target<bf16>(c, of_key_map) : Target<bf16>()};
   const auto add = [&](const Target<bf16>& of_queries, const Target<bf16>& of_keys) {
     const WeightArguments p{{query_parts, key_parts}, {of_queries, of_keys}, {unsigned(query_segments), unsigned(key_segments)},
-                            unsigned(q[0]), unsigned(q[2]), unsigned(matrix)};
+                            joined ? 1u : unsigned(q[0]), unsigned(q[2]), unsigned(matrix)};
     launch(linear_attention_backward_weight_kernel, 2 * ((q[2] * matrix + 255) / 256), 256, 0, p);
   };
   if (!dweight[0] && !dweight[1]) return;
@@ -111,9 +111,10 @@ void sum_parts(const Call& c, Input of_query_map, Input of_key_map, std::int64_t
   add({}, dweight[1]);
 }
 
-void sum_weight_parts(const Call& c, const float* query_parts, std::int64_t query_segments, const float* key_parts, std::int64_t key_segments) {
+void sum_weight_parts(const Call& c, const float* query_parts, std::int64_t query_segments, const float* key_parts, std::int64_t key_segments,
+                      bool joined) {
   const std::int64_t D = c.inputs[kQ].shape[3];
-  sum_parts(c, kWeightQ, kWeightK, D * D, query_parts, query_segments, key_parts, key_segments);
+  sum_parts(c, kWeightQ, kWeightK, D * D, query_parts, query_segments, key_parts, key_segments, joined);
 }
 
 HeadsTarget<bf16> take_group_part(Workspace& w, const Shape& q) {

@@ -105,9 +105,11 @@ void add_shift_gradients(const BackwardArguments& p, std::int64_t batch, int D);
 /// Gradients of two inputs of `matrix` elements a head, those that are wanted, from parts (B H segments, matrix): summed in order.
 /// Parts that are null are left for later.
 void sum_parts(const Call& c, Input of_query_map, Input of_key_map, std::int64_t matrix, const float* query_parts,
-               std::int64_t query_segments, const float* key_parts, std::int64_t key_segments);
-/// Gradients of the weights that are wanted, from parts (B H segments, D, D') of queries and of keys. Null: later.
-void sum_weight_parts(const Call& c, const float* of_queries, std::int64_t query_segments, const float* of_keys, std::int64_t key_segments);
+               std::int64_t query_segments, const float* key_parts, std::int64_t key_segments, bool joined = false);
+/// Gradients of the weights that are wanted, from parts (B H segments, D, D') of queries and of keys. Null: later. joined: segments are
+/// those of all batch elements together, parts (H segments, D, D').
+void sum_weight_parts(const Call& c, const float* of_queries, std::int64_t query_segments, const float* of_keys, std::int64_t key_segments,
+                      bool joined = false);
 /// Zeros for the gradients of a call whose output nothing reads.
 void write_zeros(const Call& c);
 /// Room for the gradient of k or v by query head, where several query heads share a key head.
