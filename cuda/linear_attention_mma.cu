@@ -266,8 +266,8 @@ void run(const ForwardArguments& p, std::int64_t blocks) {
 bool supports(const Attributes& attributes, std::span<const Meta> inputs) {
   if (!suits_tensor_cores(attributes, inputs)) return false;
   const bool states = has_states(attributes, inputs);
-  if (states && (inputs[kDocumentStart].given || is_normalised(attributes))) return false;
-  if (!attributes.flag("causal") && (states || inputs[kDocumentStart].given || is_general(attributes, inputs))) return false;
+  if (states && !attributes.flag("causal")) return false;
+  if ((states || !attributes.flag("causal")) && (inputs[kDocumentStart].given || is_general(attributes, inputs))) return false;
   const std::int64_t D = inputs[kQ].shape[3];
   return D == 32 || D == 64;
 }

@@ -10,8 +10,8 @@
 namespace hedgehog::cuda::linear_attention_mma {
 
 /// Whether forward and backward below take a call, from attributes, shapes and dtypes: bf16, a Hedgehog map with weights,
-/// D = Dv = D' of 32 or 64, chunk 0 and no mask. With states or if not causal the map is "hedgehog", and there are no documents; if not
-/// causal there are neither states nor biases.
+/// D = Dv = D' of 32 or 64, chunk 0 and no mask. With states or if not causal the map is "hedgehog" without biases, and there are no
+/// documents; if not causal there are no states.
 bool supports(const Attributes& attributes, std::span<const Meta> inputs);
 
 /// What forward keeps for backward: states at the ends of segments.

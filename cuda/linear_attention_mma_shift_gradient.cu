@@ -3,15 +3,30 @@
 namespace hedgehog::cuda::linear_attention_mma {
 namespace {
 
-constexpr int kThreads = 512;
+constexpr int kThreads = 256;
 
-/// The final c of a feature is the largest of its logarithms: its gradient goes to the first key that has it, and through u = x W + bias
-/// to dk, dweight_k and dbias_k, unless no key is above the initial state. One block a batch element and head.
+/// Whether no number before `r` equals that of r; asked by a whole warp.
+__device__ __forceinline__ bool is_first_of(const int* numbers, int r, int lane) {
+  bool first = true;
+  for (int other = lane; other < r; other += 32) first &= numbers[other] != numbers[r];
+  return __all_sync(0xffffffffu, first);
+}
+/// Calls visit(i) by a whole warp for the numbers from r on that equal that of r, in order.
+template <int kCount, class Visit>
+__device__ __forceinline__ void for_each_equal(const int (&numbers)[kCount], int r, int lane, const Visit& visit) {
+  for (int begin = r / 32 * 32; begin < kCount; begin += 32) {
+    unsigned equal = __ballot_sync(0xffffffffu, begin + lane >= r && numbers[begin + lane] == numbers[r]);
+    for (; equal; equal &= equal - 1) visit(begin + __ffs(int(equal)) - 1);
+  }
+}
+
+/// The final c of a feature is the largest of its logarithms: its gradient goes to the first key that has it, and through u = x W to dk
+/// and dweight_k, unless no key is above the initial state. One block a batch element and head.
 template <int kD>
 __global__ void __launch_bounds__(kThreads) linear_attention_shift_gradient_kernel(const __grid_constant__ BackwardArguments p) {
   constexpr int kF = 2 * kD, kWarps = kThreads / 32;
   __shared__ float weight[kD][kD], gradient[kF];
-  __shared__ std::int64_t token[kF];  // -1: none
+  __shared__ int chunk[kF], token[kF];  // -1: none
   const Sequence& s = p.s;
   const std::int64_t index = blockIdx.x, b = index / s.H, h = index % s.H;
   const int thread = int(threadIdx.x), warp = thread / 32, lane = thread % 32;
@@ -30,55 +45,58 @@ __global__ void __launch_bounds__(kThreads) linear_attention_shift_gradient_kern
     }
     const bool initial = s.initial && p.states.shift[s.state_slot(index, 0) * kF + thread] == final;
     gradient[thread] = p.dshift[index * kF + thread];
-    token[thread] = initial ? -1 : std::int64_t(low) * kD;
+    chunk[thread] = initial ? -1 : low;
+    token[thread] = -1;
   }
   __syncthreads();
 
-  // a warp looks for the key of a feature in its chunk
+  // a warp looks through a chunk for all features that have their key there; a lane has one or two keys
   for (int r = warp; r < kF; r += kWarps) {
-    const std::int64_t t0 = token[r];
-    if (t0 < 0) continue;
-    // kPieces lanes share a key, each has 8 of its elements
-    constexpr int kPieces = kD / 8, kKeys = 32 / kPieces;
-    const int first = lane % kPieces * 8;
-    float column[8], largest = -INFINITY;
-    for (int d = 0; d < 8; ++d) column[d] = weight[first + d][r % kD];
-    int of = kD;
-#pragma unroll 8
-    for (int step = 0; step < kD / kKeys; ++step) {
-      const int i = step * kKeys + lane / kPieces;
-      const bool valid = t0 + i < s.T;
-      const bf16* const key = s.k.at(b, valid ? t0 + i : t0, h) + first;
-      float x[8], u = 0;
-      if (s.vector) load_packet<8>(key, x);
-      else for (int d = 0; d < 8; ++d) x[d] = __bfloat162float(key[d]);
-      for (int d = 0; d < 8; ++d) u += x[d] * column[d];
-      for (int offset = kPieces / 2; offset > 0; offset /= 2) u += __shfl_xor_sync(0xffffffffu, u, offset);
-      if (r >= kD) u = -u;
-      if (valid && u > largest) largest = u, of = i;
+    if (chunk[r] < 0 || !is_first_of(chunk, r, lane)) continue;
+    constexpr int kKeys = kD / 32;
+    const std::int64_t t0 = std::int64_t(chunk[r]) * kD;
+    Packet<bf16, 8> key[kKeys][kD / 8];
+#pragma unroll
+    for (int x = 0; x < kKeys; ++x) {
+      const std::int64_t t = t0 + lane + 32 * x;
+      const bf16* const row = s.k.at(b, t < s.T ? t : t0, h);
+#pragma unroll
+      for (int d = 0; d < kD; d += 8)
+        if (s.vector) key[x][d / 8] = load_packet<8>(row + d);
+        else for (int i = 0; i < 8; ++i) key[x][d / 8][i] = row[d + i];
     }
-    const float top = warp_max(largest);
-    if (largest != top) of = kD;
-    for (int offset = 16; offset > 0; offset /= 2) of = min(of, __shfl_xor_sync(0xffffffffu, of, offset));
-    if (lane == 0) token[r] = t0 + of;
+    for_each_equal(chunk, r, lane, [&](int feature) {
+      float largest = -INFINITY;
+      int of = kD;
+#pragma unroll
+      for (int x = 0; x < kKeys; ++x) {
+        float u = 0;
+#pragma unroll
+        for (int d = 0; d < kD; ++d) u += __bfloat162float(key[x][d / 8][d % 8]) * weight[d][feature % kD];
+        if (feature >= kD) u = -u;
+        if (t0 + lane + 32 * x < s.T && u > largest) largest = u, of = lane + 32 * x;
+      }
+      const float top = warp_max(largest);
+      if (largest != top) of = kD;
+      for (int offset = 16; offset > 0; offset /= 2) of = min(of, __shfl_xor_sync(0xffffffffu, of, offset));
+      if (lane == 0) token[feature] = int(t0) + of;
+    });
   }
   __syncthreads();
 
-  // features may share a key: the first of them brings the gradients of all
+  // features may share a key: a warp brings the gradients of all
   HeadsTarget<bf16> dk = p.dk;
   dk.adds = true;
   for (int r = warp; r < kF && dk; r += kWarps) {
-    bool is_first = token[r] >= 0;
-    for (int other = lane; other < r; other += 32) is_first &= token[other] != token[r];
-    if (!__all_sync(0xffffffffu, is_first)) continue;
+    if (token[r] < 0 || !is_first_of(token, r, lane)) continue;
     float sum[kD / 32] = {};
-    for (int other = r; other < kF; ++other) {
-      if (token[other] != token[r]) continue;
-      const float g = other < kD ? gradient[other] : -gradient[other];
-      for (int x = 0; x < kD / 32; ++x) sum[x] += g * weight[lane + 32 * x][other % kD];
-    }
+    for_each_equal(token, r, lane, [&](int feature) {
+      const float g = feature < kD ? gradient[feature] : -gradient[feature];
+      for (int x = 0; x < kD / 32; ++x) sum[x] += g * weight[lane + 32 * x][feature % kD];
+    });
     for (int x = 0; x < kD / 32; ++x) dk.put(dk.at(b, token[r], h) + lane + 32 * x, sum[x]);
   }
+#pragma unroll
   for (int i = thread; i < kD * kD; i += kThreads) {
     const int d = i / kD, e = i % kD;
     float sum = 0;
@@ -86,9 +104,6 @@ __global__ void __launch_bounds__(kThreads) linear_attention_shift_gradient_kern
     if (token[kD + e] >= 0) sum -= gradient[kD + e] * __bfloat162float(s.k.at(b, token[kD + e], h)[d]);
     p.dweight[1][index * s.segments * kD * kD + i] += sum;
   }
-  if (thread < kD && p.dbias[1])
-    p.dbias[1][index * s.segments * kD + thread] +=
-        (token[thread] >= 0 ? gradient[thread] : 0.0f) - (token[kD + thread] >= 0 ? gradient[kD + thread] : 0.0f);
 }
 
 }  // namespace

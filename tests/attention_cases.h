@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "ops/elementwise.h"
 #include "ops/linear_attention.h"
 #include "ops/shape.h"
 #include "ops/softmax_attention.h"
@@ -17,9 +18,10 @@ struct AttentionShape {
   bool causal = true, documents = false;
   double scale = 1;
   bool initial = false, final = false;  // states of linear attention
+  bool uneven = false;                  // of the initial state some rows are empty, and some so large that no key raises their shift
   std::string text() const {
     return fmt::format("B {} T {} H {}/{} D {}{}{}{}{} scale {}", B, T, Hq, Hkv, D, causal ? " causal" : "", documents ? " documents" : "",
-                       initial ? " initial state" : "", final ? " final state" : "", scale);
+                       initial ? uneven ? " uneven initial state" : " initial state" : "", final ? " final state" : "", scale);
   }
   SampleInput packed() const { return normal({B, T, (Hq + 2 * Hkv) * D}, scale); }
   Tensors parts(const Tensor& packed) const {
@@ -58,6 +60,17 @@ inline const Op& packed_linear() {
   return op;
 }
 
+/// Every third row gets z = 0, every third c = 6 more.
+inline Tensor uneven(const Tensor& state) {
+  const std::int64_t columns = state.shape().last(), D = columns - 2;
+  std::vector<double> factor(std::size_t(state.size()), 1), addend(std::size_t(state.size()), 0);
+  for (std::int64_t row = 0; row < state.size() / columns; ++row) {
+    if (row % 3 == 0) factor[std::size_t(row * columns + D)] = 0;
+    if (row % 3 == 1) addend[std::size_t(row * columns + D + 1)] = 6;
+  }
+  return state * constant(state.shape(), factor, state.dtype()) + constant(state.shape(), addend, state.dtype());
+}
+
 inline ParityCase linear_case(const AttentionShape& s, bool bias = false, const char* map = "hedgehog") {
   const SampleInput weight = normal({s.Hq, s.D, s.D}, 1 / std::sqrt(double(s.D)));
   const SampleInput shift = bias ? normal({s.Hq, s.D}, 0.1) : omitted();
@@ -76,7 +89,7 @@ inline ParityCase linear_case(const AttentionShape& s, bool bias = false, const 
     o.document_start = in[kStart];
     o.causal = s.causal;
     o.map = map;
-    o.initial_state = in[kInitial];
+    o.initial_state = s.uneven ? uneven(in[kInitial]) : in[kInitial];
     o.final_state = s.final;
     const LinearAttentionResult y = linear_attention(p[0], p[1], p[2], o);
     return s.final ? Tensors{y.o, y.final_state} : Tensors{y.o};
@@ -101,20 +114,6 @@ inline ParityCase one_large_key(const AttentionShape& s, const char* map = "hedg
       for (std::int64_t j = 0; j < s.D; ++j) numbers[kWeightK][std::size_t(i * s.D + j)] = i == j;
     const std::int64_t width = (s.Hq + 2 * s.Hkv) * s.D, token = s.T / 2;
     for (std::int64_t i = 0; i < s.D; ++i) numbers[kPacked][std::size_t(token * width + s.Hq * s.D + i)] = i == 5 ? 120 : 0;
-  };
-  return c;
-}
-
-/// An initial state of which some rows are empty and some are so large that no key raises their shift.
-inline ParityCase uneven_state(const AttentionShape& s) {
-  ParityCase c = linear_case(s);
-  c.sample.label += ", an uneven state";
-  c.change = [s](Numbers& numbers) {
-    for (std::int64_t row = 0; row < s.B * s.Hq * 2 * s.D; ++row) {
-      double* const x = numbers[kInitial].data() + row * (s.D + 2);
-      if (row % 3 == 0) x[s.D] = 0;
-      if (row % 3 == 1) x[s.D + 1] = 6;
-    }
   };
   return c;
 }

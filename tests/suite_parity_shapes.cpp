@@ -286,10 +286,9 @@ Cases state_cases() {
     }
     out.push_back(linear_case({.T = 65, .D = D, .initial = true}));
     out.push_back(linear_case({.T = 65, .D = D, .final = true}));
-    out.push_back(linear_case({.T = 65, .D = D, .initial = true, .final = true}, true));
     out.push_back(linear_case({.T = 65, .Hq = 4, .Hkv = 2, .D = D, .initial = true, .final = true}));
     for (const std::int64_t T : {D + 9, 22 * D - 3}) {
-      out.push_back(uneven_state({.B = 1, .T = T, .D = D, .initial = true, .final = true}));
+      out.push_back(linear_case({.B = 1, .T = T, .D = D, .initial = true, .final = true, .uneven = true}));
       out.push_back(of_activations(out.back()));
     }
     out.push_back(linear_case({.B = 1, .T = 22 * D, .D = D, .initial = true}));
