@@ -5,7 +5,7 @@ namespace {
 
 template <int kD>
 struct SumsMemory {
-  static constexpr int kTile = PaddedLanes<kD>::kTile;
+  static constexpr int kTile = LargeLanes<kD>::kTile;
   bf16 weight[kTile];        // (D, D')
   bf16 x[kTile], y[kTile];   // (chunk, D): k and v, or q and dy
   float den[kD], delta[kD];  // of queries: infinity for those that do not see the state before the chunk
@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(2 * kD, 2) linear_attention_large_sums_kernel(
   constexpr int kSteps = kD / 16;
   SumsMemory<kD>& m = *reinterpret_cast<SumsMemory<kD>*>(shared_bytes());
   const Sequence& s = p.s;
-  const PaddedLanes<kD> l;
+  const LargeLanes<kD> l;
   const Chunk at(s, kD);
   const int thread = int(threadIdx.x);
   wait_for_kernels();
