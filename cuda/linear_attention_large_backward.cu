@@ -239,15 +239,11 @@ __global__ void __launch_bounds__(2 * kD, kD == 96 ? 2 : 1) linear_attention_lar
   const bool has_sums = at.chunk + 1 < s.chunks;
   if (has_sums) load_sums<kD>(m.own, p.sums, at.slot, l);
 
-  // keys before `first` do not reach later chunks
+  // keys before `first` do not reach later chunks; what comes of rows past the end is not stored
   const int first = m.numbers.rows[at.count - 1];
-  float of_chunk[2], of_sums[2];
-#pragma unroll
-  for (int x = 0; x < 2; ++x) {
-    const int row = l.row + 8 * x;
-    of_chunk[x] = row < at.count ? 0.0f : -INFINITY;
-    of_sums[x] = row < at.count && row >= first ? 0.0f : -INFINITY;
-  }
+  const float of_sums[2] = {l.row >= first ? 0.0f : -INFINITY, l.row + 8 >= first ? 0.0f : -INFINITY};
+  // minus zero: the one number whose addition a compiler may leave out
+  const float of_chunk[2] = {-0.0f, -0.0f};
   const bool documents = m.numbers.rows[at.count - 1] > 0;
   // zeros where query 16 i + ... does not see the key of a row
   const auto hide = [&](float(&scores)[2][4], int i) {
