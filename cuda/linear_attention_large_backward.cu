@@ -6,31 +6,20 @@ namespace {
 /// One side's rows are a block's own, those of the other side are seen by all warps: values and their gradients go with keys and queries.
 template <int kD>
 struct BackwardMemory {
-  static constexpr int kTile = PaddedLanes<kD>::kTile;
-  // heads of 96: two blocks a multiprocessor, if the other side's values come late
-  static constexpr bool kLate = kD == 96;
+  static constexpr int kTile = LargeLanes<kD>::kTile;
   bf16 others[2 * kTile];  // the other side's weight and rows, then its features (chunk, F), one tile a sign
-  bf16 own[2 * kTile];     // the own side's weight and rows, then S or R (F, Dv); late values between the two
+  bf16 own[2 * kTile];     // the own side's weight and rows, then S or R (F, Dv)
   bf16 y[kTile];           // (chunk, Dv) of the own side: dy of queries, v of keys
-  bf16 early_y[kLate ? 8 : kTile];
+  bf16 others_y[kTile];    // (chunk, Dv) of the other side
   ChunkNumbers<kD> numbers;
   float den[kD], delta[kD];  // of queries, infinity for rare rows and past the end; for keys
-
-  /// (chunk, Dv) of the other side.
-  __device__ __forceinline__ bf16* others_y() { return kLate ? own : early_y; }
 };
 static_assert(sizeof(BackwardMemory<128>) <= 227 * 1024 && 2 * (sizeof(BackwardMemory<96>) + 1024) <= 228 * 1024);
 
-/// Starts the copy of values, or of their gradients.
-template <int kD>
-__device__ __forceinline__ void load_values(bf16* tile, const Arguments& p, const Chunk& at, bool of_keys, const PaddedLanes<kD>& l) {
-  if (of_keys) load_tile<kD>(tile, p.s.v.at(at.b, at.t0, at.h), p.s.v.token, at.count, p.s.vector, l);
-  else load_tile<kD>(tile, p.dy.at(at.b, at.t0, at.h), p.dy.token, at.count, p.s.vector, l);
-}
 /// Starts the copies of the other side's weight and rows, of the own side's, and of values.
 template <bool kKeys, int kD>
-__device__ __forceinline__ void load_chunk(BackwardMemory<kD>& m, const Arguments& p, const Chunk& at, const PaddedLanes<kD>& l) {
-  constexpr int kTile = PaddedLanes<kD>::kTile;
+__device__ __forceinline__ void load_chunk(BackwardMemory<kD>& m, const Arguments& p, const Chunk& at, const LargeLanes<kD>& l) {
+  constexpr int kTile = LargeLanes<kD>::kTile;
   const Sequence& s = p.s;
   bf16 *const keys = kKeys ? m.own : m.others, *const queries = kKeys ? m.others : m.own;
   const auto load_keys = [&] {
@@ -43,34 +32,10 @@ __device__ __forceinline__ void load_chunk(BackwardMemory<kD>& m, const Argument
   load_tile<kD>(queries + kTile, s.q.at(at.b, at.t0, at.h), s.q.token, at.count, s.vector, l);
   commit_copies();
   if (kKeys) load_keys();
-  load_values<kD>(m.y, p, at, kKeys, l);
-  if (!m.kLate) load_values<kD>(m.others_y(), p, at, !kKeys, l);
+  load_tile<kD>(kKeys ? m.y : m.others_y, s.v.at(at.b, at.t0, at.h), s.v.token, at.count, s.vector, l);
+  load_tile<kD>(kKeys ? m.others_y : m.y, p.dy.at(at.b, at.t0, at.h), p.dy.token, at.count, s.vector, l);
   commit_copies();
 }
-/// Where `own` is free of weight and rows: the copies that are due. The block synchronises before.
-template <bool kKeys, int kD>
-__device__ __forceinline__ void load_next(BackwardMemory<kD>& m, const Arguments& p, const Chunk& at, bool has_sums,
-                                          const PaddedLanes<kD>& l) {
-  if constexpr (BackwardMemory<kD>::kLate) {
-    load_values<kD>(m.others_y(), p, at, !kKeys, l);
-    wait_all_copies();
-    __syncthreads();  // they are here
-  } else if (has_sums) {
-    load_sums<kD>(m.own, p.sums, at.slot, l);
-  }
-}
-/// Waits for S or R, when the other side's values have been read.
-template <int kD>
-__device__ __forceinline__ void wait_for_sums(BackwardMemory<kD>& m, const Arguments& p, const Chunk& at, bool has_sums,
-                                              const PaddedLanes<kD>& l) {
-  if constexpr (BackwardMemory<kD>::kLate) {
-    __syncthreads();  // all are done with them
-    if (has_sums) load_sums<kD>(m.own, p.sums, at.slot, l);
-  }
-  wait_all_copies();
-  __syncthreads();  // S or R is here
-}
-
 /// Product of two rows, over the 4 lanes that share them.
 template <int kD>
 __device__ __forceinline__ float multiply_rows(const bf16* a, const bf16* b, bool vector, int column) {
@@ -87,14 +52,6 @@ __device__ __forceinline__ float multiply_rows(const bf16* a, const bf16* b, boo
   }
   return row_sum(sum);
 }
-/// Puts operand `a` where `all` has number i, which is not known in advance.
-template <int kCount>
-__device__ __forceinline__ void keep_operand(unsigned (&all)[kCount][4], int i, const unsigned (&a)[4]) {
-#pragma unroll
-  for (int j = 0; j < kCount; ++j)
-#pragma unroll
-    for (int e = 0; e < 4; ++e) all[j][e] = j == i ? a[e] : all[j][e];
-}
 
 /// Gradient of u: +-(dphi phi) summed over signs, where dphi = w features (chunk, F) + x sums^T + of_z z. Where a factor is in the
 /// scale of the chunk or of the sums, its row has of_chunk or of_sums. From u, in its place, 32 columns at a time: those columns lie in
@@ -104,8 +61,8 @@ template <bool kKeys, int kD>
 __device__ __forceinline__ void gradient_of_exponents(float (&u)[kD / 8][4], const unsigned (&w)[kD / 16][4], const bf16* features,
                                                       const bf16* x, const bf16* sums, bool has_sums, const float* chunk_shift,
                                                       const float* sums_shift, const float* z, const float (&of_z)[2],
-                                                      const float (&of_chunk)[2], const float (&of_sums)[2], const PaddedLanes<kD>& l) {
-  constexpr int kTile = PaddedLanes<kD>::kTile;
+                                                      const float (&of_chunk)[2], const float (&of_sums)[2], const LargeLanes<kD>& l) {
+  constexpr int kTile = LargeLanes<kD>::kTile, kKept = kD / 8 - 4;
 #pragma unroll 1
   for (int column = 0; column < kD; column += 32) {
     float du[4][4] = {};
@@ -131,7 +88,7 @@ __device__ __forceinline__ void gradient_of_exponents(float (&u)[kD / 8][4], con
 #pragma unroll
         for (int sign = 0; sign < 2; ++sign)
           multiply_step(dphi[sign], w[k],
-                        [&](unsigned(&b)[4], int n) { l.b_transposed(b, features + sign * kTile, column + n, 16 * k); });
+                        [&](unsigned(&b)[4], int n) { l.b_transposed(b, features + sign * kTile + column, n, 16 * k); });
       }
       through(dphi, chunk_shift, of_chunk);
     }
@@ -158,17 +115,17 @@ __device__ __forceinline__ void gradient_of_exponents(float (&u)[kD / 8][4], con
 #pragma unroll
     for (int n = 0; n < kD / 8; ++n)
 #pragma unroll
-      for (int e = 0; e < 4; ++e) u[n][e] = n + 4 < kD / 8 ? u[n + 4 < kD / 8 ? n + 4 : 0][e] : du[n + 4 - kD / 8 > 0 ? n + 4 - kD / 8 : 0][e];
+      for (int e = 0; e < 4; ++e) u[n][e] = n < kKept ? u[(n + 4) % (kD / 8)][e] : du[(n + 4) % 4][e];
   }
 }
 
 /// du of the queries of a chunk, their delta, and which rows are rare. A warp has 16 queries.
 template <int kD>
 __global__ void __launch_bounds__(2 * kD, kD == 96 ? 2 : 1) linear_attention_large_queries_kernel(const __grid_constant__ Arguments p) {
-  constexpr int kSteps = kD / 16, kTile = PaddedLanes<kD>::kTile;
+  constexpr int kSteps = kD / 16, kTile = LargeLanes<kD>::kTile;
   BackwardMemory<kD>& m = *reinterpret_cast<BackwardMemory<kD>*>(shared_bytes());
   const Sequence& s = p.s;
-  const PaddedLanes<kD> l;
+  const LargeLanes<kD> l;
   const Chunk at(s, kD);
   wait_for_kernels();
   load_chunk<false, kD>(m, p, at, l);
@@ -194,9 +151,9 @@ __global__ void __launch_bounds__(2 * kD, kD == 96 ? 2 : 1) linear_attention_lar
   store_features<true, kD>(m.others, u, m.numbers.top, valid, l);
   exponents<kD>(u, m.own + kTile, m.own, l);
   wait_copies<0>();
-  __syncthreads();  // phi_k and dy are here, v perhaps; all are done with weight_q and q
+  __syncthreads();  // phi_k, dy and v are here; all are done with weight_q and q
   const bool has_sums = at.chunk > 0;
-  load_next<false, kD>(m, p, at, has_sums, l);
+  if (has_sums) load_sums<kD>(m.own, p.sums, at.slot, l);
 
   // W up to the row
   const int first[2] = {m.numbers.rows[l.row], m.numbers.rows[l.row + 8]};
@@ -209,7 +166,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 96 ? 2 : 1) linear_attention_lar
 #pragma unroll 1
     for (int j = 0; j <= l.warp; ++j) {
       float scores[2][4];
-      multiply_block<kD>(scores, dy, m.others_y(), 16 * j, l);
+      multiply_block<kD>(scores, dy, m.others_y, 16 * j, l);
 #pragma unroll
       for (int n = 0; n < 2; ++n)
 #pragma unroll
@@ -243,7 +200,8 @@ __global__ void __launch_bounds__(2 * kD, kD == 96 ? 2 : 1) linear_attention_lar
   }
   mark_rare_rows(p, at, rare, l);
 
-  wait_for_sums<kD>(m, p, at, has_sums, l);
+  wait_all_copies();
+  __syncthreads();  // S is here
   gradient_of_exponents<false, kD>(u, w, m.others, m.y, m.own, has_sums, m.numbers.top, m.numbers.before, m.numbers.z, delta, of_chunk,
                                    of_sums, l);
   store_rows<kD>(p.du, p.du.at(at.b, at.t0, at.h), u, at.count, l);
@@ -252,10 +210,10 @@ __global__ void __launch_bounds__(2 * kD, kD == 96 ? 2 : 1) linear_attention_lar
 /// du of the keys of a chunk, and dv: the mirror image, with queries over their denominators in shared memory. A warp has 16 keys.
 template <int kD>
 __global__ void __launch_bounds__(2 * kD, kD == 96 ? 2 : 1) linear_attention_large_keys_kernel(const __grid_constant__ Arguments p) {
-  constexpr int kSteps = kD / 16, kTile = PaddedLanes<kD>::kTile;
+  constexpr int kSteps = kD / 16, kTile = LargeLanes<kD>::kTile;
   BackwardMemory<kD>& m = *reinterpret_cast<BackwardMemory<kD>*>(shared_bytes());
   const Sequence& s = p.s;
-  const PaddedLanes<kD> l;
+  const LargeLanes<kD> l;
   const Chunk at(s, kD);
   const int thread = int(threadIdx.x);
   wait_for_kernels();
@@ -277,19 +235,15 @@ __global__ void __launch_bounds__(2 * kD, kD == 96 ? 2 : 1) linear_attention_lar
   store_features<false, kD>(m.others, u, m.numbers.top, dens, l);
   exponents<kD>(u, m.own + kTile, m.own, l);
   wait_copies<0>();
-  __syncthreads();  // phi_q and v are here, dy perhaps; all are done with weight_k and k
+  __syncthreads();  // phi_q, v and dy are here; all are done with weight_k and k
   const bool has_sums = at.chunk + 1 < s.chunks;
-  load_next<true, kD>(m, p, at, has_sums, l);
+  if (has_sums) load_sums<kD>(m.own, p.sums, at.slot, l);
 
-  // keys before `first` do not reach later chunks
+  // keys before `first` do not reach later chunks; what comes of rows past the end is not stored
   const int first = m.numbers.rows[at.count - 1];
-  float of_chunk[2], of_sums[2];
-#pragma unroll
-  for (int x = 0; x < 2; ++x) {
-    const int row = l.row + 8 * x;
-    of_chunk[x] = row < at.count ? 0.0f : -INFINITY;
-    of_sums[x] = row < at.count && row >= first ? 0.0f : -INFINITY;
-  }
+  const float of_sums[2] = {l.row >= first ? 0.0f : -INFINITY, l.row + 8 >= first ? 0.0f : -INFINITY};
+  // minus zero: the one number whose addition a compiler may leave out
+  const float of_chunk[2] = {-0.0f, -0.0f};
   const bool documents = m.numbers.rows[at.count - 1] > 0;
   // zeros where query 16 i + ... does not see the key of a row
   const auto hide = [&](float(&scores)[2][4], int i) {
@@ -304,7 +258,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 96 ? 2 : 1) linear_attention_lar
   };
 
   // dv: queries of the chunk from the key on
-  float dv[kD / 8][4] = {};
+  unsigned weights[kSteps][4] = {};
   {
     unsigned phi[2 * kSteps][4];
     feature_operands<true, kD>(phi, u, m.numbers.top, of_chunk, l);
@@ -315,9 +269,29 @@ __global__ void __launch_bounds__(2 * kD, kD == 96 ? 2 : 1) linear_attention_lar
       hide(scores, i);
       unsigned a[4];
       pack_operand(a, scores[0], scores[1]);
-      multiply_step(dv, a, [&](unsigned(&b)[4], int n) { l.b_transposed(b, m.others_y(), n, 16 * i); });
+      keep_operand(weights, i, a);
     }
   }
+  float dv[kD / 8][4] = {};
+#pragma unroll
+  for (int i = 0; i < kSteps; ++i) {
+    if (i < l.warp) continue;
+    multiply_step(dv, weights[i], [&](unsigned(&b)[4], int n) { l.b_transposed(b, m.others_y, n, 16 * i); });
+  }
+  // dv: queries of later chunks
+  wait_all_copies();
+  __syncthreads();  // R is here
+  if (has_sums) {
+#pragma unroll
+    for (int k = 0; k < 2 * kSteps; ++k) {
+      unsigned a[4];
+      feature_operand<true, kD>(a, u, k, m.numbers.after, of_sums, l);
+      const bf16* const R = m.own + (k >= kSteps ? kTile : 0);
+      multiply_step(dv, a, [&](unsigned(&b)[4], int n) { l.b_transposed(b, R, n, 16 * (k % kSteps)); });
+    }
+  }
+  store_rows<kD>(p.dv, p.dv.at(at.b, at.t0, at.h), dv, at.count, l);
+
   // W^T from the key on
   unsigned w[kSteps][4] = {};
   {
@@ -327,7 +301,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 96 ? 2 : 1) linear_attention_lar
 #pragma unroll 1
     for (int i = l.warp; i < kSteps; ++i) {
       float scores[2][4];
-      multiply_block<kD>(scores, v, m.others_y(), 16 * i, l);
+      multiply_block<kD>(scores, v, m.others_y, 16 * i, l);
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
         const float2 of_columns = pair_at(m.delta, 16 * i + 8 * n + l.column);
@@ -340,19 +314,6 @@ __global__ void __launch_bounds__(2 * kD, kD == 96 ? 2 : 1) linear_attention_lar
       keep_operand(w, i, a);
     }
   }
-  // dv: queries of later chunks
-  wait_for_sums<kD>(m, p, at, has_sums, l);
-  if (has_sums) {
-#pragma unroll
-    for (int k = 0; k < 2 * kSteps; ++k) {
-      unsigned a[4];
-      feature_operand<true, kD>(a, u, k, m.numbers.after, of_sums, l);
-      const bf16* const R = m.own + (k >= kSteps ? kTile : 0);
-      multiply_step(dv, a, [&](unsigned(&b)[4], int n) { l.b_transposed(b, R, n, 16 * (k % kSteps)); });
-    }
-  }
-  store_rows<kD>(p.dv, p.dv.at(at.b, at.t0, at.h), dv, at.count, l);
-
   const float ones[2] = {1, 1};
   gradient_of_exponents<true, kD>(u, w, m.others, m.y, m.own, has_sums, m.numbers.top, m.numbers.after, m.numbers.z, ones, of_chunk,
                                   of_sums, l);

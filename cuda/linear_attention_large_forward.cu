@@ -5,7 +5,7 @@ namespace {
 
 template <int kD>
 struct AttendMemory {
-  static constexpr int kTile = PaddedLanes<kD>::kTile;
+  static constexpr int kTile = LargeLanes<kD>::kTile;
   bf16 keys[2 * kTile];     // weight_k and k, then phi_k (chunk, F), one tile a sign
   bf16 queries[2 * kTile];  // weight_q and q, then S (F, Dv)
   bf16 v[kTile];            // (chunk, Dv)
@@ -15,10 +15,10 @@ struct AttendMemory {
 /// o of one chunk, and the logarithm of its denominator. A warp has 16 queries, whose exponents stay in registers.
 template <int kD>
 __global__ void __launch_bounds__(2 * kD, kD == 96 ? 2 : 1) linear_attention_large_forward_kernel(const __grid_constant__ Arguments p) {
-  constexpr int kSteps = kD / 16, kTile = PaddedLanes<kD>::kTile;
+  constexpr int kSteps = kD / 16, kTile = LargeLanes<kD>::kTile;
   AttendMemory<kD>& m = *reinterpret_cast<AttendMemory<kD>*>(shared_bytes());
   const Sequence& s = p.s;
-  const PaddedLanes<kD> l;
+  const LargeLanes<kD> l;
   const Chunk at(s, kD);
   wait_for_kernels();
   if (p.no_state && at.slot == 0 && threadIdx.x == 0) *p.no_state = 0;
@@ -63,7 +63,8 @@ __global__ void __launch_bounds__(2 * kD, kD == 96 ? 2 : 1) linear_attention_lar
   for (float& x : largest) x = row_max(x);
 
   // the chunk up to the row
-  float o[kD / 8][4] = {}, den[2] = {0, 0};
+  unsigned weights[kSteps][4] = {};
+  float den[2] = {0, 0};
   {
     const float of_rows[2] = {-largest[0], -largest[1]};
     unsigned phi[2 * kSteps][4];
@@ -86,8 +87,14 @@ __global__ void __launch_bounds__(2 * kD, kD == 96 ? 2 : 1) linear_attention_lar
       pack_operand(a, scores[0], scores[1]);
 #pragma unroll
       for (int e = 0; e < 4; ++e) den[e % 2] += low_of(a[e]) + high_of(a[e]);
-      multiply_step(o, a, [&](unsigned(&b)[4], int n) { l.b_transposed(b, m.v, n, 16 * j); });
+      keep_operand(weights, j, a);
     }
+  }
+  float o[kD / 8][4] = {};
+#pragma unroll
+  for (int j = 0; j < kSteps; ++j) {
+    if (j > l.warp) break;
+    multiply_step(o, weights[j], [&](unsigned(&b)[4], int n) { l.b_transposed(b, m.v, n, 16 * j); });
   }
   // the state before the chunk, for rows of its document
   if (at.chunk > 0) {

@@ -8,11 +8,11 @@ constexpr int kRows = 32, kStages = 4;
 
 template <int kD>
 struct ProductMemory {
-  static constexpr int kTile = kRows * PaddedLanes<kD>::kPitch;
+  static constexpr int kTile = kRows * LargeLanes<kD>::kPitch;
   struct Stage {
     bf16 x[kTile], du[kTile];  // (tokens, D) and (tokens, D')
   };
-  bf16 weight[PaddedLanes<kD>::kTile];  // (D, D')
+  bf16 weight[LargeLanes<kD>::kTile];  // (D, D')
   Stage stages[kStages];
 };
 template <int kD>
@@ -26,7 +26,7 @@ template <int kD>
 __global__ void __launch_bounds__(2 * kD, kBlocks<kD>) linear_attention_large_products_kernel(const __grid_constant__ ProductArguments p) {
   using Stage = typename ProductMemory<kD>::Stage;
   ProductMemory<kD>& m = *reinterpret_cast<ProductMemory<kD>*>(shared_bytes());
-  const PaddedLanes<kD> l;
+  const LargeLanes<kD> l;
   wait_for_kernels();
   const std::int64_t h = blockIdx.x / unsigned(p.ranges);
   const int begin = int(blockIdx.x % unsigned(p.ranges)) * p.range_tiles;

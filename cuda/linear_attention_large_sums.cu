@@ -5,22 +5,27 @@ namespace {
 
 template <int kD>
 struct SumsMemory {
-  static constexpr int kTile = PaddedLanes<kD>::kTile;
+  static constexpr int kTile = LargeLanes<kD>::kTile;
   bf16 weight[kTile];        // (D, D')
   bf16 x[kTile], y[kTile];   // (chunk, D): k and v, or q and dy
   float den[kD], delta[kD];  // of queries: infinity for those that do not see the state before the chunk
+  float outside[kD];         // of keys, like den: infinity for those that are not there, den also for those of an earlier document
+  float shift[2 * kD];       // for queries: of the state
 };
-static_assert(2 * (sizeof(SumsMemory<128>) + 1024) <= 228 * 1024, "two blocks a multiprocessor");
+template <int kD>
+constexpr int kBlocks = kD == 96 ? 3 : 2;  // that a multiprocessor holds
+static_assert(kBlocks<96> * (sizeof(SumsMemory<96>) + 1024) <= 228 * 1024);
+static_assert(kBlocks<128> * (sizeof(SumsMemory<128>) + 1024) <= 228 * 1024);
 
 /// What one chunk adds: S = sum phi_k v^T and z = sum phi_k of the keys of its last token's document, with the shifts of the chunk; or
 /// R = sum phi_q G^T and y = sum phi_q delta of the queries that see the state before the chunk, in the scale of that state. A warp
-/// has 16 features of either sign; they stay in registers, as operands.
+/// has 16 features of either sign, one after the other; they stay in registers, as operands.
 template <int kD, bool kQueries>
-__global__ void __launch_bounds__(2 * kD, 2) linear_attention_large_sums_kernel(const __grid_constant__ Arguments p) {
+__global__ void __launch_bounds__(2 * kD, kBlocks<kD>) linear_attention_large_sums_kernel(const __grid_constant__ Arguments p) {
   constexpr int kSteps = kD / 16;
   SumsMemory<kD>& m = *reinterpret_cast<SumsMemory<kD>*>(shared_bytes());
   const Sequence& s = p.s;
-  const PaddedLanes<kD> l;
+  const LargeLanes<kD> l;
   const Chunk at(s, kD);
   const int thread = int(threadIdx.x);
   wait_for_kernels();
@@ -36,96 +41,85 @@ __global__ void __launch_bounds__(2 * kD, 2) linear_attention_large_sums_kernel(
   if constexpr (kQueries) load_tile<kD>(m.y, p.dy.at(at.b, at.t0, at.h), p.dy.token, at.count, s.vector, l);
   else if (!last) load_tile<kD>(m.y, s.v.at(at.b, at.t0, at.h), s.v.token, at.count, s.vector, l);
   commit_copies();
-  if (kQueries && thread < kD) {
-    const bool sees = thread < at.count && document_row(s, at.b, at.t0, thread) < 0;
-    m.den[thread] = sees ? p.saved[(at.b * s.T + at.t0 + thread) * s.H + at.h] * kLog2e : INFINITY;
-    m.delta[thread] = sees ? p.delta[at.index * s.T + at.t0 + thread] : 0.0f;
+  if (kQueries) m.shift[thread] = p.shifts.after[(at.slot - 1) * 2 * kD + thread];
+  if (thread < kD) {
+    if constexpr (kQueries) {
+      const bool sees = thread < at.count && document_row(s, at.b, at.t0, thread) < 0;
+      m.den[thread] = sees ? p.saved[(at.b * s.T + at.t0 + thread) * s.H + at.h] * kLog2e : INFINITY;
+      m.delta[thread] = sees ? p.delta[at.index * s.T + at.t0 + thread] : 0.0f;
+    } else {
+      m.outside[thread] = thread < at.count ? 0.0f : INFINITY;
+      m.den[thread] = thread < at.count && thread >= document_row(s, at.b, at.t0, at.count - 1) ? 0.0f : INFINITY;
+    }
   }
-  const int first = kQueries ? 0 : document_row(s, at.b, at.t0, at.count - 1);
   wait_copies<1>();
   __syncthreads();  // x, weight and numbers are here
 
-  unsigned phi[2][kSteps][4];
-  {
-    float u[kD / 8][4] = {};
-    multiply<kD>(u, [&](unsigned(&a)[4], int k) { l.a_transposed(a, m.weight, 16 * l.warp, k); },
-                 [&](unsigned(&b)[4], int n, int k) { l.b(b, m.x, n, k); });
-#pragma unroll
-    for (int sign = 0; sign < 2; ++sign) {
-      const float scale = sign ? -kLog2e : kLog2e;
-      const std::int64_t place = at.slot * 2 * kD + sign * kD + l.row;
-      float shift[2];
-      if constexpr (kQueries) {
-#pragma unroll
-        for (int x = 0; x < 2; ++x) shift[x] = p.shifts.after[place + 8 * x - 2 * kD];
-      } else {
-#pragma unroll
-        for (int x = 0; x < 2; ++x) {
-          float top = -INFINITY, local = -INFINITY;
-#pragma unroll
-          for (int n = 0; n < kD / 8; ++n)
-#pragma unroll
-            for (int e = 0; e < 2; ++e) {
-              const int token = 8 * n + l.column + e;
-              const float value = u[n][2 * x + e] * scale;
-              if (token < at.count) top = fmaxf(top, value);
-              if (token < at.count && token >= first) local = fmaxf(local, value);
-            }
-          top = row_max(top);
-          shift[x] = row_max(local);
-          if (l.column == 0) p.shifts.top[place + 8 * x] = top, p.shifts.local[place + 8 * x] = shift[x];
-        }
-      }
-      float sum[2] = {0, 0};
-#pragma unroll
-      for (int n = 0; n < kD / 8; ++n) {
-        const int token = 8 * n + l.column;
-        float2 den{0, 0}, weight{1, 1};
-        if constexpr (kQueries) den = pair_at(m.den, token), weight = pair_at(m.delta, token);
-        else {
-          if (token < first || token >= at.count) den.x = INFINITY;
-          if (token + 1 < first || token + 1 >= at.count) den.y = INFINITY;
-        }
-#pragma unroll
-        for (int x = 0; x < 2; ++x) {
-          const float of_row = kQueries ? shift[x] : -shift[x];
-          const float e0 = exp2_fast(fmaf(u[n][2 * x], scale, of_row) - den.x);
-          const float e1 = exp2_fast(fmaf(u[n][2 * x + 1], scale, of_row) - den.y);
-          phi[sign][n / 2][n % 2 * 2 + x] = pack(e0, e1);
-          sum[x] += e0 * weight.x + e1 * weight.y;
-        }
-      }
-#pragma unroll
-      for (int x = 0; x < 2; ++x) {
-        sum[x] = row_sum(sum[x]);
-        if (l.column == 0) p.sums.z[place + 8 * x - (kQueries ? 2 * kD : 0)] = sum[x];
-      }
-    }
-  }
-  if (last) return;
+  float u[kD / 8][4] = {};
+  multiply<kD>(u, [&](unsigned(&a)[4], int k) { l.a_transposed(a, m.weight, 16 * l.warp, k); },
+               [&](unsigned(&b)[4], int n, int k) { l.b(b, m.x, n, k); });
   wait_copies<0>();
   __syncthreads();  // y is here
 
   HeadsTarget<bf16> to;
   to.data = p.sums.S, to.token = kD, to.vector = true;
   const std::int64_t slot = at.slot - (kQueries ? 1 : 0);
+#pragma unroll 1
+  for (int sign = 0; sign < 2; ++sign) {
+    __syncwarp();  // numbers are not to be kept in registers from one sign to the next
+    const float scale = sign ? -kLog2e : kLog2e;
+    const std::int64_t place = (slot * 2 + sign) * kD + l.row;
+    float shift[2];
+    if constexpr (kQueries) {
 #pragma unroll
-  for (int slice = 0; slice < kD / 32; ++slice) {
-    float S[2][4][4] = {};
+      for (int x = 0; x < 2; ++x) shift[x] = m.shift[sign * kD + l.row + 8 * x];
+    } else {
 #pragma unroll
-    for (int k = 0; k < kSteps; ++k)
+      for (int x = 0; x < 2; ++x) {
+        float top = -INFINITY, local = -INFINITY;
 #pragma unroll
-      for (int n = 0; n < 4; n += 2) {
-        unsigned b[4];
-        l.b_transposed(b, m.y, 32 * slice + 8 * n, 16 * k);
-#pragma unroll
-        for (int sign = 0; sign < 2; ++sign) {
-          multiply_add(S[sign][n], phi[sign][k], b[0], b[1]);
-          multiply_add(S[sign][n + 1], phi[sign][k], b[2], b[3]);
+        for (int n = 0; n < kD / 8; ++n) {
+          const float2 den = pair_at(m.den, 8 * n + l.column), outside = pair_at(m.outside, 8 * n + l.column);
+          const float first = u[n][2 * x] * scale, second = u[n][2 * x + 1] * scale;
+          top = fmaxf(top, fmaxf(first - outside.x, second - outside.y));
+          local = fmaxf(local, fmaxf(first - den.x, second - den.y));
         }
+        top = row_max(top);
+        shift[x] = row_max(local);
+        if (l.column == 0) p.shifts.top[place + 8 * x] = top, p.shifts.local[place + 8 * x] = shift[x];
       }
+    }
+    unsigned phi[kSteps][4];
+    float sum[2] = {0, 0};
 #pragma unroll
-    for (int sign = 0; sign < 2; ++sign) store_rows<kD>(to, (slot * 2 + sign) * kD * kD + 32 * slice, S[sign], kD, l);
+    for (int n = 0; n < kD / 8; ++n) {
+      const int token = 8 * n + l.column;
+      const float2 den = pair_at(m.den, token);
+      float2 weight{1, 1};
+      if constexpr (kQueries) weight = pair_at(m.delta, token);
+#pragma unroll
+      for (int x = 0; x < 2; ++x) {
+        const float of_row = kQueries ? shift[x] : -shift[x];
+        const float e0 = exp2_fast(fmaf(u[n][2 * x], scale, of_row) - den.x);
+        const float e1 = exp2_fast(fmaf(u[n][2 * x + 1], scale, of_row) - den.y);
+        phi[n / 2][n % 2 * 2 + x] = pack(e0, e1);
+        sum[x] += e0 * weight.x + e1 * weight.y;
+      }
+    }
+#pragma unroll
+    for (int x = 0; x < 2; ++x) {
+      sum[x] = row_sum(sum[x]);
+      if (l.column == 0) p.sums.z[place + 8 * x] = sum[x];
+    }
+    if (last) continue;
+#pragma unroll 1
+    for (int column = 0; column < kD; column += 32) {
+      float S[4][4] = {};
+#pragma unroll
+      for (int k = 0; k < kSteps; ++k)
+        multiply_step(S, phi[k], [&](unsigned(&b)[4], int n) { l.b_transposed(b, m.y + column, n, 16 * k); });
+      store_rows<kD>(to, (slot * 2 + sign) * kD * kD + column, S, kD, l);
+    }
   }
 }
 
