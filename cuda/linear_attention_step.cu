@@ -22,6 +22,7 @@ struct StepArguments {
   Heads<T> o;
   A* state;
   const T *weight[2], *bias[2];  // of queries and keys, or null
+  const A* rotary;               // (T, D), or null
   bool vectors;                  // TokenMap does both maps
   bool parameters;               // weights and biases are parameters
   int parts;                     // blocks that share the columns of a state
@@ -31,9 +32,10 @@ struct StepArguments {
 template <class A>
 struct StepMemory {
   A *parts, *u, *q, *k, *factor, *largest, *den;  // sums of threads or warps; (2, D'); (F) each; of each warp of features
+  A* turned;                                      // (2, D): query and key
   std::int64_t size;
 
-  __host__ __device__ StepMemory(A* memory, std::int64_t width, std::int64_t F) {
+  __host__ __device__ StepMemory(A* memory, std::int64_t width, std::int64_t F, std::int64_t D) {
     parts = memory;
     u = parts + 2 * kThreads;
     q = u + 2 * width;
@@ -41,7 +43,8 @@ struct StepMemory {
     factor = k + F;
     largest = factor + F;
     den = largest + kWarps;
-    size = den + kWarps - memory;
+    turned = den + kWarps;
+    size = turned + 2 * D - memory;
   }
 };
 
@@ -78,13 +81,14 @@ struct TokenMap {
       if (i < rows) held[i] = load_pair(weight + i * width);
   }
   /// parts (2, runs, D'): the sums of each run of rows
-  __device__ __forceinline__ void map(const T* x, A* parts) const {
-    T factors[kHeldRows];
+  template <class X>
+  __device__ __forceinline__ void map(const X* x, A* parts) const {
+    X factors[kHeldRows];
 #pragma unroll
     for (int i = 0; i < kHeldRows; ++i)
       if (i < rows) factors[i] = x[begin + i];
     A sum[2] = {};
-    auto add = [&](T factor, const Packet<T, 2>& w) {
+    auto add = [&](X factor, const Packet<T, 2>& w) {
       sum[0] += convert<A>(factor) * convert<A>(w[0]);
       sum[1] += convert<A>(factor) * convert<A>(w[1]);
     };
@@ -126,7 +130,7 @@ __device__ __forceinline__ void take_key(const FeatureMap& map, int F, A q, A k,
 }
 
 /// A block decodes the tokens of one batch element and head, or a cluster of a.parts blocks, each of which has 16 columns of the
-/// state and makes the features anew: both maps, the shift, and one pass over the state that updates and reads it. With kRows > 0
+/// state and makes the features anew: the turn by rotary positions, both maps, the shift, and one pass over the state that updates and reads it. With kRows > 0
 /// (f32) the block's columns are 2 kPairs at most and stay in registers, kRows rows and two columns a thread, and are written back
 /// after the last token; with kRows = 0 the state is updated where it lies, 32 columns at a time.
 template <class T, int kRows, int kPairs>
@@ -135,7 +139,7 @@ __global__ __launch_bounds__(kThreads) void linear_attention_step_kernel(const _
   extern __shared__ __align__(16) unsigned char memory[];
   const Sizes& s = a.s;
   const int F = int(s.F), width = int(s.width), lane = int(threadIdx.x % kWarp), warp = int(threadIdx.x / kWarp), thread = int(threadIdx.x);
-  const StepMemory<A> m(reinterpret_cast<A*>(memory), s.width, s.F);
+  const StepMemory<A> m(reinterpret_cast<A*>(memory), s.width, s.F, s.D);
   const unsigned task = kPairs == kPart ? blockIdx.x / unsigned(a.parts) : blockIdx.x, part = kPairs == kPart ? blockIdx.x % unsigned(a.parts) : 0;
   const std::int64_t b = task / s.Hq, h = task % s.Hq, hkv = h / s.group(), pitch = s.Dv + 2;
   A* const state = a.state + std::int64_t(task) * s.F * pitch;
@@ -181,8 +185,20 @@ __global__ __launch_bounds__(kThreads) void linear_attention_step_kernel(const _
     T* const o = a.o.at(b, t, h);
     A v0 = 0, v1 = 0;
     if (kRows > 0 && holds) v0 = load(v + column), v1 = load(v + column + 1);
+    if (a.rotary) {
+      const int half = int(s.D) / 2, side = thread >= half, pair = thread - side * half;
+      if (thread < int(s.D)) {
+        const T* const x = side ? k : q;
+        const A* const table = a.rotary + t * s.D;
+        const A cosine = table[pair], sine = table[half + pair], low = load(x + pair), high = load(x + half + pair);
+        m.turned[side * s.D + pair] = low * cosine - high * sine;
+        m.turned[side * s.D + half + pair] = high * cosine + low * sine;
+      }
+      __syncthreads();
+    }
     if (a.vectors) {
-      map.map(thread < kSide ? q : k, m.parts);
+      if (a.rotary) map.map(m.turned + thread / kSide * s.D, m.parts);
+      else map.map(thread < kSide ? q : k, m.parts);
       __syncthreads();
     }
     auto u = [&](int side, int c) {
@@ -193,8 +209,9 @@ __global__ __launch_bounds__(kThreads) void linear_attention_step_kernel(const _
         return total;
       }
       const T *const x = side ? k : q, *const w = a.weight[side];
-      if (!w) return total + load(x + c);
-      for (int d = 0; d < int(s.D); ++d) total += load(x + d) * load(w + (h * s.D + d) * width + c);
+      auto element = [&](int d) { return a.rotary ? m.turned[side * s.D + d] : load(x + d); };
+      if (!w) return total + element(c);
+      for (int d = 0; d < int(s.D); ++d) total += element(d) * load(w + (h * s.D + d) * width + c);
       return total;
     };
     A features[2] = {};
@@ -300,12 +317,13 @@ void launch(const Call& c) {
                      in[kState].as<A>(),
                      {in[kStepWeightQ].as<const T>(), in[kStepWeightK].as<const T>()},
                      {in[kStepBiasQ].as<const T>(), in[kStepBiasK].as<const T>()},
+                     in[kStepRotary].as<const A>(),
                      false,
                      true,
                      1};
   a.vectors = a.weight[0] && a.weight[1] && s.width % 2 == 0 && kSide % (s.width / 2) == 0 && aligned({a.weight[0], a.weight[1]});
   for (int i = kStepWeightQ; i <= kStepBiasK; ++i) a.parameters = a.parameters && (!in[std::size_t(i)] || in[std::size_t(i)].parameter);
-  const std::size_t bytes = std::size_t(StepMemory<A>(nullptr, s.width, s.F).size) * sizeof(A);
+  const std::size_t bytes = std::size_t(StepMemory<A>(nullptr, s.width, s.F, s.D).size) * sizeof(A);
   const std::int64_t tasks = s.B * s.Hq, parts = s.Dv / (2 * kPart);
   auto run = [&](auto kernel) {
     launch_clusters_early(kName, kernel, unsigned(a.parts), unsigned(tasks * a.parts), kThreads, bytes, a);

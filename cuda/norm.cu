@@ -142,6 +142,8 @@ bool launch_warps(const char* op, const NormForward<T>& k) {
   });
 }
 
+}  // namespace
+
 void norm_forward(const Call& c, const NormPlaces& places) {
   const Ref& x = c.inputs[0];
   dispatch_floating(x.dtype, [&](auto zero) {
@@ -175,8 +177,6 @@ void norm_forward(const Call& c, const NormPlaces& places) {
     check_launch(places.op);
   });
 }
-
-}  // namespace
 
 void register_norm(KernelTable& table) {
   static constexpr NormPlaces kNorms[] = {

@@ -160,8 +160,8 @@ Tensor Gpt::decode(const Tensor& tokens, DecodingState& state) const {
   if (options_.positions == "rotary") angles = rotary_angles(1, state.position);
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
     const Scope scope(fmt::format("block{}", i));
-    x = blocks_[i].attention.step(blocks_[i].norm_1(x), x, state.layers[i], state.position, angles);
-    x = blocks_[i].mlp(blocks_[i].norm_2(x), x, {});
+    x = blocks_[i].attention.step(x, blocks_[i].norm_1, state.layers[i], state.position, angles);
+    x = blocks_[i].mlp.step(x, blocks_[i].norm_2);
   }
   const Scope scope("classifier");
   return reshape(logits(final_norm_(x)), {tokens.shape()[0], options_.vocabulary});
