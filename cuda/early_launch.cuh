@@ -14,8 +14,8 @@
 ///   launch_early("op", kernel, blocks, threads, shared_bytes, arguments);
 ///
 /// A kernel starts early only behind one that was launched early, too, and that one lets it start when all before itself are
-/// complete. What is fetched ahead of the wait can thus be changed by the one kernel directly before, if at all: never where it
-/// is a parameter (Ref::parameter), as optimisers are launched ordinarily. Products of the library in between do not break the
+/// complete, or, with start_next_kernel(), when its own blocks have started. What is fetched ahead of the wait can thus be changed
+/// by kernels launched early alone: never where it is a parameter (Ref::parameter), as optimisers are launched ordinarily. Products of the library in between do not break the
 /// chain: what they write is read behind the wait, and no parameter is among it.
 namespace hedgehog::cuda {
 
@@ -38,6 +38,15 @@ __device__ __forceinline__ void wait_for_kernels(const Between& between) {
 #endif
 }
 
+/// Lets the next kernel start though those before this one may still run: for the small kernels of decoding, where the parameters
+/// of the next two are then on their way. The kernel waits later, with all threads: when it is complete all before it are. Not
+/// before a kernel that does not wait.
+__device__ __forceinline__ void start_next_kernel() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 /// Brings a cache line to L2, ahead of the wait, too: what another kernel writes later is seen there.
 __device__ __forceinline__ void prefetch(const void* at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); }
 
@@ -46,6 +55,12 @@ __device__ __forceinline__ void prefetch(const void* at) { asm volatile("prefetc
 __device__ __forceinline__ void cluster_arrive() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+#endif
+}
+/// Arrives without a word on what was written, which costs no wait for it: says that a block has started, or has read.
+__device__ __forceinline__ void cluster_arrive_relaxed() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
 #endif
 }
 __device__ __forceinline__ void cluster_wait() {

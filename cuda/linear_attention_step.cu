@@ -13,6 +13,8 @@ constexpr int kThreads = 512, kWarps = kThreads / int(kWarp);
 constexpr int kSide = kThreads / 2;  // threads that map the query; as many map the key
 constexpr int kHeldRows = 8;         // of a map, that a thread keeps in registers
 constexpr int kWhole = int(kWarp), kPart = 8;  // pairs of state columns of a block: a head's, or a part of them
+constexpr int kUsual = 64;           // width of the heads, their map and their values that has kernels of its own
+static_assert(kUsual * kUsual / 2 == kSide * kHeldRows);
 
 template <class T>
 struct StepArguments {
@@ -61,8 +63,8 @@ __device__ __forceinline__ Packet<T, 2> load_pair(const T* at) {
 }
 
 /// x W of one query and its key. Half of the threads for each of both; a thread takes two neighbouring columns of a run of
-/// rows, the first of which stay in registers.
-template <class T>
+/// rows, the first of which stay in registers. kHead: D and D', 0 if only the call knows.
+template <class T, int kHead>
 struct TokenMap {
   using A = Accumulator<T>;
   const T* weight = nullptr;
@@ -70,11 +72,11 @@ struct TokenMap {
   Packet<T, 2> held[kHeldRows];
 
   __device__ __forceinline__ void fetch(const StepArguments<T>& a, std::int64_t h) {
-    width = int(a.s.width);
+    width = kHead ? kHead : int(a.s.width);
     const int side = int(threadIdx.x) / kSide, thread = int(threadIdx.x) % kSide, pairs = width / 2, runs = kSide / pairs;
-    const int D = int(a.s.D), each = (D + runs - 1) / runs;
+    const int D = kHead ? kHead : int(a.s.D), each = (D + runs - 1) / runs;
     begin = thread / pairs * each;
-    rows = min(D - begin, each);
+    rows = kHead ? kHeldRows : min(D - begin, each);
     weight = a.weight[side] + (h * D + begin) * width + thread % pairs * 2;
 #pragma unroll
     for (int i = 0; i < kHeldRows; ++i)
@@ -132,16 +134,21 @@ __device__ __forceinline__ void take_key(const FeatureMap& map, int F, A q, A k,
 /// A block decodes the tokens of one batch element and head, or a cluster of a.parts blocks, each of which has 16 columns of the
 /// state and makes the features anew: the turn by rotary positions, both maps, the shift, and one pass over the state that updates and reads it. With kRows > 0
 /// (f32) the block's columns are 2 kPairs at most and stay in registers, kRows rows and two columns a thread, and are written back
-/// after the last token; with kRows = 0 the state is updated where it lies, 32 columns at a time.
-template <class T, int kRows, int kPairs>
-__global__ __launch_bounds__(kThreads) void linear_attention_step_kernel(const __grid_constant__ StepArguments<T> a) {
+/// after the last token; with kRows = 0 the state is updated where it lies, 32 columns at a time. kHead: every width of the call,
+/// whose map is the plain Hedgehog one, 0 if only the call knows; half of a multiprocessor's registers then leave room for the
+/// kernels around this one.
+template <class T, int kRows, int kPairs, int kHead>
+__global__ __launch_bounds__(kThreads, kHead ? 2 : 1) void linear_attention_step_kernel(const __grid_constant__ StepArguments<T> a) {
   using A = Accumulator<T>;
   extern __shared__ __align__(16) unsigned char memory[];
-  const Sizes& s = a.s;
+  start_next_kernel();
+  Sizes s = a.s;
+  if constexpr (kHead > 0) s.D = s.Dv = s.width = kHead, s.F = 2 * kHead, s.map = FeatureMap{};
+  const bool vectors = kHead > 0 || a.vectors;
   const int F = int(s.F), width = int(s.width), lane = int(threadIdx.x % kWarp), warp = int(threadIdx.x / kWarp), thread = int(threadIdx.x);
   const StepMemory<A> m(reinterpret_cast<A*>(memory), s.width, s.F, s.D);
   const unsigned task = kPairs == kPart ? blockIdx.x / unsigned(a.parts) : blockIdx.x, part = kPairs == kPart ? blockIdx.x % unsigned(a.parts) : 0;
-  const std::int64_t b = task / s.Hq, h = task % s.Hq, hkv = h / s.group(), pitch = s.Dv + 2;
+  const std::int64_t b = quotient(task, s.Hq), h = task - b * s.Hq, hkv = quotient(h, quotient(s.Hq, s.Hkv)), pitch = s.Dv + 2;
   A* const state = a.state + std::int64_t(task) * s.F * pitch;
   constexpr int kSlots = int(kWarp) / kPairs;  // rows of the state that a warp has at once
   const int column = int(part) * 2 * kPairs + lane % kPairs * 2;
@@ -149,9 +156,9 @@ __global__ __launch_bounds__(kThreads) void linear_attention_step_kernel(const _
   auto row_of = [&](int i) { return (i * kWarps + warp) * kSlots + lane / kPairs; };
 
   if (!a.parameters) wait_for_kernels();
-  TokenMap<T> map;
+  TokenMap<T, kHead> map;
   A bias[2] = {};
-  if (a.vectors) map.fetch(a, h);
+  if (vectors) map.fetch(a, h);
 #pragma unroll
   for (int side = 0; side < 2; ++side)
     if (a.bias[side]) bias[side] = load(a.bias[side] + h * width + thread % width);
@@ -196,14 +203,14 @@ __global__ __launch_bounds__(kThreads) void linear_attention_step_kernel(const _
       }
       __syncthreads();
     }
-    if (a.vectors) {
+    if (vectors) {
       if (a.rotary) map.map(m.turned + thread / kSide * s.D, m.parts);
       else map.map(thread < kSide ? q : k, m.parts);
       __syncthreads();
     }
     auto u = [&](int side, int c) {
       A total = bias[side];
-      if (a.vectors) {
+      if (vectors) {
 #pragma unroll 8
         for (int at = c; at < kThreads; at += width) total += m.parts[side * kThreads + at];
         return total;
@@ -233,6 +240,7 @@ __global__ __launch_bounds__(kThreads) void linear_attention_step_kernel(const _
     }
     if (warp * int(kWarp) < F) take_key(s.map, F, features[0], features[1], sum, m);
     __syncthreads();
+    if (kPairs == kPart && a.parts > 1 && t == 0) cluster_arrive_relaxed();  // this block has read the sums of keys
     A largest = m.largest[0], den = 0;
     const int feature_warps = (F + int(kWarp) - 1) / int(kWarp);
     for (int w = 1; w < feature_warps; ++w) largest = m.largest[w] > largest ? m.largest[w] : largest;
@@ -290,7 +298,6 @@ __global__ __launch_bounds__(kThreads) void linear_attention_step_kernel(const _
     }
   }
 
-  if (kPairs == kPart && a.parts > 1) cluster_arrive();
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
     const int r = row_of(i);
@@ -336,13 +343,15 @@ void launch(const Call& c) {
                         tasks * parts <= multiprocessors() && s.F <= 4 * part_rows;
     if (shared) {
       a.parts = int(parts);
-      return s.F <= 2 * part_rows ? run(linear_attention_step_kernel<T, 2, kPart>) : run(linear_attention_step_kernel<T, 4, kPart>);
+      const bool usual = a.vectors && s.D == kUsual && s.width == kUsual && s.Dv == kUsual && s.map.kind == MapKind::hedgehog;
+      if (usual) return run(linear_attention_step_kernel<T, 2, kPart, kUsual>);
+      return s.F <= 2 * part_rows ? run(linear_attention_step_kernel<T, 2, kPart, 0>) : run(linear_attention_step_kernel<T, 4, kPart, 0>);
     }
     const bool held = even && s.Dv <= 2 * kWhole;
-    if (held && s.F <= 8 * rows) return run(linear_attention_step_kernel<T, 8, kWhole>);
-    if (held && s.F <= 16 * rows) return run(linear_attention_step_kernel<T, 16, kWhole>);
+    if (held && s.F <= 8 * rows) return run(linear_attention_step_kernel<T, 8, kWhole, 0>);
+    if (held && s.F <= 16 * rows) return run(linear_attention_step_kernel<T, 16, kWhole, 0>);
   }
-  run(linear_attention_step_kernel<T, 0, kWhole>);
+  run(linear_attention_step_kernel<T, 0, kWhole, 0>);
 }
 
 void forward(const Call& c) {

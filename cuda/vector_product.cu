@@ -80,6 +80,7 @@ struct NormedRows {
   __device__ __forceinline__ void make(const VectorProduct& p) {
     constexpr int kAtOnce = kBlock / kRowThreads, kRounds = (M + kAtOnce - 1) / kAtOnce;
     const int first = int(threadIdx.x) / kRowThreads, thread = int(threadIdx.x) % kRowThreads, packets = int(p.k) / kEach;
+    const float each = 1.0f / float(p.k);
     uint4 x[kRounds][kRowPackets];
     float pivot[kRounds];
 #pragma unroll
@@ -112,8 +113,8 @@ struct NormedRows {
       float2 sum = {};
 #pragma unroll
       for (int w = 0; w < kRowWarps; ++w) sum.x += sums[r][w].x, sum.y += sums[r][w].y;
-      const float shift = p.centred ? sum.x / float(p.k) : 0.0f, mean = pivot[round] + shift;
-      const float rstd = 1.0f / sqrtf(fmaxf(sum.y / float(p.k) - shift * shift, 0.0f) + p.eps);
+      const float shift = p.centred ? sum.x * each : 0.0f, mean = pivot[round] + shift;
+      const float rstd = rsqrtf(fmaxf(sum.y * each - shift * shift, 0.0f) + p.eps);
       const float *const weights = kStaged ? weight : p.norm_weight, *const biases = kStaged ? bias : p.norm_bias;
 #pragma unroll
       for (int i = 0; i < kRowPackets; ++i)
@@ -168,7 +169,8 @@ __global__ void __launch_bounds__(kThreads, M == 1 ? 2 : 1) vector_product_kerne
   static_assert(M * kColumns <= kThreads);
   __shared__ float warp_sums[kWarps][M][kColumns], part_sums[kMostParts][M * kColumns];
   __shared__ __align__(16) NormedRows<M> normed;
-  if (parts > 1) cluster_arrive();
+  start_next_kernel();
+  if (parts > 1) cluster_arrive_relaxed();
   const int thread = int(threadIdx.x), lane = thread % kLanes;
   const unsigned part = parts > 1 ? blockIdx.x % parts : 0;
   const std::int64_t begin = std::int64_t(parts > 1 ? blockIdx.x / parts : blockIdx.x) * kColumns;
@@ -249,6 +251,7 @@ template <int M, int kRows>
 __global__ void __launch_bounds__(kTransposedThreads, M == 1 ? 3 : 1) vector_product_transposed_kernel(const __grid_constant__ VectorProduct p) {
   constexpr int kPieces = 3, kStep = kWarpLanes * kEach;
   static_assert(kRows * M <= kWarpLanes);
+  start_next_kernel();
   const int lane = int(threadIdx.x) % kWarpLanes;
   const std::int64_t begin = (std::int64_t(blockIdx.x) * kTransposedWarps + threadIdx.x / kWarpLanes) * kRows;
   const bf16* const x = static_cast<const bf16*>(p.x);

@@ -141,6 +141,14 @@ std::vector<Sample> samples() {
                   {},
                   {normal({2, 3, 2, 32}), normal({2, 3, 1, 32}), normal({2, 3, 1, 32}), positive({2, 2, 64, 34}), normal({2, 32, 32}, 0.2),
                    normal({2, 32, 32}, 0.2), normal({2, 32}), normal({2, 32}), normal({3, 32})}});
+  list.push_back({"heads of 64",
+                  {},
+                  {normal({2, 1, 2, 64}), normal({2, 1, 2, 64}), normal({2, 1, 2, 64}), positive({2, 2, 128, 66}), normal({2, 64, 64}, 0.1),
+                   normal({2, 64, 64}, 0.1), omitted(), omitted(), omitted()}});
+  list.push_back({"heads of 64, turned",
+                  {},
+                  {normal({1, 3, 2, 64}), normal({1, 3, 1, 64}), normal({1, 3, 1, 64}), positive({1, 2, 128, 66}), normal({2, 64, 64}, 0.1),
+                   normal({2, 64, 64}, 0.1), normal({2, 64}), normal({2, 64}), normal({3, 64})}});
   list.push_back({"four parts",
                   {{"map", "hedgehog-softmax"}},
                   {normal({1, 2, 1, 96}), normal({1, 2, 1, 96}), normal({1, 2, 1, 64}), positive({1, 1, 192, 66}), normal({1, 96, 96}, 0.1),
