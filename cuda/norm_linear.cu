@@ -1,3 +1,4 @@
+#include "cuda/blas.h"
 #include "cuda/linear_products.h"
 #include "cuda/norm.cuh"
 #include "cuda/vector_product.h"
@@ -7,17 +8,21 @@ namespace {
 
 enum Input : int { kX, kNormWeight, kNormBias, kWeight, kBias };
 
-/// x (m, k), weight (k, n).
+/// x (m, k), weight (k, n), or transposed (n, k).
 struct Sizes {
   std::int64_t m, n, k;
-  Sizes(const Shape& x, const Shape& weight) : m(x.size() / weight[0]), n(weight[1]), k(weight[0]) {}
+  bool transposed;
+  Sizes(const Attributes& a, const Shape& x, const Shape& weight)
+      : m(x.rows()), n(0), k(x.last()), transposed(a.flag("transpose_weight")) {
+    n = weight[transposed ? 0 : 1];
+  }
 };
 
 /// Few rows go through both in one launch, many first through the norm.
 void forward(const Call& c) {
   const Ref &x = c.inputs[kX], &norm_weight = c.inputs[kNormWeight], &norm_bias = c.inputs[kNormBias], &weight = c.inputs[kWeight],
             &bias = c.inputs[kBias];
-  const Sizes s(x.shape, weight.shape);
+  const Sizes s(c.attributes, x.shape, weight.shape);
   const bool centred = c.attributes.text("norm") == "layer";
   const Activation activation = activation_of(c.attributes.text("activation"));
   if (x.dtype == Dtype::bf16 && multiply_vectors({.m = s.m,
@@ -30,6 +35,7 @@ void forward(const Call& c) {
                                                   .eps = float(c.attributes.real("eps")),
                                                   .centred = centred,
                                                   .weight = weight.data,
+                                                  .transposed = s.transposed,
                                                   .bias = bias.data,
                                                   .parameters = are_parameters(weight, bias) && are_parameters(norm_weight, norm_bias),
                                                   .activation = activation,
@@ -37,6 +43,16 @@ void forward(const Call& c) {
     return;
   const Ref n = packed(c.workspace, x.shape, x.dtype), inputs[] = {x, norm_weight, norm_bias}, saved[2] = {};
   norm_forward({c.attributes, inputs, {&n, 1}, saved}, {"norm_linear", centred, false});
+  if (s.transposed) {
+    Product p;
+    p.dtype = p.result = x.dtype;
+    p.transpose_b = true;
+    p.m = s.m, p.n = s.n, p.k = s.k;
+    p.a = n.data, p.lda = s.k;
+    p.b = weight.data, p.ldb = s.k;
+    p.d = c.outputs[0].data, p.ldd = s.n;
+    return multiply(p);
+  }
   forward_layer({.x = n,
                  .weight = weight,
                  .bias = bias.data,
@@ -46,8 +62,8 @@ void forward(const Call& c) {
                  .y = c.outputs[0].data});
 }
 
-std::int64_t workspace(const Attributes&, std::span<const Meta> in) {
-  const Sizes s(in[kX].shape, in[kWeight].shape);
+std::int64_t workspace(const Attributes& a, std::span<const Meta> in) {
+  const Sizes s(a, in[kX].shape, in[kWeight].shape);
   return aligned_bytes(s.m, s.k, in[kX].dtype) + sums_bytes(s.m, s.n, in[kX].dtype, in[kBias].given);
 }
 

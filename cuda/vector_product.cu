@@ -251,10 +251,12 @@ template <int M, int kRows>
 __global__ void __launch_bounds__(kTransposedThreads, M == 1 ? 3 : 1) vector_product_transposed_kernel(const __grid_constant__ VectorProduct p) {
   constexpr int kPieces = 3, kStep = kWarpLanes * kEach;
   static_assert(kRows * M <= kWarpLanes);
+  __shared__ __align__(16) NormedRows<M> normed;
   start_next_kernel();
   const int lane = int(threadIdx.x) % kWarpLanes;
   const std::int64_t begin = (std::int64_t(blockIdx.x) * kTransposedWarps + threadIdx.x / kWarpLanes) * kRows;
-  const bf16* const x = static_cast<const bf16*>(p.x);
+  const bf16* x = static_cast<const bf16*>(p.x);
+  std::int64_t ldx = p.ldx;
   const bf16* const weight = static_cast<const bf16*>(p.weight);
   std::int64_t first = lane * kEach;
   uint4 packets[kPieces][kRows];
@@ -272,8 +274,13 @@ __global__ void __launch_bounds__(kTransposedThreads, M == 1 ? 3 : 1) vector_pro
   if (!p.parameters) wait_for_kernels();
   fetch();
   result.fetch_bias(p);
+  if (p.norm_weight) normed.template fetch_parameters<kTransposedThreads>(p);
   if (p.parameters) wait_for_kernels();
   result.fetch_addend(p);
+  if (p.norm_weight) {
+    normed.template make<kTransposedThreads>(p);
+    x = normed.rows[0], ldx = kMostNormed;
+  }
   if (begin >= p.n) return;
 
   float sums[kRows][M] = {};
@@ -285,7 +292,7 @@ __global__ void __launch_bounds__(kTransposedThreads, M == 1 ? 3 : 1) vector_pro
 #pragma unroll
       for (int i = 0; i < kPieces; ++i) {
         factors[i] = make_uint4(0, 0, 0, 0);
-        if (first + i * kStep < p.k) factors[i] = *reinterpret_cast<const uint4*>(x + v * p.ldx + first + i * kStep);
+        if (first + i * kStep < p.k) factors[i] = *reinterpret_cast<const uint4*>(x + v * ldx + first + i * kStep);
       }
 #pragma unroll
       for (int i = 0; i < kPieces; ++i) {
@@ -338,7 +345,7 @@ void launch(const VectorProduct& p) {
 bool multiply_vectors(const VectorProduct& p) {
   const bool fits = p.m <= kMostVectors && (p.transposed ? p.k % kEach == 0 && p.ldx % kEach == 0 && aligned({p.x, p.weight})
                                                          : p.n % kEach == 0 && aligned({p.weight}));
-  const bool normed = !p.norm_weight || (!p.transposed && p.k <= kMostNormed && p.k % kEach == 0 && p.ldx % kEach == 0 &&
+  const bool normed = !p.norm_weight || (p.k <= kMostNormed && p.k % kEach == 0 && p.ldx % kEach == 0 &&
                                          aligned({p.x, p.norm_weight, p.norm_bias}));
   if (!fits || !normed) return false;
   p.m == 1 ? launch<1>(p) : launch<kMostVectors>(p);

@@ -12,7 +12,7 @@ Tensor Linear::operator()(const Tensor& x, const Tensor& addend, const std::stri
 }
 
 Tensor Linear::step(const Tensor& x, const Norm& norm, const std::string& activation) const {
-  return norm_linear(x, norm.weight, norm.bias, weight, bias, norm.kind, activation);
+  return norm_linear(x, norm.weight, norm.bias, weight, bias, {.norm = norm.kind, .activation = activation});
 }
 
 Norm::Norm(Parameters& parameters, const std::string& name, const std::string& kind, std::int64_t width, bool with_bias)

@@ -3,11 +3,14 @@
 #include "core/dispatch.h"
 #include "core/parallel.h"
 #include "ops/activation.h"
+#include "ops/blas.h"
 #include "ops/check.h"
 #include "ops/linear.h"
 #include "ops/linear_kernels.h"
+#include "ops/matmul.h"
 #include "ops/norm.h"
 #include "ops/norm_row.h"
+#include "ops/shape.h"
 
 namespace hedgehog {
 
@@ -27,7 +30,8 @@ Layout infer(const Attributes& a, std::span<const Meta> in) {
   const Op& op = kNormLinear;
   const Meta &x = in[kX], &weight = in[kWeight], &bias = in[kBias];
   const bool centred = is_centred(a);
-  activation_of(a.text("activation"), op.name.c_str());
+  const bool transposed = a.flag("transpose_weight"), active = activation_of(a.text("activation"), op.name.c_str()) != Activation::none;
+  if (transposed && (active || bias.given)) fail(op, "transpose_weight is for products without bias and activation; leave these out");
   check_floating(op, "x", x);
   if (x.shape.rank() < 1) fail(op, "x must be (..., K), but is a scalar; reshape it to (1)");
   for (Input i : {kNormWeight, kNormBias}) {
@@ -38,16 +42,17 @@ Layout infer(const Attributes& a, std::span<const Meta> in) {
   }
   if (in[kNormBias].given && !centred) fail(op, "norm_bias must be left out with norm = rms, which has none");
   if (!(a.real("eps") > 0)) fail(op, fmt::format("eps must be above 0, but is {}; 1e-5 is usual", a.real("eps")));
-  check_rank(op, "weight", weight, 2, "(K, N)");
-  if (weight.shape[0] != x.shape.last())
-    fail(op, fmt::format("weight must be (K, N) with K = {} to match x {}, but is {}", x.shape.last(), x.shape.text(), weight.shape.text()));
+  const char* const form = transposed ? "(N, K)" : "(K, N)";
+  check_rank(op, "weight", weight, 2, form);
+  if (weight.shape[transposed] != x.shape.last())
+    fail(op, fmt::format("weight must be {} with K = {} to match x {}, but is {}", form, x.shape.last(), x.shape.text(), weight.shape.text()));
   check_dtype(op, "weight", weight, x.dtype, "x");
   if (bias.given) {
     check_dtype(op, "bias", bias, x.dtype, "x");
     check_shape(op, "bias", bias, {weight.shape[1]}, "(N)", "weight", weight);
   }
   Meta y{x.shape, x.dtype, true};
-  y.shape.set(-1, weight.shape[1]);
+  y.shape.set(-1, weight.shape[!transposed]);
   Layout layout{{y}, {}};
   layout.forward_workspace = x.shape.size() * size_of(x.dtype);  // n
   return layout;
@@ -67,6 +72,11 @@ void forward(const Call& c) {
     }
   });
   T* const y = c.outputs[0].as<T>();
+  if (c.attributes.flag("transpose_weight")) {
+    const T* const rows = c.inputs[kWeight].as<T>();
+    const std::int64_t results = c.outputs[0].shape.last();
+    return gemm<T>(false, true, x.shape.rows(), results, columns, T(1), n, columns, rows, columns, T(0), y, results);
+  }
   linear_rows<T>(packed(n, x.shape, x.dtype), c.inputs[kWeight], c.inputs[kBias].as<T>(), nullptr, activation_of(c.attributes.text("activation")), y,
                  y);
 }
@@ -74,6 +84,12 @@ void forward(const Call& c) {
 Tensors composed(const Attributes& a, const Tensors& in) {
   const double eps = a.real("eps");
   const Tensor n = is_centred(a) ? layer_norm(in[kX], in[kNormWeight], in[kNormBias], eps) : rms_norm(in[kX], in[kNormWeight], eps);
+  if (a.flag("transpose_weight")) {
+    const Tensor y = matmul(reshape(n, {n.shape().rows(), n.shape().last()}), in[kWeight], false, true);
+    Shape shape = in[kX].shape();
+    shape.set(-1, in[kWeight].shape()[0]);
+    return {reshape(y, shape)};
+  }
   return {linear(n, in[kWeight], in[kBias], {}, a.text("activation"))};
 }
 
@@ -85,7 +101,7 @@ const Op kNormLinear{
                   {"bias", true, false}},
     .results = {"y"},
     .constant_outputs = bits(0),
-    .attributes = {{"norm", "layer"}, {"activation", "none"}, {"eps", 1e-5}},
+    .attributes = {{"norm", "layer"}, {"activation", "none"}, {"transpose_weight", false}, {"eps", 1e-5}},
     .infer = infer,
     .forward = {[](const Call& c) { dispatch(c.inputs[kX].dtype, [&](auto zero) { forward<decltype(zero)>(c); }); }},
     .cost = [](const Attributes& a, std::span<const Meta> in, std::span<const Meta> out) {
@@ -102,19 +118,27 @@ const Op kNormLinear{
             {"rms", {{"norm", "rms"}}, {normal({3, 5}), normal({5}), omitted(), normal({5, 7}), normal({7})}},
             {"silu", {{"activation", "silu"}}, {normal({3, 11}), normal({11}), omitted(), normal({11, 7}), normal({7})}},
             {"relu", {{"norm", "rms"}, {"activation", "relu"}}, {normal({2, 2, 5}), normal({5}), omitted(), normal({5, 3}), omitted()}},
+            {"transposed", {{"transpose_weight", true}}, {normal({2, 3, 5}), normal({5}), normal({5}), normal({7, 5}), omitted()}},
             // sizes of which kernels take a few rows in one pass, one and several, each with sums of more than one round
             {"one row",
              {{"activation", "gelu"}},
              {normal({1, 1, 768}, 1, 0.5), normal({768}, 0.5, 1), normal({768}), normal({768, 48}, 0.1), normal({48})}},
             {"few rows", {}, {normal({3, 200}, 2, 5), normal({200}, 0.5, 1), normal({200}), normal({200, 2056}, 0.2), normal({2056})}},
             {"long rows", {{"norm", "rms"}}, {normal({2, 2040}), normal({2040}, 0.5, 1), omitted(), normal({2040, 24}, 0.1), omitted()}},
+            {"classifier",
+             {{"transpose_weight", true}},
+             {normal({1, 768}), normal({768}, 0.5, 1), normal({768}), normal({77, 768}, 0.1), omitted()}},
+            {"few rows of a classifier",
+             {{"norm", "rms"}, {"transpose_weight", true}},
+             {normal({3, 200}), normal({200}, 0.5, 1), omitted(), normal({77, 200}, 0.2), omitted()}},
             {"longest row", {}, {normal({1, 2056}), normal({2056}, 0.5, 1), normal({2056}), normal({2056, 16}, 0.1), normal({16})}},
         },
 };
 
 Tensor norm_linear(const Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias, const Tensor& weight, const Tensor& bias,
-                   const std::string& norm, const std::string& activation, double eps, SourceLine where) {
-  return apply(kNormLinear, {{"norm", norm}, {"activation", activation}, {"eps", eps}}, {x, norm_weight, norm_bias, weight, bias}, where)[0];
+                   const NormLinearOptions& o, SourceLine where) {
+  return apply(kNormLinear, {{"norm", o.norm}, {"activation", o.activation}, {"transpose_weight", o.transpose_weight}, {"eps", o.eps}},
+               {x, norm_weight, norm_bias, weight, bias}, where)[0];
 }
 
 }  // namespace hedgehog
