@@ -132,11 +132,11 @@ __device__ __forceinline__ void take_key(const FeatureMap& map, int F, A q, A k,
 }
 
 /// A block decodes the tokens of one batch element and head, or a cluster of a.parts blocks, each of which has 16 columns of the
-/// state and makes the features anew: the turn by rotary positions, both maps, the shift, and one pass over the state that updates and reads it. With kRows > 0
-/// (f32) the block's columns are 2 kPairs at most and stay in registers, kRows rows and two columns a thread, and are written back
-/// after the last token; with kRows = 0 the state is updated where it lies, 32 columns at a time. kHead: every width of the call,
-/// whose map is the plain Hedgehog one, 0 if only the call knows; half of a multiprocessor's registers then leave room for the
-/// kernels around this one.
+/// state and makes the features anew: the turn by rotary positions, both maps, the shift, and one pass over the state that updates
+/// and reads it. With kRows > 0 (f32) the block's columns are 2 kPairs at most and stay in registers, kRows rows and two columns a
+/// thread, and are written back after the last token; with kRows = 0 the state is updated where it lies, 32 columns at a time.
+/// kHead: every width of the call, whose map is the plain Hedgehog one, 0 if only the call knows; half of a multiprocessor's
+/// registers then leave room for the kernels around this one.
 template <class T, int kRows, int kPairs, int kHead>
 __global__ __launch_bounds__(kThreads, kHead ? 2 : 1) void linear_attention_step_kernel(const __grid_constant__ StepArguments<T> a) {
   using A = Accumulator<T>;
