@@ -149,7 +149,9 @@ class CudaReadback final : public Readback {
     const std::size_t slot = taken_++ % kDepth;
     std::byte* to = host_->data() + slot * bytes_;
     for (const Tensor& x : results) {
-      check(cudaMemcpyAsync(to, x.data(), bytes_of(x), cudaMemcpyDeviceToHost, stream()), "copy of results");
+      constexpr std::size_t kFew = 1024;
+      if (bytes_of(x) <= kFew) move_out(x.data(), to, bytes_of(x));
+      else check(cudaMemcpyAsync(to, x.data(), bytes_of(x), cudaMemcpyDeviceToHost, stream()), "copy of results");
       to += bytes_of(x);
     }
     done_[slot].record(stream());

@@ -33,6 +33,7 @@ void register_linear(KernelTable& table);
 void register_mlp(KernelTable& table);
 void register_softmax(KernelTable& table);
 void register_norm(KernelTable& table);
+void register_norm_linear(KernelTable& table);
 void register_embedding(KernelTable& table);
 void register_rotary(KernelTable& table);
 void register_short_convolution(KernelTable& table);

@@ -45,7 +45,7 @@ inline Sizes sizes_of(const Call& c) {
 }
 
 /// Arguments of linear_attention_step, and its extents; T counts the tokens of the call.
-enum StepInput : int { kStepQ, kStepK, kStepV, kState, kStepWeightQ, kStepWeightK, kStepBiasQ, kStepBiasK };
+enum StepInput : int { kStepQ, kStepK, kStepV, kState, kStepWeightQ, kStepWeightK, kStepBiasQ, kStepBiasK, kStepRotary };
 
 template <class In>
 Sizes step_sizes(const Attributes& a, const In& in) {
