@@ -82,8 +82,8 @@ void backward_keys(const BackwardArguments& p, std::int64_t batch, int D);
 /// follow queries directly.
 enum class WarpgroupPass : int { queries, sums, keys };
 void warpgroup_backward(const BackwardArguments& p, WarpgroupPass pass);
-/// Turns what each segment alone adds to R and y into the sums after each segment.
-void scan_reversed(const BackwardArguments& p, std::int64_t batch, int D);
+/// Turns what each segment alone adds to R and y into the sums after each segment, in slots of so many features.
+void scan_reversed(const BackwardArguments& p, std::int64_t batch, int D, int features);
 /// Gradients of two inputs of `matrix` elements a head, those that are wanted, from parts (B H segments, matrix): summed in order.
 /// Parts that are null are left for later.
 void sum_parts(const Call& c, Input of_query_map, Input of_key_map, std::int64_t matrix, const float* query_parts,

@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8) linear_attention_sta
   const std::int64_t b = walk.b, h = walk.h, begin = std::int64_t(walk.begin) * kD;
   const int thread = int(threadIdx.x);
 
-  load_rows<kD>(m.weight_k, s.weight_k + h * kD * kD, kD, kD, s.vector, l);
+  load_weight<kD, kGeneral>(m.weight_k, s.weight_k, h, s.vector, l);
   load_rows<kD>(m.k, s.k.at(b, begin, h), s.k.token, kD, s.vector, l);
   if (thread < kD) m.rows[walk.begin & 1][thread] = document_row(s, b, begin, thread);
   if constexpr (kGeneral) m.key_norm[0][thread] = fetch_key_norm<kD>(s.map, walk.index, begin);
@@ -78,11 +78,11 @@ constexpr int kScanThreads = 128;
 /// Four columns of a row of one batch element and head, by one thread; the first of a row has z, too.
 struct Piece {
   std::int64_t index, row;
-  int column;
+  int column, features;
   bool valid;
 
-  __device__ Piece(std::int64_t heads, int D) {
-    const unsigned i = blockIdx.x * kScanThreads + threadIdx.x, pieces = unsigned(D) / 4, rows = 2 * unsigned(D);
+  __device__ Piece(std::int64_t heads, int D, int features) : features(features) {
+    const unsigned i = blockIdx.x * kScanThreads + threadIdx.x, pieces = unsigned(D) / 4, rows = unsigned(features);
     column = int(i % pieces) * 4;
     row = i / pieces % rows;
     index = i / pieces / rows;
@@ -94,14 +94,14 @@ struct Values {
   float4 S;
   float z;
 
-  __device__ __forceinline__ static std::int64_t place(const Piece& e, std::int64_t slot, int D) { return slot * 2 * D + e.row; }
+  __device__ __forceinline__ static std::int64_t place(const Piece& e, std::int64_t slot) { return slot * e.features + e.row; }
   __device__ __forceinline__ void load(const Piece& e, const SumSlots& from, std::int64_t slot, int D) {
-    const std::int64_t at = place(e, slot, D);
+    const std::int64_t at = place(e, slot);
     S = *reinterpret_cast<const float4*>(from.S + at * D + e.column);
     z = from.z[at];
   }
   __device__ __forceinline__ void store(const Piece& e, const SumSlots& to, std::int64_t slot, int D) const {
-    const std::int64_t at = place(e, slot, D);
+    const std::int64_t at = place(e, slot);
     *reinterpret_cast<float4*>(to.S + at * D + e.column) = S;
     if (e.column == 0) to.z[at] = z;
   }
@@ -119,12 +119,12 @@ struct StatesScanArguments {
   Sequence s;
   SumSlots states;
   std::int64_t heads;  // B H
-  int D;
+  int D, features;
 };
 
-/// From what each segment adds to the state before each segment, in the order of time.
+/// From what each segment adds to the state before each segment, in the order of time. Without shifts all are 0.
 __global__ void linear_attention_states_scan_kernel(const __grid_constant__ StatesScanArguments p) {
-  const Piece e(p.heads, p.D);
+  const Piece e(p.heads, p.D, p.features);
   wait_for_kernels();
   if (!e.valid) return;
   const std::int64_t first = e.index * p.s.segments;
@@ -137,7 +137,7 @@ __global__ void linear_attention_states_scan_kernel(const __grid_constant__ Stat
     for (int i = 0; i < kAhead; ++i) {
       if (begin + i >= p.s.segments) break;
       added[i].load(e, p.states, first + begin + i, p.D);
-      local[i] = p.states.local[Values::place(e, first + begin + i, p.D)];
+      local[i] = p.states.local ? p.states.local[Values::place(e, first + begin + i)] : 0.0f;
     }
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
@@ -147,7 +147,7 @@ __global__ void linear_attention_states_scan_kernel(const __grid_constant__ Stat
       shift = fmaxf(before, local[i]);
       sum.add(exp2_fast(before - shift), added[i], exp2_fast(local[i] - shift));
       sum.store(e, p.states, first + segment, p.D);
-      if (e.column == 0) p.states.shift[Values::place(e, first + segment, p.D)] = shift;
+      if (e.column == 0 && p.states.shift) p.states.shift[Values::place(e, first + segment)] = shift;
     }
   }
 }
@@ -155,17 +155,18 @@ __global__ void linear_attention_states_scan_kernel(const __grid_constant__ Stat
 struct ReversedScanArguments {
   BackwardArguments p;
   std::int64_t heads;  // B H
-  int D;
+  int D, features;
 };
 
 /// From what each segment adds to R and y to the sums after each segment, against time. Sums after a segment have the scale of its
-/// last chunk.
+/// last chunk; without shifts all have one.
 __global__ void linear_attention_reversed_scan_kernel(const __grid_constant__ ReversedScanArguments a) {
-  const Piece e(a.heads, a.D);
+  const Piece e(a.heads, a.D, a.features);
   wait_for_kernels();
   if (!e.valid) return;
   const Sequence& s = a.p.s;
-  const float* const shifts = a.p.shifts + e.index * s.chunks * 2 * a.D + e.row;
+  const float* const shifts = a.p.shifts ? a.p.shifts + e.index * s.chunks * a.features + e.row : nullptr;
+  const auto shift_of = [&](int chunk) { return shifts ? shifts[std::int64_t(chunk) * a.features] : 0.0f; };
   Values sum{};
   for (int last = s.segments - 1; last > 0; last -= kAhead) {
     Values added[kAhead];
@@ -175,8 +176,8 @@ __global__ void linear_attention_reversed_scan_kernel(const __grid_constant__ Re
       const int segment = last - i, begin = segment * s.segment_chunks;
       if (segment <= 0) break;
       added[i].load(e, a.p.reversed, e.index * s.segments + segment - 1, a.D);
-      before[i] = shifts[std::int64_t(begin - 1) * 2 * a.D];
-      after[i] = shifts[std::int64_t(min(begin + s.segment_chunks, s.chunks) - 1) * 2 * a.D];
+      before[i] = shift_of(begin - 1);
+      after[i] = shift_of(min(begin + s.segment_chunks, s.chunks) - 1);
     }
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
@@ -188,7 +189,7 @@ __global__ void linear_attention_reversed_scan_kernel(const __grid_constant__ Re
   }
 }
 
-std::int64_t scan_blocks(std::int64_t heads, int D) { return (heads * 2 * D * (D / 4) + kScanThreads - 1) / kScanThreads; }
+std::int64_t scan_blocks(std::int64_t heads, int D, int features) { return (heads * features * (D / 4) + kScanThreads - 1) / kScanThreads; }
 
 }  // namespace
 
@@ -198,12 +199,19 @@ void make_states(const Sequence& s, const SumSlots& states, std::int64_t batch, 
   if (s.warpgroups) warpgroup_states(s, states, blocks);
   else if (s.map.general) D == 64 ? run<64, true>(p, blocks) : run<32, true>(p, blocks);
   else D == 64 ? run<64, false>(p, blocks) : run<32, false>(p, blocks);
-  launch(linear_attention_states_scan_kernel, scan_blocks(heads, D), kScanThreads, 0, StatesScanArguments{s, states, heads, D});
+  scan_states(s, states, batch, D, 2 * D);
 }
 
-void scan_reversed(const BackwardArguments& p, std::int64_t batch, int D) {
+void scan_states(const Sequence& s, const SumSlots& states, std::int64_t batch, int D, int features) {
+  const std::int64_t heads = batch * s.H;
+  launch(linear_attention_states_scan_kernel, scan_blocks(heads, D, features), kScanThreads, 0,
+         StatesScanArguments{s, states, heads, D, features});
+}
+
+void scan_reversed(const BackwardArguments& p, std::int64_t batch, int D, int features) {
   const std::int64_t heads = batch * p.s.H;
-  launch(linear_attention_reversed_scan_kernel, scan_blocks(heads, D), kScanThreads, 0, ReversedScanArguments{p, heads, D});
+  launch(linear_attention_reversed_scan_kernel, scan_blocks(heads, D, features), kScanThreads, 0,
+         ReversedScanArguments{p, heads, D, features});
 }
 
 }  // namespace hedgehog::cuda::linear_attention_mma
