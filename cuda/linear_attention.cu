@@ -2,6 +2,7 @@
 #include "cuda/linear_attention_generic.cuh"
 #include "cuda/linear_attention_large.cuh"
 #include "cuda/linear_attention_mma.cuh"
+#include "cuda/linear_attention_one_sided.cuh"
 
 namespace hedgehog::cuda {
 namespace {
@@ -9,6 +10,7 @@ namespace {
 namespace generic = linear_attention_generic;
 namespace large = linear_attention_large;
 namespace mma = linear_attention_mma;
+namespace one_sided = linear_attention_one_sided;
 
 /// What takes the calls of some shapes.
 struct Path {
@@ -22,6 +24,8 @@ struct Path {
 Path path_of(const Attributes& a, std::span<const Meta> in) {
   if (mma::supports(a, in)) return {mma::forward, mma::backward, mma::forward_workspace, mma::backward_workspace};
   if (large::supports(a, in)) return {large::forward, large::backward, large::forward_workspace, large::backward_workspace};
+  if (one_sided::supports(a, in))
+    return {one_sided::forward, one_sided::backward, one_sided::forward_workspace, one_sided::backward_workspace};
   return {generic::forward, generic::backward, generic::forward_workspace, generic::backward_workspace};
 }
 Path path_of(const Call& c) {
