@@ -13,12 +13,28 @@ struct BackwardMemory {
   bf16 other_values[kTile];                     // (chunk, D)
   bf16 du[kTile];                               // (chunk, D'); o until its rows are used up
   bf16 S[kTile];                                // (F, D) of the sums before the chunk
-  float z[2 * kD];                              // the same, and at the end halves of dbias
+  float z[kD];                                  // the same
+  float dbias[kD / 16][kD];                     // of each warp's rows
   // of this chunk and the next
   float deltas[2][kD];
   signed char rows[2][kD];
 };
 static_assert(3 * (sizeof(BackwardMemory<64>) + 1024) <= 228 * 1024, "three blocks a multiprocessor");
+
+/// Adds the rows of a warp that are under `count`, by column. The gradient of a bias is what is left of differences that cancel, so they
+/// are not rounded first.
+template <int kD>
+__device__ __forceinline__ void add_bias_rows(float* sums, const float (&du)[kD / 8][4], int count, const Lanes<kD>& l) {
+#pragma unroll
+  for (int n = 0; n < kD / 8; ++n)
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      float sum = (l.row < count ? du[n][e] : 0.0f) + (l.row + 8 < count ? du[n][2 + e] : 0.0f);
+#pragma unroll
+      for (int offset = 4; offset < 32; offset *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+      if (l.lane < 4) sums[8 * n + l.column + e] += sum;
+    }
+}
 
 /// Gradients of queries and of their map in the order of time, or of keys, their map and v against it. One block walks the chunks of a
 /// batch element, head and segment; the sums over the other side's tokens that it has passed stay in registers. With [a, alpha] for
@@ -52,7 +68,8 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8)
   FeatureSums<kD> sums;
   if (kKeys ? walk.segment + 1 == s.segments : walk.segment == 0) sums.clear();
   else sums.load(p.sums, walk.slot, l);
-  float dweight[kD / 8][4] = {}, dbias = 0;
+  float dweight[kD / 8][4] = {};
+  for (int column = l.lane; column < kD; column += 32) m.dbias[l.warp][column] = 0;
 
   const int chunks = walk.end - walk.begin;
   for (int i = 0; i < chunks; ++i) {
@@ -90,7 +107,6 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8)
     if (goes_on) {
       next = chunk_of<kOther>(walk, i + 1);
       load_other(next);
-      numbers.fetch(p, walk, next, l);
     }
 
     unsigned own[kSteps][4];
@@ -133,47 +149,37 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8)
         sees[x] = kKeys ? row >= last : first[x] < 0;
       }
     }
-    float dv[kD / 8][4] = {};
+    // zeros for pairs that do not see each other; columns from 16 j on
+    const auto hide = [&](float (&of)[2][4], int j) {
+#pragma unroll
+      for (int n = 0; n < 2; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const int column = 16 * j + 8 * n + l.column + e % 2, row = l.row + e / 2 * 8;
+          if (kKeys ? column < row || (cut && row < rows[column]) : column > row || column < first[e / 2]) of[n][e] = 0;
+        }
+    };
     if constexpr (kKeys) {
+      float dv[kD / 8][4] = {};
 #pragma unroll
       for (int k = 0; k < kSteps; ++k) {
         unsigned a[4] = {own[k][0], own[k][1], own[k][2], own[k][3]};
         if (cut) keep_rows(a, sees);
         multiply_step(dv, a, [&](unsigned(&of)[4], int n) { l.b_transposed(of, m.S, n, 16 * k); });
       }
-    }
-    unsigned w[kSteps][4];
 #pragma unroll
-    for (int j = 0; j < kSteps; ++j) {
-      if (kKeys ? j < l.warp : j > l.warp) continue;
-      float dscores[2][4] = {}, scores[2][4] = {};
-#pragma unroll
-      for (int k = 0; k < kD; k += 16) {
+      for (int j = 0; j < kSteps; ++j) {
+        if (j < l.warp) continue;
+        float scores[2][4] = {};
         unsigned a[4];
-        l.a(a, m.own_values, 16 * l.warp, k);
-        multiply_step(dscores, a, [&](unsigned(&of)[4], int) { l.b(of, m.other_values, 16 * j, k); });
-      }
-      if constexpr (kKeys) {
 #pragma unroll
         for (int k = 0; k < kSteps; ++k) multiply_step(scores, own[k], [&](unsigned(&of)[4], int) { l.b(of, phi, 16 * j, 16 * k); });
-      }
-#pragma unroll
-      for (int n = 0; n < 2; ++n)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const int column = 16 * j + 8 * n + l.column + e % 2, row = l.row + e / 2 * 8;
-          dscores[n][e] += kKeys ? deltas[column] : delta[e / 2];
-          const bool seen = kKeys ? column >= row && !(cut && row < rows[column]) : column <= row && column >= first[e / 2];
-          if (!seen) scores[n][e] = dscores[n][e] = 0;
-        }
-      pack_operand(w[j], dscores[0], dscores[1]);
-      if constexpr (kKeys) {
-        unsigned a[4];
+        hide(scores, j);
         pack_operand(a, scores[0], scores[1]);
         multiply_step(dv, a, [&](unsigned(&of)[4], int n) { l.b_transposed(of, m.other_values, n, 16 * j); });
       }
+      store_rows<kD>(p.dv, p.dv.at(b, t0, h), dv, count, l);
     }
-    if constexpr (kKeys) store_rows<kD>(p.dv, p.dv.at(b, t0, h), dv, count, l);
 
     float du[kD / 8][4] = {};
 #pragma unroll
@@ -186,7 +192,22 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8)
 #pragma unroll
     for (int j = 0; j < kSteps; ++j) {
       if (kKeys ? j < l.warp : j > l.warp) continue;
-      multiply_step(du, w[j], [&](unsigned(&of)[4], int n) { l.b_transposed(of, phi, n, 16 * j); });
+      float w[2][4] = {};
+      unsigned a[4];
+#pragma unroll
+      for (int k = 0; k < kD; k += 16) {
+        l.a(a, m.own_values, 16 * l.warp, k);
+        multiply_step(w, a, [&](unsigned(&of)[4], int) { l.b(of, m.other_values, 16 * j, k); });
+      }
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        const float2 of_columns = kKeys ? pair_at(deltas, 16 * j + 8 * n + l.column) : float2{};
+#pragma unroll
+        for (int e = 0; e < 4; ++e) w[n][e] += kKeys ? (e % 2 ? of_columns.y : of_columns.x) : delta[e / 2];
+      }
+      hide(w, j);
+      pack_operand(a, w[0], w[1]);
+      multiply_step(du, a, [&](unsigned(&of)[4], int n) { l.b_transposed(of, phi, n, 16 * j); });
     }
 #pragma unroll
     for (int n = 0; n < kD / 8; ++n) {
@@ -198,6 +219,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8)
         du[n][e] = (du[n][e] + of_z) * inverse[e / 2] * p.map.slope(e % 2 ? high_of(pair) : low_of(pair));
       }
     }
+    if (p.dbias[kOf]) add_bias_rows<kD>(m.dbias[l.warp], du, count, l);
     {
       float dx[kD / 8][4];
       through_weight<kD>(dx, du, m.own_weight, m.du, l);
@@ -205,13 +227,17 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8)
     }
     __syncthreads();  // du is here
     if (p.dweight[kOf]) add_weight_gradient<kD>(dweight, m.own, m.du, l);
-    if (p.dbias[kOf]) dbias = add_bias_gradient<kD>(dbias, m.du, count);
     if (!goes_on) break;
+    numbers.fetch(p, walk, next, l);
     if (cut) sums.clear();
     sums.template absorb<kOther>(phi, m.other_values, deltas, cut, [&](int token) { return leaves<kOther>(rows, last, token); }, l);
   }
   if (p.dweight[kOf]) store_weight_gradient<kD>(p.dweight[kOf] + walk.slot * kD * kD, dweight, l);
-  if (p.dbias[kOf]) store_bias_gradient<kD>(p.dbias[kOf] + walk.slot * kD, dbias, m.z);
+  if (p.dbias[kOf] && threadIdx.x < kD) {
+    float dbias = 0;
+    for (const auto& of_warp : m.dbias) dbias += of_warp[threadIdx.x];
+    p.dbias[kOf][walk.slot * kD + threadIdx.x] = dbias;
+  }
 }
 
 template <Of kOf>
