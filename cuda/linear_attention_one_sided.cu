@@ -53,8 +53,8 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8)
     load_rows<kD>(m.q, s.q.at(b, t0, h), s.q.token, s.T - t0, s.vector, l);
   };
 
-  load_weight<kD, true>(m.weight_q, s.weight_q, h, s.vector, l);
-  load_weight<kD, true>(m.weight_k, s.weight_k, h, s.vector, l);
+  const bf16* const weight_q = load_map<kD>(m.weight_q, s.weight_q, s, walk, l);
+  const bf16* const weight_k = load_map<kD>(m.weight_k, s.weight_k, s, walk, l);
   load_keys(walk.begin);
   load_queries(walk.begin);
   FeatureSums<kD> state;
@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8)
     {
       float u[kD / 8][4];
       unsigned k[kSteps][4];
-      features_of_rows<kD>(u, phi, m.weight_k, bias_of<true>(s.map, kOfKeys, h, kD), p.map, l);
+      features_of_rows<kD>(u, phi, weight_k, bias_of<true>(s.map, kOfKeys, h, kD), p.map, l);
       pack_rows(k, u);
       __syncwarp();
       store_operands<kD>(phi, k, l);
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8)
     unsigned q[kSteps][4];
     {
       float u[kD / 8][4];
-      features_of_rows<kD>(u, m.q, m.weight_q, bias_of<true>(s.map, kOfQueries, h, kD), p.map, l);
+      features_of_rows<kD>(u, m.q, weight_q, bias_of<true>(s.map, kOfQueries, h, kD), p.map, l);
       pack_rows(q, u);
       __syncwarp();
       if (goes_on) load_queries(chunk + 1);

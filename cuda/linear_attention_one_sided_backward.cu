@@ -59,8 +59,8 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8)
   const std::int64_t b = walk.b, h = walk.h;
   const auto load_other = [&](int chunk) { Side<kOther>::template load_x<kD>(m.other[chunk & 1], s, walk, std::int64_t(chunk) * kD, l); };
 
-  load_weight<kD, true>(m.own_weight, Own::weight(s), h, s.vector, l);
-  load_weight<kD, true>(m.other_weight, Side<kOther>::weight(s), h, s.vector, l);
+  const bf16* const own_weight = load_map<kD>(m.own_weight, Own::weight(s), s, walk, l);
+  const bf16* const other_weight = load_map<kD>(m.other_weight, Side<kOther>::weight(s), s, walk, l);
   TokenNumbers<kD, kOther> numbers;
   int next = chunk_of<kOther>(walk, 0);
   load_other(next);
@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8)
     {
       float u[kD / 8][4];
       unsigned operands[kSteps][4];
-      features_of_rows<kD>(u, phi, m.other_weight, bias_of<true>(s.map, kOther, h, kD), p.map, l);
+      features_of_rows<kD>(u, phi, other_weight, bias_of<true>(s.map, kOther, h, kD), p.map, l);
       numbers.divide(u);
       pack_rows(operands, u);
       __syncwarp();
@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8)
     unsigned own[kSteps][4];
     {
       float u[kD / 8][4];
-      features_of_rows<kD>(u, m.own, m.own_weight, bias_of<true>(s.map, kOf, h, kD), p.map, l);
+      features_of_rows<kD>(u, m.own, own_weight, bias_of<true>(s.map, kOf, h, kD), p.map, l);
       pack_rows(own, u);
     }
     if constexpr (!kKeys) {
@@ -220,12 +220,14 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8)
       }
     }
     if (p.dbias[kOf]) add_bias_rows<kD>(m.dbias[l.warp], du, count, l);
-    {
+    if (own_weight) {
       float dx[kD / 8][4];
-      through_weight<kD>(dx, du, m.own_weight, m.du, l);
+      through_weight<kD>(dx, du, own_weight, m.du, l);
       store_rows<kD>(p.dx[kOf], p.dx[kOf].at(b, t0, h), dx, count, l);
+      __syncthreads();  // du is here
+    } else {
+      store_rows<kD>(p.dx[kOf], p.dx[kOf].at(b, t0, h), du, count, l);
     }
-    __syncthreads();  // du is here
     if (p.dweight[kOf]) add_weight_gradient<kD>(dweight, m.own, m.du, l);
     if (!goes_on) break;
     numbers.fetch(p, walk, next, l);

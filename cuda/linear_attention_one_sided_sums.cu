@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 4 : 8)
     Side<kOf>::template load_values<kD>(m.values[chunk & 1], p, walk, t0, l);
   };
 
-  load_weight<kD, true>(m.weight, Side<kOf>::weight(s), walk.h, s.vector, l);
+  const bf16* const weight = load_map<kD>(m.weight, Side<kOf>::weight(s), s, walk, l);
   TokenNumbers<kD, kOf> numbers;
   int chunk = chunk_of<kOf>(walk, 0);
   load(chunk);
@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 4 : 8)
     {
       float u[kD / 8][4];
       unsigned operands[kD / 16][4];
-      features_of_rows<kD>(u, phi, m.weight, bias_of<true>(s.map, kOf, walk.h, kD), p.map, l);
+      features_of_rows<kD>(u, phi, weight, bias_of<true>(s.map, kOf, walk.h, kD), p.map, l);
       numbers.divide(u);
       pack_rows(operands, u);
       __syncwarp();

@@ -41,14 +41,35 @@ struct OneSidedMap {
   __device__ __forceinline__ float slope(float phi) const { return phi <= stored_floor ? 0.0f : elu ? fminf(phi, 1) : 1.0f; }
 };
 
-/// Features of a warp's 16 rows of x.
+/// Features of a warp's 16 rows of x. Without maps, weight and bias are null.
 template <int kD>
 __device__ __forceinline__ void features_of_rows(float (&u)[kD / 8][4], const bf16* x, const bf16* weight, const bf16* bias,
                                                  const OneSidedMap& map, const Lanes<kD>& l) {
-  start_by_token<true>(u, bias, l.column);
-  multiply<kD>(u, [&](unsigned(&a)[4], int k) { l.a(a, x, 16 * l.warp, k); },
-               [&](unsigned(&b)[4], int n, int k) { l.b_transposed(b, weight, n, k); });
+  if (weight) {
+    start_by_token<true>(u, bias, l.column);
+    multiply<kD>(u, [&](unsigned(&a)[4], int k) { l.a(a, x, 16 * l.warp, k); },
+                 [&](unsigned(&b)[4], int n, int k) { l.b_transposed(b, weight, n, k); });
+  } else {
+    // an operand holds the pairs of two results
+#pragma unroll
+    for (int k = 0; k < kD / 16; ++k) {
+      unsigned a[4];
+      l.a(a, x, 16 * l.warp, 16 * k);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        u[2 * k + e / 2][e % 2 * 2] = low_of(a[e]);
+        u[2 * k + e / 2][e % 2 * 2 + 1] = high_of(a[e]);
+      }
+    }
+  }
   map.apply(u);
+}
+/// The map of a head into a tile, which is returned; null without maps.
+template <int kD>
+__device__ __forceinline__ const bf16* load_map(bf16* tile, const bf16* weights, const Sequence& s, const Walk& walk, const Lanes<kD>& l) {
+  if (!weights) return nullptr;
+  load_weight<kD, false>(tile, weights, walk.h, s.vector, l);
+  return tile;
 }
 /// Numbers of a warp's 16 rows as operands.
 template <int kSteps, int kTiles>
