@@ -2,6 +2,7 @@
 #include "cuda/linear_attention_generic.cuh"
 #include "cuda/linear_attention_large.cuh"
 #include "cuda/linear_attention_mma.cuh"
+#include "cuda/linear_attention_one_sided.cuh"
 #include "ops/linear_attention_sizes.h"
 
 namespace hedgehog::cuda {
@@ -10,6 +11,7 @@ namespace {
 namespace generic = linear_attention_generic;
 namespace large = linear_attention_large;
 namespace mma = linear_attention_mma;
+namespace one_sided = linear_attention_one_sided;
 
 /// What takes the calls of some shapes.
 struct Path {
@@ -22,6 +24,8 @@ struct Path {
 Path path_of(const Attributes& a, std::span<const Meta> in) {
   if (mma::supports(a, in)) return {mma::forward, mma::backward, mma::forward_workspace, mma::backward_workspace};
   if (large::supports(a, in)) return {large::forward, large::backward, large::forward_workspace, large::backward_workspace};
+  if (one_sided::supports(a, in))
+    return {one_sided::forward, one_sided::backward, one_sided::forward_workspace, one_sided::backward_workspace};
   const auto slow = [](auto kernel) {
     return [kernel](const Call& c) {
       linear_attention_detail::count_slow_call();

@@ -122,8 +122,8 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8) linear_attention_for
   const std::int64_t b = walk.b, h = walk.h, begin = std::int64_t(walk.begin) * kD;
   const int thread = int(threadIdx.x);
 
-  load_rows<kD>(m.weight_q, s.weight_q + h * kD * kD, kD, kD, s.vector, l);
-  load_rows<kD>(m.weight_k, s.weight_k + h * kD * kD, kD, kD, s.vector, l);
+  load_weight<kD, kGeneral>(m.weight_q, s.weight_q, h, s.vector, l);
+  load_weight<kD, kGeneral>(m.weight_k, s.weight_k, h, s.vector, l);
   load_rows<kD>(m.k, s.k.at(b, begin, h), s.k.token, s.T - begin, s.vector, l);
   load_rows<kD>(m.q, s.q.at(b, begin, h), s.q.token, s.T - begin, s.vector, l);
   if (thread < kD) m.rows[walk.begin & 1][thread] = document_row(s, b, begin, thread);
@@ -264,7 +264,7 @@ void run(const ForwardArguments& p, std::int64_t blocks) {
 }  // namespace
 
 bool supports(const Attributes& attributes, std::span<const Meta> inputs) {
-  if (!suits_tensor_cores(attributes, inputs)) return false;
+  if (!suits_tensor_cores(attributes, inputs) || !feature_map_of("linear_attention", attributes).logarithmic()) return false;
   const bool states = has_states(attributes, inputs);
   if (states && !attributes.flag("causal")) return false;
   if ((states || !attributes.flag("causal")) && (inputs[kDocumentStart].given || is_general(attributes, inputs))) return false;

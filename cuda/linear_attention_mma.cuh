@@ -9,8 +9,8 @@
 /// every query sees every key, sums over all keys are made first, and all else is independent (linear_attention_mma_bidirectional.cuh).
 namespace hedgehog::cuda::linear_attention_mma {
 
-/// Whether forward and backward below take a call, from attributes, shapes and dtypes: bf16, a Hedgehog map with weights,
-/// D = Dv = D' of 32 or 64, chunk 0 and no mask. With states or if not causal the map is "hedgehog" without biases, and there are no
+/// Whether forward and backward below take a call, from attributes, shapes and dtypes: bf16, a map with a logarithm, D = Dv = D' of 32
+/// or 64, chunk 0 and no mask. With states or if not causal the map is "hedgehog" with weights and without biases, and there are no
 /// documents; if not causal there are no states.
 bool supports(const Attributes& attributes, std::span<const Meta> inputs);
 

@@ -97,9 +97,9 @@ void backward_keys(const BackwardArguments& p, std::int64_t batch, int D);
 /// follow queries directly.
 enum class WarpgroupPass : int { queries, sums, keys };
 void warpgroup_backward(const BackwardArguments& p, WarpgroupPass pass);
-/// Turns what each segment alone adds to R and y into the sums after each segment. Gives the gradients of an initial state, and that of
-/// the final c.
-void scan_reversed(const BackwardArguments& p, std::int64_t batch, int D);
+/// Turns what each segment alone adds to R and y into the sums after each segment, in slots of so many features. Gives the gradients of an
+/// initial state, and that of the final c.
+void scan_reversed(const BackwardArguments& p, std::int64_t batch, int D, int features);
 /// Brings the gradient of the final c to keys and their map, when those have theirs.
 void add_shift_gradients(const BackwardArguments& p, std::int64_t batch, int D);
 /// Gradients of two inputs of `matrix` elements a head, those that are wanted, from parts (B H segments, matrix): summed in order.

@@ -31,8 +31,8 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
   ChunkNumbers<kD, kGeneral> numbers;
 
   const std::int64_t last = std::int64_t(walk.end - 1) * kD;
-  load_rows<kD>(m.weight_q, s.weight_q + h * kD * kD, kD, kD, s.vector, l);
-  load_rows<kD>(m.weight_k, s.weight_k + h * kD * kD, kD, kD, s.vector, l);
+  load_weight<kD, kGeneral>(m.weight_q, s.weight_q, h, s.vector, l);
+  load_weight<kD, kGeneral>(m.weight_k, s.weight_k, h, s.vector, l);
   load_rows<kD>(m.q, s.q.at(b, last, h), s.q.token, s.T - last, s.vector, l);
   numbers.fetch(p, walk, walk.end - 1);
   numbers.keep(m, walk.end - 1);
@@ -294,7 +294,7 @@ void run(const BackwardArguments& p, std::int64_t batch) {
     if (p.handover) warpgroup_backward(p, WarpgroupPass::sums);
     launch(linear_attention_backward_keys_kernel<kD, kGeneral, true>, blocks, 2 * kD, kBytes, p);
   }
-  if (p.passes_sums()) scan_reversed(p, batch, kD);
+  if (p.passes_sums()) scan_reversed(p, batch, kD, 2 * kD);
   if (p.handover && p.passes_sums()) warpgroup_backward(p, WarpgroupPass::keys);
   launch(linear_attention_backward_keys_kernel<kD, kGeneral, false>, blocks, 2 * kD, kBytes, p);
 }

@@ -68,8 +68,9 @@ __device__ __noinline__ void keys_log_space_rows(const BackwardArguments& p, uns
         }
     }
   }
-  if (kGeneral && p.s.map.log_sums) {
+  if constexpr (kGeneral) {
     sum_rows(gradients, p.s.map.joint);
+    if (!p.s.map.log_sums) gradients[0][0] = gradients[0][1] = gradients[1][0] = gradients[1][1] = 0;
 #pragma unroll
     for (int n = 0; n < kD / 8; ++n)
 #pragma unroll

@@ -116,8 +116,8 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
   const std::int64_t index = walk.index, b = walk.b, h = walk.h, begin = std::int64_t(walk.begin) * kD;
   const int thread = int(threadIdx.x);
 
-  load_rows<kD>(m.weight_q, s.weight_q + h * kD * kD, kD, kD, s.vector, l);
-  load_rows<kD>(m.weight_k, s.weight_k + h * kD * kD, kD, kD, s.vector, l);
+  load_weight<kD, kGeneral>(m.weight_q, s.weight_q, h, s.vector, l);
+  load_weight<kD, kGeneral>(m.weight_k, s.weight_k, h, s.vector, l);
   load_rows<kD>(m.k, s.k.at(b, begin, h), s.k.token, s.T - begin, s.vector, l);
   if (thread < kD) m.rows[walk.begin & 1][thread] = document_row(s, b, begin, thread);
   if constexpr (kGeneral) m.key_norm[0][thread] = fetch_key_norm<kD>(s.map, index, begin);

@@ -4,6 +4,7 @@
 
 #include "cuda/linear_attention_mma_state.cuh"
 #include "cuda/stream.h"
+#include "ops/feature_map_rows.h"
 
 /// Addresses of a call's tensors, and what of them may be reached 16 bytes at a time.
 namespace hedgehog::cuda::linear_attention_mma {
@@ -43,10 +44,10 @@ inline bool is_normalised(const Attributes& attributes) {
   return map == "hedgehog-softmax" || map == "hedgehog-joint";
 }
 
-/// Whether a call needs more than the plain map without biases; of its tensors or their descriptions.
+/// Whether a call needs more than the plain map with weights and without biases; of its tensors or their descriptions.
 template <class Operand>
 bool is_general(const Attributes& attributes, std::span<const Operand> inputs) {
-  return is_normalised(attributes) || inputs[kBiasQ].given || inputs[kBiasK].given;
+  return attributes.text("map") != "hedgehog" || !inputs[kWeightQ].given || inputs[kBiasQ].given || inputs[kBiasK].given;
 }
 
 /// Whether a call begins from a state or gives one.
@@ -55,17 +56,14 @@ bool has_states(const Attributes& attributes, std::span<const Operand> inputs) {
   return attributes.flag("final_state") || inputs[kInitialState].given;
 }
 
-/// What the kernels on tensor cores ask of a call, whatever its heads: bf16, a Hedgehog map with weights, heads of one width
-/// throughout, chunk 0 and no mask.
+/// What the kernels on tensor cores ask of a call, whatever its heads and map: bf16, heads of one width throughout, chunk 0 and no mask.
 inline bool suits_tensor_cores(const Attributes& attributes, std::span<const Meta> inputs) {
-  if (attributes.integer("chunk") != 0 || (attributes.text("map") != "hedgehog" && !is_normalised(attributes))) return false;
-  for (int i : {kQ, kWeightQ, kWeightK})
-    if (!inputs[std::size_t(i)].given || inputs[std::size_t(i)].dtype != Dtype::bf16) return false;
-  for (int i : {kBiasQ, kBiasK})
+  if (attributes.integer("chunk") != 0 || inputs[kQ].dtype != Dtype::bf16) return false;
+  for (int i : {kWeightQ, kWeightK, kBiasQ, kBiasK})
     if (inputs[std::size_t(i)].given && inputs[std::size_t(i)].dtype != Dtype::bf16) return false;
   if (inputs[kMask].given) return false;
   const std::int64_t D = inputs[kQ].shape[3];
-  return inputs[kV].shape[3] == D && inputs[kWeightQ].shape[2] == D;
+  return inputs[kV].shape[3] == D && (!inputs[kWeightQ].given || inputs[kWeightQ].shape[2] == D);
 }
 
 /// Parts of the workspace, each 256-byte aligned; without a base it counts bytes.
@@ -87,6 +85,8 @@ struct Workspace {
   /// Room for the sums that normalise features, if the map does; "hedgehog-joint" has none of queries, but their place.
   void take_map(GeneralMap& map, const Attributes& attributes, const Shape& q) {
     map.count = q[0] * q[1] * q[2], map.T = q[1];
+    map.one_sign = attributes.text("map") == "exp";
+    if (map.one_sign) map.scale = float(attributes.real("temperature")) * kLog2e;
     if (!is_normalised(attributes)) return;
     map.joint = attributes.text("map") == "hedgehog-joint";
     map.scale = map.joint ? 2 * kLog2e : kLog2e;
@@ -118,6 +118,10 @@ struct KeptStates {
 void make_log_sums(const Sequence& s, std::int64_t batch, int D);
 /// Fills the slots with the states before each segment. initial_state (B, H, F, D + 2), or null: nothing before the first.
 void make_states(const Sequence& s, const SumSlots& states, float* local, const float* initial_state, std::int64_t batch, int D);
+/// Turns what each segment alone adds into the states before each segment, in slots of so many features. local: (slots, F) shifts of
+/// what each adds, or null where features have no logarithm.
+void scan_states(const Sequence& s, const SumSlots& states, const float* local, const float* initial_state, std::int64_t batch, int D,
+                 int features);
 /// What the keys of each segment alone add, with products of a warpgroup: part of make_states.
 void warpgroup_states(const Sequence& s, const SumSlots& states, float* local, std::int64_t blocks);
 

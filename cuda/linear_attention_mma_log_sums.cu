@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 6 : 12) linear_attention_lo
     const std::int64_t t0 = std::int64_t(chunk) * kD;
     load_rows<kD>(m.x[chunk & 1], of == kOfKeys ? s.k.at(b, t0, h) : s.q.at(b, t0, h), step, s.T - t0, s.vector, l);
   };
-  load_rows<kD>(m.weight, (of == kOfKeys ? s.weight_k : s.weight_q) + h * kD * kD, kD, kD, s.vector, l);
+  load_weight<kD, true>(m.weight, of == kOfKeys ? s.weight_k : s.weight_q, h, s.vector, l);
   load(begin);
   wait_all_copies();
   __syncthreads();

@@ -1,11 +1,11 @@
 #pragma once
 #include "cuda/linear_attention_mma_tile.cuh"
 
-/// Maps other than the plain one, [exp(u), exp(-u)] with u = x W, on the tensor-core path of linear attention: biases, and features that
-/// a softmax normalises. In base 2
+/// Maps other than the plain one, [exp(u), exp(-u)] with u = x W, on the tensor-core path of linear attention: biases, no weights,
+/// features that a softmax normalises, and those of one sign. In base 2
 ///
 ///   log phi = [u, -u] - c,   u = scale (x W + bias),   c = log2 of a token's sum of 2^u: of each sign ("hedgehog-softmax"), of both
-///                                                      ("hedgehog-joint"), or 0
+///                                                      ("hedgehog-joint"), or 0; infinity for -u of the keys of "exp"
 ///
 /// c is made before all else (make_log_sums). Where it is one for both signs that of queries cancels in o, and with it in their gradient;
 /// it is left out. Kernels know by kGeneral whether there is any of this: for the plain map it is not compiled.
@@ -22,14 +22,16 @@ struct GeneralMap {
   std::int64_t count = 0, T = 0;  // count: B H T
   float scale = kLog2e;
   bool joint = false;  // one softmax over both signs
+  bool one_sign = false;  // keys have no features of -u, and what is made of those is 0
 
   __device__ __forceinline__ bool normalises(Of of) const { return log_sums && !(of == kOfQueries && joint); }
   /// c of token t of batch element and head `index`.
   __device__ __forceinline__ float at(Of of, int sign, std::int64_t index, std::int64_t t) const {
+    if (one_sign && sign == 1 && of == kOfKeys) return INFINITY;
     return normalises(of) ? log_sums[(2 * of + sign) * count + index * T + t] : 0.0f;
   }
   /// Of gradients of log phi, on the way to those of x W.
-  __device__ __forceinline__ float factor() const { return joint ? 2.0f : 1.0f; }
+  __device__ __forceinline__ float factor() const { return scale * kLn2; }
 };
 
 /// Bias of a head, or null.
@@ -119,11 +121,12 @@ __device__ __forceinline__ ChunkNorm<kGeneral> chunk_norm(const GeneralMap& map,
   else return {};
 }
 
-/// c that thread sign kD + token brings for a chunk of keys; 0 beyond the sequence.
+/// c that thread sign kD + token brings for a chunk of keys; 0 beyond the sequence. Finite, so that features that are not there have
+/// a shift, if one that no query reaches.
 template <int kD>
 __device__ __forceinline__ float fetch_key_norm(const GeneralMap& map, std::int64_t index, std::int64_t t0) {
   const std::int64_t t = t0 + threadIdx.x % kD;
-  return t < map.T ? map.at(kOfKeys, int(threadIdx.x) / kD, index, t) : 0.0f;
+  return t < map.T ? fminf(map.at(kOfKeys, int(threadIdx.x) / kD, index, t), 1e30f) : 0.0f;
 }
 
 /// Sums of the plus and minus features over the lanes of a row, where one softmax has both over both.

@@ -74,14 +74,14 @@ __device__ __forceinline__ void keep_tokens(unsigned (&a)[4], int k, int column,
 }
 
 /// A (F, kD) matrix of sums with a column of its own aside, spread over the block: a warp holds the rows of 16 features of
-/// either sign. Element [sign][n][2 x + e] is row sign kD + row + 8 x, column 8 n + column + e.
-template <int kD>
+/// each sign, of which there are two or one. Element [sign][n][2 x + e] is row sign kD + row + 8 x, column 8 n + column + e.
+template <int kD, int kSigns = 2>
 struct Sums {
-  float S[2][kD / 8][4], z[2][2];
+  float S[kSigns][kD / 8][4], z[kSigns][2];
 
   __device__ void clear() {
 #pragma unroll
-    for (int s = 0; s < 2; ++s) {
+    for (int s = 0; s < kSigns; ++s) {
 #pragma unroll
       for (int n = 0; n < kD / 8; ++n)
 #pragma unroll
@@ -91,10 +91,10 @@ struct Sums {
   }
   __device__ __forceinline__ void load(const SumSlots& from, std::int64_t slot, const Lanes<kD>& l) {
 #pragma unroll
-    for (int s = 0; s < 2; ++s)
+    for (int s = 0; s < kSigns; ++s)
 #pragma unroll
       for (int x = 0; x < 2; ++x) {
-        const std::int64_t row = slot * 2 * kD + s * kD + l.row + 8 * x;
+        const std::int64_t row = slot * kSigns * kD + s * kD + l.row + 8 * x;
         z[s][x] = from.z[row];
 #pragma unroll
         for (int n = 0; n < kD / 8; ++n) {
@@ -105,10 +105,10 @@ struct Sums {
   }
   __device__ __forceinline__ void store(const SumSlots& to, std::int64_t slot, const Lanes<kD>& l) const {
 #pragma unroll
-    for (int s = 0; s < 2; ++s)
+    for (int s = 0; s < kSigns; ++s)
 #pragma unroll
       for (int x = 0; x < 2; ++x) {
-        const std::int64_t row = slot * 2 * kD + s * kD + l.row + 8 * x;
+        const std::int64_t row = slot * kSigns * kD + s * kD + l.row + 8 * x;
         if (l.column == 0) to.z[row] = z[s][x];
 #pragma unroll
         for (int n = 0; n < kD / 8; ++n)
@@ -116,9 +116,9 @@ struct Sums {
       }
   }
   /// Rows times factor, as operands of other warps.
-  __device__ __forceinline__ void publish(const float (&factor)[2][2], bf16* S_tile, float* z_row, const Lanes<kD>& l) const {
+  __device__ __forceinline__ void publish(const float (&factor)[kSigns][2], bf16* S_tile, float* z_row, const Lanes<kD>& l) const {
 #pragma unroll
-    for (int s = 0; s < 2; ++s)
+    for (int s = 0; s < kSigns; ++s)
 #pragma unroll
       for (int x = 0; x < 2; ++x) {
         const int row = s * kD + l.row + 8 * x;
@@ -129,9 +129,9 @@ struct Sums {
         if (l.column == 0) z_row[row] = z[s][x] * factor[s][x];
       }
   }
-  __device__ __forceinline__ void scale(const float (&factor)[2][2]) {
+  __device__ __forceinline__ void scale(const float (&factor)[kSigns][2]) {
 #pragma unroll
-    for (int s = 0; s < 2; ++s) {
+    for (int s = 0; s < kSigns; ++s) {
 #pragma unroll
       for (int n = 0; n < kD / 8; ++n)
 #pragma unroll
@@ -146,9 +146,9 @@ struct Sums {
   __device__ __forceinline__ void add(const bf16* features, const bf16* x, bool masked, const Keep& keep, const Lanes<kD>& l) {
 #pragma unroll
     for (int k = 0; k < kD; k += 16) {
-      unsigned a[2][4];
+      unsigned a[kSigns][4];
 #pragma unroll
-      for (int s = 0; s < 2; ++s) {
+      for (int s = 0; s < kSigns; ++s) {
         l.a(a[s], features, s * kD + 16 * l.warp, k);
         if (masked) keep_tokens(a[s], k, l.column, keep);
       }
@@ -157,7 +157,7 @@ struct Sums {
         unsigned b[4];
         l.b_transposed(b, x, 8 * n, k);
 #pragma unroll
-        for (int s = 0; s < 2; ++s) {
+        for (int s = 0; s < kSigns; ++s) {
           multiply_add(S[s][n], a[s], b[0], b[1]);
           multiply_add(S[s][n + 1], a[s], b[2], b[3]);
         }

@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8) linear_attention_sta
   const std::int64_t b = walk.b, h = walk.h, begin = std::int64_t(walk.begin) * kD;
   const int thread = int(threadIdx.x);
 
-  load_rows<kD>(m.weight_k, s.weight_k + h * kD * kD, kD, kD, s.vector, l);
+  load_weight<kD, kGeneral>(m.weight_k, s.weight_k, h, s.vector, l);
   load_rows<kD>(m.k, s.k.at(b, begin, h), s.k.token, kD, s.vector, l);
   if (thread < kD) m.rows[walk.begin & 1][thread] = document_row(s, b, begin, thread);
   if constexpr (kGeneral) m.key_norm[0][thread] = fetch_key_norm<kD>(s.map, walk.index, begin);
@@ -80,11 +80,11 @@ constexpr int kScanThreads = 128;
 /// Four columns of a row of one batch element and head, by one thread; the first of a row has z, too.
 struct Piece {
   std::int64_t index, row;
-  int column;
+  int column, features;
   bool valid;
 
-  __device__ Piece(std::int64_t heads, int D) {
-    const unsigned i = blockIdx.x * kScanThreads + threadIdx.x, pieces = unsigned(D) / 4, rows = 2 * unsigned(D);
+  __device__ Piece(std::int64_t heads, int D, int features) : features(features) {
+    const unsigned i = blockIdx.x * kScanThreads + threadIdx.x, pieces = unsigned(D) / 4, rows = unsigned(features);
     column = int(i % pieces) * 4;
     row = i / pieces % rows;
     index = i / pieces / rows;
@@ -96,14 +96,14 @@ struct Values {
   float4 S;
   float z;
 
-  __device__ __forceinline__ static std::int64_t place(const Piece& e, std::int64_t slot, int D) { return slot * 2 * D + e.row; }
+  __device__ __forceinline__ static std::int64_t place(const Piece& e, std::int64_t slot) { return slot * e.features + e.row; }
   __device__ __forceinline__ void load(const Piece& e, const SumSlots& from, std::int64_t slot, int D) {
-    const std::int64_t at = place(e, slot, D);
+    const std::int64_t at = place(e, slot);
     S = *reinterpret_cast<const float4*>(from.S + at * D + e.column);
     z = from.z[at];
   }
   __device__ __forceinline__ void store(const Piece& e, const SumSlots& to, std::int64_t slot, int D) const {
-    const std::int64_t at = place(e, slot, D);
+    const std::int64_t at = place(e, slot);
     *reinterpret_cast<float4*>(to.S + at * D + e.column) = S;
     if (e.column == 0) to.z[at] = z;
   }
@@ -123,25 +123,25 @@ struct StatesScanArguments {
   const float* local;
   const float* initial_state;  // (B, H, F, D + 2) or null
   std::int64_t heads;          // B H
-  int D;
+  int D, features;
 };
 
-/// From what each segment adds to the state before each segment, in the order of time.
+/// From what each segment adds to the state before each segment, in the order of time. Without shifts all are 0.
 __global__ void linear_attention_states_scan_kernel(const __grid_constant__ StatesScanArguments p) {
-  const Piece e(p.heads, p.D);
+  const Piece e(p.heads, p.D, p.features);
   wait_for_kernels();
   if (!e.valid) return;
   const std::int64_t first = p.s.state_slot(e.index, 0);
   Values sum{};
   float shift = -INFINITY;
   if (p.initial_state) {
-    const float* const row = p.initial_state + (e.index * 2 * p.D + e.row) * (p.D + 2);
+    const float* const row = p.initial_state + (e.index * p.features + e.row) * (p.D + 2);
     if (row[p.D] > 0) {  // else the row is empty
       sum = {{row[e.column], row[e.column + 1], row[e.column + 2], row[e.column + 3]}, row[p.D]};
       shift = row[p.D + 1] * kLog2e;
     }
     sum.store(e, p.states, first, p.D);
-    if (e.column == 0) p.states.shift[Values::place(e, first, p.D)] = shift;
+    if (e.column == 0) p.states.shift[Values::place(e, first)] = shift;
   }
   for (int begin = 1; begin < p.s.segments; begin += kAhead) {
     Values added[kAhead];
@@ -150,7 +150,7 @@ __global__ void linear_attention_states_scan_kernel(const __grid_constant__ Stat
     for (int i = 0; i < kAhead; ++i) {
       if (begin + i >= p.s.segments) break;
       added[i].load(e, p.states, first + begin + i, p.D);
-      local[i] = p.local[Values::place(e, first + begin + i, p.D)];
+      local[i] = !p.local ? 0.0f : p.local[Values::place(e, first + begin + i)];
     }
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
@@ -160,7 +160,7 @@ __global__ void linear_attention_states_scan_kernel(const __grid_constant__ Stat
       shift = fmaxf(before, local[i]);
       sum.add(exp2_fast(before - shift), added[i], exp2_fast(local[i] - shift));
       sum.store(e, p.states, first + segment, p.D);
-      if (e.column == 0) p.states.shift[Values::place(e, first + segment, p.D)] = shift;
+      if (e.column == 0 && p.states.shift) p.states.shift[Values::place(e, first + segment)] = shift;
     }
   }
 }
@@ -177,23 +177,23 @@ __device__ __forceinline__ float dot(const Values& a, const Values& b, int D) {
 struct ReversedScanArguments {
   BackwardArguments p;
   std::int64_t heads;  // B H
-  int D;
+  int D, features;
 };
 
 /// From what each segment adds to R and y to the sums after each segment, against time. Sums after a segment have the scale of its
-/// last chunk, those before the first token that of the initial state.
+/// last chunk, those before the first token that of the initial state; without shifts all have one.
 ///
 /// The final state is stored in the scale of its shift c: it is the sums R and y that come from behind the last token, and c has the
 /// gradient dc - dS . S - dz z beside. Of the initial state, c has dS . S + dz z, and that of the final c where no key is above it.
 __global__ void linear_attention_reversed_scan_kernel(const __grid_constant__ ReversedScanArguments a) {
-  const Piece e(a.heads, a.D);
+  const Piece e(a.heads, a.D, a.features);
   wait_for_kernels();
   if (!e.valid) return;
   const BackwardArguments& p = a.p;
   const Sequence& s = p.s;
-  const std::int64_t first = e.index * s.segments, state_row = (e.index * 2 * a.D + e.row) * (a.D + 2);
-  const float* const shifts = p.shifts + e.index * s.chunks * 2 * a.D + e.row;
-  const auto shift_of = [&](int chunk) { return shifts[std::int64_t(chunk) * 2 * a.D]; };
+  const std::int64_t first = e.index * s.segments, state_row = (e.index * a.features + e.row) * (a.D + 2);
+  const float* const shifts = p.shifts ? p.shifts + e.index * s.chunks * a.features + e.row : nullptr;
+  const auto shift_of = [&](int chunk) { return shifts ? shifts[std::int64_t(chunk) * a.features] : 0.0f; };
   Values sum{};
   float dshift = 0;
   if (p.dfinal) {
@@ -203,7 +203,7 @@ __global__ void linear_attention_reversed_scan_kernel(const __grid_constant__ Re
     Values state;
     state.load(e, p.states, p.final_slot + e.index, a.D);
     dshift = row[a.D + 1] - dot(sum, state, a.D);
-    if (e.column == 0) p.dshift[Values::place(e, e.index, a.D)] = dshift;
+    if (e.column == 0) p.dshift[Values::place(e, e.index)] = dshift;
   }
   for (int last = s.segments - 1; last > 0; last -= kAhead) {
     Values added[kAhead];
@@ -228,7 +228,7 @@ __global__ void linear_attention_reversed_scan_kernel(const __grid_constant__ Re
   Values added, state;
   added.load(e, p.reversed, p.walks + e.index, a.D);
   state.load(e, p.states, s.state_slot(e.index, 0), a.D);
-  const float shift = p.states.shift[Values::place(e, s.state_slot(e.index, 0), a.D)];
+  const float shift = p.states.shift[Values::place(e, s.state_slot(e.index, 0))];
   sum.add(exp2_fast(shift - shift_of(min(s.segment_chunks, s.chunks) - 1)), added, 1);
   const float of_c = dot(sum, state, a.D) + (shift == shift_of(s.chunks - 1) ? dshift : 0.0f);
   const float S[4] = {sum.S.x, sum.S.y, sum.S.z, sum.S.w};
@@ -236,7 +236,7 @@ __global__ void linear_attention_reversed_scan_kernel(const __grid_constant__ Re
   if (e.column == 0) p.dinitial.put(state_row + a.D, sum.z), p.dinitial.put(state_row + a.D + 1, of_c);
 }
 
-std::int64_t scan_blocks(std::int64_t heads, int D) { return (heads * 2 * D * (D / 4) + kScanThreads - 1) / kScanThreads; }
+std::int64_t scan_blocks(std::int64_t heads, int D, int features) { return (heads * features * (D / 4) + kScanThreads - 1) / kScanThreads; }
 
 }  // namespace
 
@@ -247,12 +247,20 @@ void make_states(const Sequence& s, const SumSlots& states, float* local, const 
   else if (s.warpgroups) warpgroup_states(s, states, local, blocks);
   else if (s.map.general) D == 64 ? run<64, true>(p, blocks) : run<32, true>(p, blocks);
   else D == 64 ? run<64, false>(p, blocks) : run<32, false>(p, blocks);
-  launch(linear_attention_states_scan_kernel, scan_blocks(heads, D), kScanThreads, 0, StatesScanArguments{s, states, local, initial_state, heads, D});
+  scan_states(s, states, local, initial_state, batch, D, 2 * D);
 }
 
-void scan_reversed(const BackwardArguments& p, std::int64_t batch, int D) {
+void scan_states(const Sequence& s, const SumSlots& states, const float* local, const float* initial_state, std::int64_t batch, int D,
+                 int features) {
+  const std::int64_t heads = batch * s.H;
+  launch(linear_attention_states_scan_kernel, scan_blocks(heads, D, features), kScanThreads, 0,
+         StatesScanArguments{s, states, local, initial_state, heads, D, features});
+}
+
+void scan_reversed(const BackwardArguments& p, std::int64_t batch, int D, int features) {
   const std::int64_t heads = batch * p.s.H;
-  launch(linear_attention_reversed_scan_kernel, scan_blocks(heads, D), kScanThreads, 0, ReversedScanArguments{p, heads, D});
+  launch(linear_attention_reversed_scan_kernel, scan_blocks(heads, D, features), kScanThreads, 0,
+         ReversedScanArguments{p, heads, D, features});
 }
 
 }  // namespace hedgehog::cuda::linear_attention_mma

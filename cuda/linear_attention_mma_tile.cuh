@@ -115,6 +115,19 @@ __device__ __forceinline__ void load_rows(bf16* tile, const bf16* from, std::int
   }
 }
 
+/// The map (D, D') of a head into a tile. kGeneral: without maps it is the identity, with which x W is x to the bit.
+template <int kD, bool kGeneral>
+__device__ __forceinline__ void load_weight(bf16* tile, const bf16* weights, std::int64_t h, bool vector, const Lanes<kD>& l) {
+  if constexpr (kGeneral) {
+    for (int i = l.lane; !weights && i < 16 * kD; i += 32) {
+      const int row = 16 * l.warp + i / kD, column = i % kD;
+      tile[place<kD>(row, column)] = __float2bfloat16(row == column ? 1.0f : 0.0f);
+    }
+    if (!weights) return;
+  }
+  load_rows<kD>(tile, weights + h * kD * kD, kD, kD, vector, l);
+}
+
 /// Stores a warp's 16 rows of a product's result, those under `count`. The 4 lanes of a row swap their pairs of 4 column
 /// tiles, so that each has 16 bytes of one tile.
 template <int kD, int kTiles>

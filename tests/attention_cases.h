@@ -1,6 +1,7 @@
 #pragma once
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "ops/elementwise.h"
@@ -17,11 +18,15 @@ struct AttentionShape {
   std::int64_t B = 2, T = 65, Hq = 2, Hkv = 2, D = 64;
   bool causal = true, documents = false;
   double scale = 1;
-  bool initial = false, final = false;  // states of linear attention
+  // of linear attention
+  bool weights = true;
+  double temperature = 1;
+  bool initial = false, final = false;  // states
   bool uneven = false;                  // of the initial state some rows are empty, and some so large that no key raises their shift
   std::string text() const {
-    return fmt::format("B {} T {} H {}/{} D {}{}{}{}{} scale {}", B, T, Hq, Hkv, D, causal ? " causal" : "", documents ? " documents" : "",
-                       initial ? uneven ? " uneven initial state" : " initial state" : "", final ? " final state" : "", scale);
+    return fmt::format("B {} T {} H {}/{} D {}{}{}{}{} scale {}{}{}", B, T, Hq, Hkv, D, causal ? " causal" : "", documents ? " documents" : "",
+                       initial ? uneven ? " uneven initial state" : " initial state" : "", final ? " final state" : "", scale,
+                       weights ? "" : " no weights", temperature == 1 ? "" : fmt::format(" temperature {}", temperature));
   }
   SampleInput packed() const { return normal({B, T, (Hq + 2 * Hkv) * D}, scale); }
   Tensors parts(const Tensor& packed) const {
@@ -54,7 +59,7 @@ enum PackedLinear : int { kPacked, kWeightQ, kWeightK, kBiasQ, kBiasK, kStart, k
 inline const Op& packed_linear() {
   static const Op op{
       .name = "linear_attention of packed",
-      .arguments = {{"qkv"}, {"weight_q"}, {"weight_k"}, {"bias_q", true}, {"bias_k", true}, {"document_start", true, false},
+      .arguments = {{"qkv"}, {"weight_q", true}, {"weight_k", true}, {"bias_q", true}, {"bias_k", true}, {"document_start", true, false},
                     {"initial_state", true, true, true}},
   };
   return op;
@@ -72,12 +77,17 @@ inline Tensor uneven(const Tensor& state) {
 }
 
 inline ParityCase linear_case(const AttentionShape& s, bool bias = false, const char* map = "hedgehog") {
-  const SampleInput weight = normal({s.Hq, s.D, s.D}, 1 / std::sqrt(double(s.D)));
-  const SampleInput shift = bias ? normal({s.Hq, s.D}, 0.1) : omitted();
+  // features of "identity" must be positive, or denominators come near 0
+  const bool identity = std::string(map) == "identity";
+  const double size = 1 / std::sqrt(double(s.D));
+  const Shape matrix{s.Hq, s.D, s.D}, vector{s.Hq, s.D};
+  const SampleInput weight = !s.weights ? omitted() : identity ? positive(matrix) : normal(matrix, size);
+  const SampleInput shift = !bias ? omitted() : identity ? positive(vector) : normal(vector, 0.1);
   ParityCase c{.op = &packed_linear(),
                .sample = {s.text() + " " + map,
                           {},
-                          {s.packed(), weight, weight, shift, shift, s.documents ? documents({s.B, s.T}) : omitted(),
+                          {identity ? positive({s.B, s.T, (s.Hq + 2 * s.Hkv) * s.D}, s.scale) : s.packed(), weight, weight, shift, shift,
+                           s.documents ? documents({s.B, s.T}) : omitted(),
                            s.initial ? positive({s.B, s.Hq, 2 * s.D, s.D + 2}, 0.5) : omitted()}}};
   c.function = [s, map](const Tensors& in) -> Tensors {
     const Tensors p = s.parts(in[kPacked]);
@@ -89,6 +99,7 @@ inline ParityCase linear_case(const AttentionShape& s, bool bias = false, const 
     o.document_start = in[kStart];
     o.causal = s.causal;
     o.map = map;
+    o.temperature = s.temperature;
     o.initial_state = s.uneven ? uneven(in[kInitial]) : in[kInitial];
     o.final_state = s.final;
     const LinearAttentionResult y = linear_attention(p[0], p[1], p[2], o);
@@ -137,6 +148,21 @@ inline ParityCase late_key(const AttentionShape& s, const char* map) {
     };
     for (std::int64_t token = last - 3; token < last; ++token) move(token, 0, 5);
     for (std::int64_t token = 0; token <= last; ++token) move(token, s.Hq * s.D, token < last ? 7 : 5);
+  };
+  return c;
+}
+
+/// Queries and keys of "identity" without weights that are 0: the first keys, which leave rows without a denominator, and a few queries.
+inline ParityCase empty_rows(const AttentionShape& s) {
+  ParityCase c = linear_case(s, false, "identity");
+  c.sample.label += ", rows without a denominator";
+  c.change = [s](Numbers& numbers) {
+    const std::int64_t width = (s.Hq + 2 * s.Hkv) * s.D;
+    for (std::int64_t token = 0; token < s.B * s.T; ++token) {
+      double* const row = numbers[kPacked].data() + token * width;
+      if (token % s.T < 20) std::fill(row + s.Hq * s.D, row + (s.Hq + s.Hkv) * s.D, 0.0);
+      if (token % 37 == 5) std::fill(row, row + s.D, 0.0);
+    }
   };
   return c;
 }

@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "ops/embedding.h"
-#include "tests/attention_cases.h"
+#include "tests/attention_map_cases.h"
 #include "tests/device_cases.h"
 
 using namespace hedgehog;
@@ -14,18 +14,9 @@ using namespace hedgehog::test;
 
 namespace {
 
-using Cases = std::vector<ParityCase>;
-
 ParityCase of(const char* op, const std::string& label, Attributes attributes, std::vector<SampleInput> inputs, int draws = 3) {
   all_ops();
   return {.op = &find_op(op), .sample = {label, std::move(attributes), std::move(inputs)}, .draws = draws};
-}
-
-/// The case for the gradients of activations, which have another dtype than those of parameters in bf16 alone.
-ParityCase of_activations(ParityCase c) {
-  c.activations = true;
-  c.dtypes = {Dtype::bf16};
-  return c;
 }
 
 /// Each case for the gradients of parameters, and again for those of activations.
@@ -216,88 +207,6 @@ Cases large_head_cases() {
   return out;
 }
 
-Cases other_map_cases() {
-  Cases out;
-  for (const char* map : {"hedgehog-softmax", "hedgehog-joint", "elu", "relu", "exp"})
-    for (const std::int64_t T : {65, 200}) out.push_back(linear_case({.T = T}, true, map));
-  return out;
-}
-
-/// Long cases for the dtype of the tensor cores alone, and of one draw: the others have short ones.
-Cases shortened(Cases cases) {
-  for (ParityCase& c : cases) {
-    if (c.sample.inputs[kPacked].shape[1] < 257) continue;
-    c.dtypes = {Dtype::bf16};
-    c.draws = 1;
-  }
-  return cases;
-}
-
-/// The maps whose features a softmax normalises, on the shapes that tensor cores take: around the chunks, several segments, documents,
-/// key heads that are shared, large numbers.
-Cases normalised_map_cases() {
-  Cases out;
-  // exponents of "hedgehog-joint" are 2 u, and the plain form has to stand them
-  for (const auto& [map, large] : {std::pair{"hedgehog-softmax", 8.0}, std::pair{"hedgehog-joint", 4.0}})
-    for (const std::int64_t D : {32, 64}) {
-      for (const std::int64_t T : {1, 63, 64, 65, 200}) {
-        out.push_back(linear_case({.T = T, .D = D}, false, map));
-        out.push_back(of_activations(out.back()));
-      }
-      for (const std::int64_t T : {65, 200}) {
-        out.push_back(linear_case({.T = T, .D = D, .documents = true}, false, map));
-        out.push_back(linear_case({.T = T, .Hq = 4, .Hkv = 2, .D = D}, false, map));
-        out.push_back(linear_case({.T = T, .D = D, .causal = false}, false, map));
-      }
-      for (const bool documents : {false, true}) {
-        out.push_back(linear_case({.B = 1, .T = 1100, .D = D, .documents = documents}, false, map));
-        out.push_back(of_activations(out.back()));
-      }
-      for (const std::int64_t T : {65, 257, 1100}) {
-        out.push_back(linear_case({.B = 1, .T = T, .D = D, .scale = large}, false, map));
-        out.push_back(one_large_key({.B = 1, .T = T, .D = D}, map));
-        out.push_back(late_key({.B = 1, .T = T, .D = D}, map));
-      }
-    }
-  return shortened(out);
-}
-
-/// Biases of the Hedgehog maps, on the shapes that tensor cores take.
-Cases bias_cases() {
-  Cases out;
-  for (const char* map : {"hedgehog", "hedgehog-softmax", "hedgehog-joint"})
-    for (const std::int64_t D : {32, 64}) {
-      for (const std::int64_t T : {1, 64, 65, 200}) out.push_back(linear_case({.T = T, .D = D}, true, map));
-      out.push_back(of_activations(out.back()));
-      out.push_back(linear_case({.T = 65, .D = D, .causal = false}, true, map));
-      out.push_back(linear_case({.T = 65, .Hq = 4, .Hkv = 2, .D = D}, true, map));
-      out.push_back(linear_case({.B = 1, .T = 1100, .D = D, .documents = true}, true, map));
-    }
-  return shortened(out);
-}
-
-/// States before the first token and after the last, on the shapes that tensor cores take: around the chunks and over several segments.
-Cases state_cases() {
-  Cases out;
-  for (const std::int64_t D : {32, 64}) {
-    for (const std::int64_t T : {std::int64_t(1), D - 1, D, D + 1, 3 * D + 8}) {
-      out.push_back(linear_case({.T = T, .D = D, .initial = true, .final = true}));
-      out.push_back(of_activations(out.back()));
-    }
-    out.push_back(linear_case({.T = 65, .D = D, .initial = true}));
-    out.push_back(linear_case({.T = 65, .D = D, .final = true}));
-    out.push_back(linear_case({.T = 65, .Hq = 4, .Hkv = 2, .D = D, .initial = true, .final = true}));
-    for (const std::int64_t T : {D + 9, 22 * D - 3}) {
-      out.push_back(linear_case({.B = 1, .T = T, .D = D, .initial = true, .final = true, .uneven = true}));
-      out.push_back(of_activations(out.back()));
-    }
-    out.push_back(linear_case({.B = 1, .T = 22 * D, .D = D, .initial = true}));
-    out.push_back(linear_case({.B = 1, .T = 22 * D, .D = D, .final = true}));
-    out.push_back(one_large_key({.B = 1, .T = D + 60, .D = D, .initial = true, .final = true}));
-  }
-  return shortened(out);
-}
-
 const std::vector<std::pair<const char*, Cases (*)()>>& all_cases() {
   static const std::vector<std::pair<const char*, Cases (*)()>> list{
       {"linear", linear_cases},
@@ -314,6 +223,7 @@ const std::vector<std::pair<const char*, Cases (*)()>>& all_cases() {
       {"other maps", other_map_cases},
       {"normalised maps", normalised_map_cases},
       {"biases", bias_cases},
+      {"one-sided maps", one_sided_map_cases},
       {"states", state_cases},
   };
   return list;
@@ -345,6 +255,7 @@ TEST_SUITE("device") {
   TEST_CASE("parity: linear attention of the other maps") { on_cuda([] { check_cases("other maps"); }); }
   TEST_CASE("parity: linear attention of the normalised maps") { on_cuda([] { check_cases("normalised maps"); }); }
   TEST_CASE("parity: linear attention with biases of the maps") { on_cuda([] { check_cases("biases"); }); }
+  TEST_CASE("parity: linear attention with one feature a column") { on_cuda([] { check_cases("one-sided maps"); }); }
   TEST_CASE("parity: linear attention from a state to a state") { on_cuda([] { check_cases("states"); }); }
 }
 

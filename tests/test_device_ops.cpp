@@ -195,7 +195,8 @@ void attention_is_fast() {
   };
   for (const std::int64_t D : {32, 64, 96, 128}) CHECK(slow_calls({.time = 130, .heads = 2, .head_size = D}) == 0);
   for (const std::int64_t D : {32, 64}) {
-    for (const char* map : {"hedgehog-softmax", "hedgehog-joint"}) CHECK(slow_calls({.attention = map, .time = 130, .heads = 2, .head_size = D}) == 0);
+    for (const char* map : {"hedgehog-softmax", "hedgehog-joint", "elu", "relu", "exp", "identity"})
+      CHECK(slow_calls({.attention = map, .time = 130, .heads = 2, .head_size = D}) == 0);
     CHECK(slow_calls({.time = 130, .heads = 2, .head_size = D, .causal = false}) == 0);
     CHECK(slow_calls({.time = 130, .heads = 2, .head_size = D, .documents = true}) == 0);
     CHECK(slow_calls({.time = 130, .heads = 2, .head_size = D, .states = true}) == 0);
