@@ -170,12 +170,14 @@ void backward(const Call& c) {
   const bool of_keys = c.dx[kK] || c.dx[kV] || c.dx[kWeightK] || c.dx[kBiasK] || p.dinitial;
 
   if (p.s.map.log_sums) make_log_sums(p.s, B, int(D));
+  if (of_keys && p.dfinal) begin_reversed(p, B, int(D));
   if (p.handover) {
     warpgroup_backward(p, WarpgroupPass::queries);
-    if (of_keys && !p.passes_sums()) warpgroup_backward(p, WarpgroupPass::keys);
+    if (of_keys && p.s.segments == 1) warpgroup_backward(p, WarpgroupPass::keys);
   }
   backward_queries(p, B, int(D));
   if (of_keys) backward_keys(p, B, int(D));
+  if (p.dinitial) end_reversed(p, B, int(D));
   if (of_keys && p.dfinal) add_shift_gradients(p, B, int(D));
   sum_groups(c, p.dk, p.dv);
   sum_weight_parts(c, p.dweight[0], p.s.segments, p.dweight[1], p.s.segments);

@@ -18,7 +18,7 @@ struct BackwardArguments {
   HeadsTarget<bf16> dq, dk, dv;
   SumSlots states;    // before each segment, and from final_slot on the final ones: kept by forward
   std::int64_t final_slot;
-  SumSlots reversed;  // R and y after each segment, and after those of all heads what all tokens add to those before the first
+  SumSlots reversed;  // R and y after each segment, and after those of all heads those before the first token
   // gradients of the states, (B, H, F, D + 2), and that of the final c, which goes to the key that has raised it last
   const float* dfinal;    // null: none
   Target<float> dinitial;
@@ -35,10 +35,8 @@ struct BackwardArguments {
   int* handover;  // (walks) the chunk where the walk in the order of time has stopped, its end if it is done, -1 before that
   int walks;      // B H segments
 
-  /// Whether sums of queries reach a walk from outside.
-  __host__ __device__ bool passes_sums() const { return s.segments > 1 || dfinal || dinitial; }
-  /// Slot for what the walk adds to R and y before it.
-  __device__ std::int64_t before(const Walk& walk) const { return walk.segment > 0 ? walk.slot - 1 : walks + walk.index; }
+  /// Whether a walk ends with the gradient of an initial state.
+  __device__ __forceinline__ bool reaches_initial(const Walk& walk) const { return walk.segment == 0 && dinitial; }
 };
 
 /// Shared memory of both forms of the pass in the order of time.
@@ -65,7 +63,7 @@ struct ChunkNumbers {
     const Sequence& s = p.s;
     const int thread = int(threadIdx.x);
     if (chunk < 0) {  // before the first token
-      shift = p.states.shift[walk.slot * 2 * kD + thread];
+      shift = p.states.shift[s.state_slot(walk.index, 0) * 2 * kD + thread];
       return;
     }
     shift = p.shifts[(walk.index * s.chunks + chunk) * 2 * kD + thread];
@@ -97,9 +95,12 @@ void backward_keys(const BackwardArguments& p, std::int64_t batch, int D);
 /// follow queries directly.
 enum class WarpgroupPass : int { queries, sums, keys };
 void warpgroup_backward(const BackwardArguments& p, WarpgroupPass pass);
-/// Turns what each segment alone adds to R and y into the sums after each segment, in slots of so many features. Gives the gradients of an
-/// initial state, and that of the final c.
+/// Turns what each segment alone adds to R and y into the sums after each segment, in slots of so many features.
 void scan_reversed(const BackwardArguments& p, std::int64_t batch, int D, int features);
+/// Brings the gradients of final states to where R and y begin, and dshift.
+void begin_reversed(const BackwardArguments& p, std::int64_t batch, int D);
+/// Gradients of initial states, from R and y before the first token.
+void end_reversed(const BackwardArguments& p, std::int64_t batch, int D);
 /// Brings the gradient of the final c to keys and their map, when those have theirs.
 void add_shift_gradients(const BackwardArguments& p, std::int64_t batch, int D);
 /// Gradients of two inputs of `matrix` elements a head, those that are wanted, from parts (B H segments, matrix): summed in order.
@@ -176,6 +177,33 @@ __device__ __forceinline__ void through_weight(float (&dx)[kD / 8][4], const flo
     for (int e = 0; e < 4; ++e)
       *reinterpret_cast<unsigned*>(du_tile + place<kD>(l.row + e % 2 * 8, 16 * k + e / 2 * 8 + l.column)) = a[e];
     multiply_step(dx, a, [&](unsigned(&b)[4], int n) { l.b(b, weight, n, 16 * k); });
+  }
+}
+
+/// Gradients of keys' x W + bias from those of log phi, summed over signs, where `gradients` has the sums of a lane's rows by sign: less
+/// the true features times the sums of a row, if a softmax has made them: p = phi 2^shift, both at most 1.
+template <int kD>
+__device__ __forceinline__ void through_norm(float (&du)[kD / 8][4], float (&gradients)[2][2], const unsigned (&phi)[kD / 8][4],
+                                             const float* shift, const GeneralMap& map, const Lanes<kD>& l) {
+  sum_rows(gradients, map.joint);
+#pragma unroll
+  for (int x = 0; x < 2; ++x)
+    if (!map.log_sums) gradients[0][x] = gradients[1][x] = 0;
+  const float factor = map.factor();
+#pragma unroll
+  for (int n = 0; n < kD / 8; ++n) {
+    const float2 plus = pair_at(shift, 8 * n + l.column), minus = pair_at(shift, kD + 8 * n + l.column);
+    const float unit[2][2] = {{true_feature(plus.x), true_feature(plus.y)}, {true_feature(minus.x), true_feature(minus.y)}};
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      float parts[2];
+#pragma unroll
+      for (int sign = 0; sign < 2; ++sign) {
+        const unsigned pair = phi[sign * (kD / 16) + n / 2][n % 2 * 2 + e / 2];
+        parts[sign] = (e % 2 ? high_of(pair) : low_of(pair)) * unit[sign][e % 2] * gradients[sign][e / 2];
+      }
+      du[n][e] = factor * (du[n][e] - (parts[0] - parts[1]));
+    }
   }
 }
 

@@ -137,7 +137,7 @@ inline Sequence sequence_of(const Call& c, Pass pass) {
   s.vector = aligned(s.q) && aligned(s.k) && aligned(s.v) && aligned({s.weight_q, s.weight_k});
   s.map.general = is_general(c.attributes, c.inputs);
   s.map.bias[kOfQueries] = weight(kBiasQ), s.map.bias[kOfKeys] = weight(kBiasK);
-  s.warpgroups = s.vector && q[3] == 64 && !s.map.general && has_warpgroups();
+  s.warpgroups = s.vector && q[3] == 64 && has_warpgroups();
   return s;
 }
 

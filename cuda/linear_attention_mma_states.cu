@@ -181,30 +181,18 @@ struct ReversedScanArguments {
 };
 
 /// From what each segment adds to R and y to the sums after each segment, against time. Sums after a segment have the scale of its
-/// last chunk, those before the first token that of the initial state; without shifts all have one.
-///
-/// The final state is stored in the scale of its shift c: it is the sums R and y that come from behind the last token, and c has the
-/// gradient dc - dS . S - dz z beside. Of the initial state, c has dS . S + dz z, and that of the final c where no key is above it.
+/// last chunk; without shifts all have one.
 __global__ void linear_attention_reversed_scan_kernel(const __grid_constant__ ReversedScanArguments a) {
   const Piece e(a.heads, a.D, a.features);
   wait_for_kernels();
   if (!e.valid) return;
   const BackwardArguments& p = a.p;
   const Sequence& s = p.s;
-  const std::int64_t first = e.index * s.segments, state_row = (e.index * a.features + e.row) * (a.D + 2);
+  const std::int64_t first = e.index * s.segments;
   const float* const shifts = p.shifts ? p.shifts + e.index * s.chunks * a.features + e.row : nullptr;
   const auto shift_of = [&](int chunk) { return shifts ? shifts[std::int64_t(chunk) * a.features] : 0.0f; };
   Values sum{};
-  float dshift = 0;
-  if (p.dfinal) {
-    const float* const row = p.dfinal + state_row;
-    sum = {{row[e.column], row[e.column + 1], row[e.column + 2], row[e.column + 3]}, row[a.D]};
-    sum.store(e, p.reversed, first + s.segments - 1, a.D);
-    Values state;
-    state.load(e, p.states, p.final_slot + e.index, a.D);
-    dshift = row[a.D + 1] - dot(sum, state, a.D);
-    if (e.column == 0) p.dshift[Values::place(e, e.index)] = dshift;
-  }
+  if (p.dfinal) sum.load(e, p.reversed, first + s.segments - 1, a.D);
   for (int last = s.segments - 1; last > 0; last -= kAhead) {
     Values added[kAhead];
     float before[kAhead], after[kAhead];
@@ -224,16 +212,40 @@ __global__ void linear_attention_reversed_scan_kernel(const __grid_constant__ Re
       sum.store(e, p.reversed, first + segment - 1, a.D);
     }
   }
-  if (!p.dinitial) return;
-  Values added, state;
-  added.load(e, p.reversed, p.walks + e.index, a.D);
-  state.load(e, p.states, s.state_slot(e.index, 0), a.D);
-  const float shift = p.states.shift[Values::place(e, s.state_slot(e.index, 0))];
-  sum.add(exp2_fast(shift - shift_of(min(s.segment_chunks, s.chunks) - 1)), added, 1);
-  const float of_c = dot(sum, state, a.D) + (shift == shift_of(s.chunks - 1) ? dshift : 0.0f);
+}
+
+/// A final state is stored in the scale of its shift c: its gradients are the sums R and y that come from behind the last token, and
+/// beside those of S and z in it c has dc - dS . S - dz z.
+__global__ void linear_attention_begin_reversed_kernel(const __grid_constant__ ReversedScanArguments a) {
+  const Piece e(a.heads, a.D, a.features);
+  wait_for_kernels();
+  if (!e.valid) return;
+  const BackwardArguments& p = a.p;
+  const float* const row = p.dfinal + (e.index * a.features + e.row) * (a.D + 2);
+  const Values sum{{row[e.column], row[e.column + 1], row[e.column + 2], row[e.column + 3]}, row[a.D]};
+  sum.store(e, p.reversed, (e.index + 1) * p.s.segments - 1, a.D);
+  Values state;
+  state.load(e, p.states, p.final_slot + e.index, a.D);
+  const float dshift = row[a.D + 1] - dot(sum, state, a.D);
+  if (e.column == 0) p.dshift[Values::place(e, e.index)] = dshift;
+}
+
+/// Of an initial state, c has dS . S + dz z, and the gradient of the final c where no key is above it.
+__global__ void linear_attention_end_reversed_kernel(const __grid_constant__ ReversedScanArguments a) {
+  const Piece e(a.heads, a.D, a.features);
+  wait_for_kernels();
+  if (!e.valid) return;
+  const BackwardArguments& p = a.p;
+  const std::int64_t first = p.s.state_slot(e.index, 0), at = (e.index * a.features + e.row) * (a.D + 2);
+  Values sum, state;
+  sum.load(e, p.reversed, p.walks + e.index, a.D);
+  state.load(e, p.states, first, a.D);
+  float of_c = dot(sum, state, a.D);
+  const float final_shift = p.shifts[((e.index + 1) * p.s.chunks - 1) * a.features + e.row];
+  if (p.dfinal && p.states.shift[Values::place(e, first)] == final_shift) of_c += p.dshift[Values::place(e, e.index)];
   const float S[4] = {sum.S.x, sum.S.y, sum.S.z, sum.S.w};
-  for (int i = 0; i < 4; ++i) p.dinitial.put(state_row + e.column + i, S[i]);
-  if (e.column == 0) p.dinitial.put(state_row + a.D, sum.z), p.dinitial.put(state_row + a.D + 1, of_c);
+  for (int i = 0; i < 4; ++i) p.dinitial.put(at + e.column + i, S[i]);
+  if (e.column == 0) p.dinitial.put(at + a.D, sum.z), p.dinitial.put(at + a.D + 1, of_c);
 }
 
 std::int64_t scan_blocks(std::int64_t heads, int D, int features) { return (heads * features * (D / 4) + kScanThreads - 1) / kScanThreads; }
@@ -261,6 +273,16 @@ void scan_reversed(const BackwardArguments& p, std::int64_t batch, int D, int fe
   const std::int64_t heads = batch * p.s.H;
   launch(linear_attention_reversed_scan_kernel, scan_blocks(heads, D, features), kScanThreads, 0,
          ReversedScanArguments{p, heads, D, features});
+}
+
+void begin_reversed(const BackwardArguments& p, std::int64_t batch, int D) {
+  const std::int64_t heads = batch * p.s.H;
+  launch(linear_attention_begin_reversed_kernel, scan_blocks(heads, D, 2 * D), kScanThreads, 0, ReversedScanArguments{p, heads, D, 2 * D});
+}
+
+void end_reversed(const BackwardArguments& p, std::int64_t batch, int D) {
+  const std::int64_t heads = batch * p.s.H;
+  launch(linear_attention_end_reversed_kernel, scan_blocks(heads, D, 2 * D), kScanThreads, 0, ReversedScanArguments{p, heads, D, 2 * D});
 }
 
 }  // namespace hedgehog::cuda::linear_attention_mma

@@ -73,12 +73,13 @@ __device__ __forceinline__ KeyState<kWide> state_of(const State& S, const Featur
 /// Takes in a chunk of keys: their features, and the state before the chunk in their scale, to tiles for all. `last`: first token of
 /// the document at the end of the chunk before, -1 where that is older. The block synchronises before (keys) and after (phi,
 /// S_tile, features). kPublish: whether the state is wanted in S_tile.
-template <bool kPublish = true>
+template <bool kPublish, bool kGeneral>
 __device__ __forceinline__ void enter(State& S, unsigned weight, unsigned keys, int count, const signed char* rows, int last, unsigned phi,
-                                      unsigned S_tile, FeatureRows<kWide>& features, const Lanes<kWide>& l) {
+                                      unsigned S_tile, FeatureRows<kWide>& features, const Lanes<kWide>& l, const ChunkNorm<kGeneral>& norm) {
   float u[8][4];
+  if constexpr (kGeneral) start_by_feature<true>(u, norm.bias, l.row);
   start_products();
-  product<Side::transposed, Side::straight>(u, weight, keys, true);
+  product<Side::transposed, Side::straight>(u, weight, keys, !kGeneral);
   commit_products();
   finish_products();
   own(u);
@@ -97,8 +98,8 @@ __device__ __forceinline__ void enter(State& S, unsigned weight, unsigned keys, 
     for (int k = 0; k < 4; ++k)
       store_matrices(l.block(phi, s * kWide + 16 * l.warp, 16 * k), of[2 * k][0], of[2 * k][1], of[2 * k + 1][0], of[2 * k + 1][1]);
   };
-  if (count == kWide && rows[kWide - 1] < 0) features_of<true>(u, count, -1, before, after, factor, features, store, l);
-  else features_of<false>(u, count, rows[count - 1], before, after, factor, features, store, l);
+  if (count == kWide && rows[kWide - 1] < 0) features_of<true>(u, count, -1, before, after, factor, features, store, l, norm);
+  else features_of<false>(u, count, rows[count - 1], before, after, factor, features, store, l, norm);
 #pragma unroll
   for (int s = 0; s < 2; ++s) {
 #pragma unroll
@@ -137,6 +138,17 @@ __device__ __forceinline__ void own(State& S) {
   own(S[0]);
   own(S[1]);
 }
+
+/// c of a chunk of keys behind the tiles of a kernel, where its map has such numbers.
+template <class Tiles, bool kGeneral>
+struct WithKeyNorm : Tiles {
+  __device__ __forceinline__ float* norm() { return nullptr; }
+};
+template <class Tiles>
+struct WithKeyNorm<Tiles, true> : Tiles {
+  float key_norm[2 * kWide];  // (signs, chunk)
+  __device__ __forceinline__ float* norm() { return key_norm; }
+};
 
 /// Zeros outside a triangle of a left operand (64, 64): the columns up to the row stay, or those from it on.
 template <bool kUpToRow>
