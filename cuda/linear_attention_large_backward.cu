@@ -56,44 +56,35 @@ __device__ __forceinline__ float multiply_rows(const bf16* a, const bf16* b, boo
 /// Gradient of u: +-(dphi phi) summed over signs, where dphi = w features (chunk, F) + x sums^T + of_z z. Where a factor is in the
 /// scale of the chunk or of the sums, its row has of_chunk or of_sums. From u, in its place, 32 columns at a time: those columns lie in
 /// front, where registers have fixed numbers, and go to the end when they are done.
-/// kKeys: rows are keys, w reaches from the row on; else queries, up to the row.
+/// kKeys: rows are keys, w reaches from the row on; else queries, up to the row. ratio: features of keys in the scale of the sums over those
+/// in the scale of the chunk, at most 1; null where documents meet, of which the scale of the sums knows one.
 template <bool kKeys, int kD>
 __device__ __forceinline__ void gradient_of_exponents(float (&u)[kD / 8][4], const unsigned (&w)[kD / 16][4], const bf16* features,
                                                       const bf16* x, const bf16* sums, bool has_sums, const float* chunk_shift,
-                                                      const float* sums_shift, const float* z, const float (&of_z)[2],
-                                                      const float (&of_chunk)[2], const float (&of_sums)[2], const LargeLanes<kD>& l) {
+                                                      const float* sums_shift, const float* ratio, const float* z,
+                                                      const float (&of_z)[2], const float (&of_chunk)[2], const float (&of_sums)[2],
+                                                      const LargeLanes<kD>& l) {
   constexpr int kTile = LargeLanes<kD>::kTile, kKept = kD / 8 - 4;
 #pragma unroll 1
   for (int column = 0; column < kD; column += 32) {
-    float du[4][4] = {};
-    const auto through = [&](const float(&dphi)[2][4][4], const float* shift, const float(&of_rows)[2]) {
+    float du[4][4] = {}, dphi[2][4][4] = {};
+    const auto for_all = [&](const float* of_features, const auto& call) {
 #pragma unroll
       for (int n = 0; n < 4; ++n)
 #pragma unroll
         for (int sign = 0; sign < 2; ++sign) {
-          const float2 of_columns = pair_at(shift, sign * kD + column + 8 * n + l.column);
+          const float2 of_columns = pair_at(of_features, sign * kD + column + 8 * n + l.column);
 #pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            const float of_column = e % 2 ? of_columns.y : of_columns.x;
-            const float value = dphi[sign][n][e] * feature<kKeys>(u[n][e], sign, of_column, of_rows[e / 2]);
-            du[n][e] += sign ? -value : value;
-          }
+          for (int e = 0; e < 4; ++e) call(dphi[sign][n][e], sign, n, e, e % 2 ? of_columns.y : of_columns.x);
         }
     };
-    {
-      float dphi[2][4][4] = {};
-#pragma unroll
-      for (int k = 0; k < kD / 16; ++k) {
-        if (kKeys ? k < l.warp : k > l.warp) continue;
-#pragma unroll
-        for (int sign = 0; sign < 2; ++sign)
-          multiply_step(dphi[sign], w[k],
-                        [&](unsigned(&b)[4], int n) { l.b_transposed(b, features + sign * kTile + column, n, 16 * k); });
-      }
-      through(dphi, chunk_shift, of_chunk);
-    }
+    const auto through = [&](const float* shift, const float(&of_rows)[2]) {
+      for_all(shift, [&](float value, int sign, int n, int e, float of_column) {
+        value *= feature<kKeys>(u[n][e], sign, of_column, of_rows[e / 2]);
+        du[n][e] += sign ? -value : value;
+      });
+    };
     if (has_sums) {
-      float dphi[2][4][4] = {};
 #pragma unroll 2
       for (int k = 0; k < kD; k += 16) {
         unsigned a[4];
@@ -102,16 +93,23 @@ __device__ __forceinline__ void gradient_of_exponents(float (&u)[kD / 8][4], con
         for (int sign = 0; sign < 2; ++sign)
           multiply_step(dphi[sign], a, [&](unsigned(&b)[4], int n) { l.b(b, sums + sign * kTile, column + n, k); });
       }
-#pragma unroll
-      for (int n = 0; n < 4; ++n)
-#pragma unroll
-        for (int sign = 0; sign < 2; ++sign) {
-          const float2 of_columns = pair_at(z, sign * kD + column + 8 * n + l.column);
-#pragma unroll
-          for (int e = 0; e < 4; ++e) dphi[sign][n][e] += of_z[e / 2] * (e % 2 ? of_columns.y : of_columns.x);
-        }
-      through(dphi, sums_shift, of_sums);
+      for_all(z, [&](float& value, int, int, int e, float of_column) { value += of_z[e / 2] * of_column; });
+      if (kKeys && ratio) {
+        for_all(ratio, [&](float& value, int, int, int, float of_column) { value *= of_column; });
+      } else {
+        through(sums_shift, of_sums);
+        for_all(z, [&](float& value, int, int, int, float) { value = 0; });
+      }
     }
+#pragma unroll
+    for (int k = 0; k < kD / 16; ++k) {
+      if (kKeys ? k < l.warp : k > l.warp) continue;
+#pragma unroll
+      for (int sign = 0; sign < 2; ++sign)
+        multiply_step(dphi[sign], w[k],
+                      [&](unsigned(&b)[4], int n) { l.b_transposed(b, features + sign * kTile + column, n, 16 * k); });
+    }
+    through(chunk_shift, of_chunk);
 #pragma unroll
     for (int n = 0; n < kD / 8; ++n)
 #pragma unroll
@@ -202,8 +200,8 @@ __global__ void __launch_bounds__(2 * kD, kD == 96 ? 2 : 1) linear_attention_lar
 
   wait_all_copies();
   __syncthreads();  // S is here
-  gradient_of_exponents<false, kD>(u, w, m.others, m.y, m.own, has_sums, m.numbers.top, m.numbers.before, m.numbers.z, delta, of_chunk,
-                                   of_sums, l);
+  gradient_of_exponents<false, kD>(u, w, m.others, m.y, m.own, has_sums, m.numbers.top, m.numbers.before, nullptr, m.numbers.z, delta,
+                                   of_chunk, of_sums, l);
   store_rows<kD>(p.du, p.du.at(at.b, at.t0, at.h), u, at.count, l);
 }
 
@@ -214,11 +212,14 @@ __global__ void __launch_bounds__(2 * kD, kD == 96 ? 2 : 1) linear_attention_lar
   BackwardMemory<kD>& m = *reinterpret_cast<BackwardMemory<kD>*>(shared_bytes());
   const Sequence& s = p.s;
   const LargeLanes<kD> l;
-  const Chunk at(s, kD);
+  const Chunk at(s, kD, block_from_the_end());
   const int thread = int(threadIdx.x);
   wait_for_kernels();
   load_chunk<true, kD>(m, p, at, l);
   m.numbers.load(p, at);
+  // the state before the chunk is for queries
+  float* const ratio = m.numbers.before;
+  ratio[thread] = exp2_fast(m.numbers.top[thread] - m.numbers.after[thread]);
   if (thread < kD) {
     const bool there = thread < at.count && !(p.redo[at.slot * (kD / 16) + thread / 16] >> thread % 16 & 1);
     m.den[thread] = there ? p.saved[(at.b * s.T + at.t0 + thread) * s.H + at.h] * kLog2e : INFINITY;
@@ -315,8 +316,8 @@ __global__ void __launch_bounds__(2 * kD, kD == 96 ? 2 : 1) linear_attention_lar
     }
   }
   const float ones[2] = {1, 1};
-  gradient_of_exponents<true, kD>(u, w, m.others, m.y, m.own, has_sums, m.numbers.top, m.numbers.after, m.numbers.z, ones, of_chunk,
-                                  of_sums, l);
+  gradient_of_exponents<true, kD>(u, w, m.others, m.y, m.own, has_sums, m.numbers.top, m.numbers.after, documents ? nullptr : ratio,
+                                  m.numbers.z, ones, of_chunk, of_sums, l);
   store_rows<kD>(p.du, p.du.at(at.b, at.t0, at.h), u, at.count, l);
 }
 

@@ -10,6 +10,7 @@ struct AttendMemory {
   bf16 queries[2 * kTile];  // weight_q and q, then S (F, Dv)
   bf16 v[kTile];            // (chunk, Dv)
   ChunkNumbers<kD> numbers;
+  float larger[2 * kD];  // of the shifts of the chunk and of the state
 };
 
 /// o of one chunk, and the logarithm of its denominator. A warp has 16 queries, whose exponents stay in registers.
@@ -32,6 +33,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 96 ? 2 : 1) linear_attention_lar
   load_tile<kD>(m.v, s.v.at(at.b, at.t0, at.h), s.v.token, at.count, s.vector, l);
   commit_copies();
   m.numbers.load(p, at);
+  m.larger[threadIdx.x] = fmaxf(m.numbers.top[threadIdx.x], m.numbers.before[threadIdx.x]);
   wait_copies<2>();
   __syncthreads();  // weight_k, k and the numbers are here
 
@@ -48,18 +50,23 @@ __global__ void __launch_bounds__(2 * kD, kD == 96 ? 2 : 1) linear_attention_lar
 
   const int first[2] = {m.numbers.rows[l.row], m.numbers.rows[l.row + 8]};
   float largest[2] = {-INFINITY, -INFINITY};
+  const auto find_largest = [&](const float(&shifts)[2 * kD], bool upper, bool lower) {
 #pragma unroll
-  for (int n = 0; n < kD / 8; ++n)
-#pragma unroll
-    for (int sign = 0; sign < 2; ++sign) {
-      const int column = sign * kD + 8 * n + l.column;
-      const float2 top = pair_at(m.numbers.top, column), before = pair_at(m.numbers.before, column);
+    for (int n = 0; n < kD / 8; ++n) {
+      const float2 plus = pair_at(shifts, 8 * n + l.column), minus = pair_at(shifts, kD + 8 * n + l.column);
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const float of_chunk = e % 2 ? top.y : top.x, of_state = first[e / 2] < 0 ? (e % 2 ? before.y : before.x) : -INFINITY;
-        largest[e / 2] = fmaxf(largest[e / 2], (sign ? -u[n][e] : u[n][e]) + fmaxf(of_chunk, of_state));
+        const float value = fmaxf(u[n][e] + (e % 2 ? plus.y : plus.x), (e % 2 ? minus.y : minus.x) - u[n][e]);
+        if (e / 2 ? lower : upper) largest[e / 2] = fmaxf(largest[e / 2], value);
       }
     }
+  };
+  if (m.numbers.rows[at.count - 1] < 0) {
+    find_largest(m.larger, true, true);
+  } else {
+    find_largest(m.numbers.top, true, true);
+    find_largest(m.numbers.before, first[0] < 0, first[1] < 0);
+  }
   for (float& x : largest) x = row_max(x);
 
   // the chunk up to the row

@@ -82,6 +82,9 @@ int multiply_weight(ProductArguments p, std::int64_t batch, int D);
 enum class Rare : int { forward, queries, keys };
 void add_rare_rows(const Arguments& p, Rare what, std::int64_t batch, int D);
 
+/// The number of a block among those of a kernel that goes the other way than the one before it, to find in L2 what that one did last.
+__device__ __forceinline__ unsigned block_from_the_end() { return gridDim.x - 1 - blockIdx.x; }
+
 /// The chunk of a block.
 struct Chunk {
   std::int64_t slot, index, b, h, t0;  // slot = index chunks + chunk, index = b H + h
@@ -144,23 +147,23 @@ struct LargeLanes : linear_attention_mma::Lanes<kD> {
 
 /// The first `count` of kRows rows, `step` elements apart, into a tile, and zeros after them.
 template <int kD, int kRows = kD>
-__device__ __forceinline__ void load_tile(bf16* tile, const bf16* from, std::int64_t step, std::int64_t count, bool vector,
+__device__ __forceinline__ void load_tile(bf16* tile, const bf16* from, std::int64_t step, int count, bool vector,
                                           const LargeLanes<kD>& l) {
-  constexpr int kPieces = kD / 8, kEach = kRows * kPieces / (2 * kD);
-  const int piece = int(threadIdx.x);
+  constexpr int kPieces = kD / 8, kEach = kRows / 16;
+  static_assert(2 * kD == 16 * kPieces);
+  const int row = int(threadIdx.x) / kPieces, column = int(threadIdx.x) % kPieces * 8;
   if (vector) {
+    // 16 rows at a time; the source of a row past the end is not read
+    const unsigned to = shared_address(tile + l.place(row, column));
+    const bf16* source = from + row * step + column;
 #pragma unroll
-    for (int x = 0; x < kEach; ++x) {
-      // kPieces divides 2 kD: rows are some apart, columns the same
-      const int row = piece / kPieces + 2 * kD / kPieces * x, column = piece % kPieces * 8;
-      const bool valid = row < count;
-      copy_async(shared_address(tile + l.place(row, column)), from + (valid ? row : 0) * step + column, valid);
-    }
+    for (int x = 0; x < kEach; ++x, source += 16 * step)
+      copy_async(to + unsigned(sizeof(bf16)) * 16 * x * l.kPitch, source, row + 16 * x < count);
   } else {
 #pragma unroll 1
-    for (int i = piece * 8; i < kRows * kD; i += 2 * kD * 8)
-      for (int e = i; e < i + 8; ++e)
-        tile[l.place(e / kD, e % kD & ~7) + e % 8] = e / kD < count ? from[e / kD * step + e % kD] : __float2bfloat16(0.0f);
+    for (int i = row; i < kRows; i += 16)
+      for (int e = 0; e < 8; ++e)
+        tile[l.place(i, column) + e] = i < count ? from[i * step + column + e] : __float2bfloat16(0.0f);
   }
 }
 /// S or R of a slot into two tiles.

@@ -44,12 +44,24 @@ __global__ void linear_attention_backward_weight_kernel(const WeightArguments p)
   const unsigned i = blockIdx.x % half * 256 + threadIdx.x, h = i / p.matrix;
   wait_for_kernels();
   if (i >= p.heads * p.matrix || !p.dweight[side]) return;
-  const float* const parts = p.parts[side] + i % p.matrix;
   const unsigned segments = p.segments[side];
+  const float* part = p.parts[side] + std::int64_t(h) * segments * p.matrix + i % p.matrix;
+  const std::int64_t other_heads = std::int64_t(p.heads - 1) * segments * p.matrix;
   float sum = 0;
-#pragma unroll 16
-  for (unsigned part = 0; part < p.batch * segments; ++part)
-    sum += parts[std::int64_t((part / segments * p.heads + h) * segments + part % segments) * p.matrix];
+  unsigned segment = 0;
+  constexpr unsigned kTogether = 16;
+  for (unsigned left = p.batch * segments; left > 0; left -= left < kTogether ? left : kTogether) {
+    // the last ones are on their way together, too
+    float value[kTogether];
+#pragma unroll
+    for (unsigned i = 0; i < kTogether; ++i) {
+      value[i] = i < left ? *part : 0.0f;
+      part += p.matrix;
+      if (++segment == segments) segment = 0, part += other_heads;
+    }
+#pragma unroll
+    for (unsigned i = 0; i < kTogether; ++i) sum += value[i];
+  }
   p.dweight[side].put(i, sum);
 }
 
