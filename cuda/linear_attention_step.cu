@@ -172,6 +172,17 @@ __global__ __launch_bounds__(kThreads, kHead ? 2 : 1) void linear_attention_step
     wait_for_kernels();
   }
 
+  // a pair of the query's or key's features, asked for before the state: it is needed first
+  const int half = int(s.D) / 2, side_of_pair = thread >= half, pair = thread - side_of_pair * half;
+  A cosine = 0, sine = 0, low = 0, high = 0;
+  auto fetch_pair = [&](std::int64_t t) {
+    if (!a.rotary || thread >= int(s.D)) return;
+    const T* const x = side_of_pair ? a.k.at(b, t, hkv) : a.q.at(b, t, h);
+    const A* const table = a.rotary + t * s.D;
+    cosine = table[pair], sine = table[half + pair], low = load(x + pair), high = load(x + half + pair);
+  };
+  fetch_pair(0);
+
   constexpr int kHeld = kRows ? kRows : 1;
   A first[kHeld], second[kHeld];
 #pragma unroll
@@ -193,14 +204,12 @@ __global__ __launch_bounds__(kThreads, kHead ? 2 : 1) void linear_attention_step
     A v0 = 0, v1 = 0;
     if (kRows > 0 && holds) v0 = load(v + column), v1 = load(v + column + 1);
     if (a.rotary) {
-      const int half = int(s.D) / 2, side = thread >= half, pair = thread - side * half;
       if (thread < int(s.D)) {
-        const T* const x = side ? k : q;
-        const A* const table = a.rotary + t * s.D;
-        const A cosine = table[pair], sine = table[half + pair], low = load(x + pair), high = load(x + half + pair);
-        m.turned[side * s.D + pair] = low * cosine - high * sine;
-        m.turned[side * s.D + half + pair] = high * cosine + low * sine;
+        A* const to = m.turned + side_of_pair * s.D;
+        to[pair] = low * cosine - high * sine;
+        to[half + pair] = high * cosine + low * sine;
       }
+      if (t + 1 < s.T) fetch_pair(t + 1);
       __syncthreads();
     }
     if (vectors) {
