@@ -155,6 +155,12 @@ __global__ __launch_bounds__(kThreads, kHead ? 2 : 1) void linear_attention_step
   const bool holds = column < s.Dv;
   auto row_of = [&](int i) { return (i * kWarps + warp) * kSlots + lane / kPairs; };
 
+  // addresses of the first token and of the first of the thread's rows, made ahead of the wait
+  const T *const queries = a.q.at(b, 0, h), *const keys = a.k.at(b, 0, hkv), *const values = a.v.at(b, 0, hkv);
+  T* const results = a.o.at(b, 0, h);
+  A* const cell = state + row_of(0) * pitch + column;
+  const std::int64_t next_cell = kWarps * kSlots * pitch;
+
   if (!a.parameters) wait_for_kernels();
   TokenMap<T, kHead> map;
   A bias[2] = {};
@@ -172,6 +178,17 @@ __global__ __launch_bounds__(kThreads, kHead ? 2 : 1) void linear_attention_step
     wait_for_kernels();
   }
 
+  // a pair of the query's or key's features, asked for before the state: it is needed first
+  const int half = int(s.D) / 2, side_of_pair = thread >= half, pair = thread - side_of_pair * half;
+  A cosine = 0, sine = 0, low = 0, high = 0;
+  auto fetch_pair = [&](std::int64_t t) {
+    if (!a.rotary || thread >= int(s.D)) return;
+    const T* const x = side_of_pair ? keys + t * a.k.token : queries + t * a.q.token;
+    const A* const table = a.rotary + t * s.D;
+    cosine = table[pair], sine = table[half + pair], low = load(x + pair), high = load(x + half + pair);
+  };
+  fetch_pair(0);
+
   constexpr int kHeld = kRows ? kRows : 1;
   A first[kHeld], second[kHeld];
 #pragma unroll
@@ -179,7 +196,7 @@ __global__ __launch_bounds__(kThreads, kHead ? 2 : 1) void linear_attention_step
     const int r = row_of(i);
     first[i] = second[i] = 0;
     if (r < F && holds) {
-      const float2 pair = *reinterpret_cast<const float2*>(state + r * pitch + column);
+      const float2 pair = *reinterpret_cast<const float2*>(cell + i * next_cell);
       first[i] = pair.x, second[i] = pair.y;
     }
   }
@@ -187,20 +204,17 @@ __global__ __launch_bounds__(kThreads, kHead ? 2 : 1) void linear_attention_step
   if (thread < F) sum = {state[thread * pitch + s.Dv], state[thread * pitch + s.Dv + 1]};
 
   for (std::int64_t t = 0; t < s.T; ++t) {
-    const T *const q = a.q.at(b, t, h), *const k = a.k.at(b, t, hkv);
-    const T* const v = a.v.at(b, t, hkv);
-    T* const o = a.o.at(b, t, h);
+    const T *const q = queries + t * a.q.token, *const k = keys + t * a.k.token, *const v = values + t * a.v.token;
+    T* const o = results + t * a.o.token;
     A v0 = 0, v1 = 0;
     if (kRows > 0 && holds) v0 = load(v + column), v1 = load(v + column + 1);
     if (a.rotary) {
-      const int half = int(s.D) / 2, side = thread >= half, pair = thread - side * half;
       if (thread < int(s.D)) {
-        const T* const x = side ? k : q;
-        const A* const table = a.rotary + t * s.D;
-        const A cosine = table[pair], sine = table[half + pair], low = load(x + pair), high = load(x + half + pair);
-        m.turned[side * s.D + pair] = low * cosine - high * sine;
-        m.turned[side * s.D + half + pair] = high * cosine + low * sine;
+        A* const to = m.turned + side_of_pair * s.D;
+        to[pair] = low * cosine - high * sine;
+        to[half + pair] = high * cosine + low * sine;
       }
+      if (t + 1 < s.T) fetch_pair(t + 1);
       __syncthreads();
     }
     if (vectors) {
@@ -301,7 +315,7 @@ __global__ __launch_bounds__(kThreads, kHead ? 2 : 1) void linear_attention_step
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
     const int r = row_of(i);
-    if (r < F && holds) *reinterpret_cast<float2*>(state + r * pitch + column) = make_float2(float(first[i]), float(second[i]));
+    if (r < F && holds) *reinterpret_cast<float2*>(cell + i * next_cell) = make_float2(float(first[i]), float(second[i]));
   }
   // all blocks have read the sums of keys before one writes them
   if (kPairs == kPart && a.parts > 1) cluster_wait();

@@ -29,20 +29,19 @@ __device__ __forceinline__ void for_each_element(const uint4& packet, const Body
 
 /// The result that one thread finishes: what goes with its sum is on its way while the sum is made.
 struct Result {
-  bool mine;
-  std::int64_t row, column;
+  std::int64_t at;  // -1: none
   bf16 bias = {}, addend = {};
 
-  __device__ Result(bool mine, std::int64_t row, std::int64_t column) : mine(mine), row(row), column(column) {}
-  __device__ void fetch_bias(const VectorProduct& p) {
-    if (mine && p.bias) bias = static_cast<const bf16*>(p.bias)[column];
+  __device__ Result(const VectorProduct& p, bool mine, std::int64_t row, std::int64_t column) : at(mine ? row * p.n + column : -1) {}
+  __device__ bool mine() const { return at >= 0; }
+  __device__ void fetch_bias(const VectorProduct& p, std::int64_t column) {
+    if (mine() && p.bias) bias = static_cast<const bf16*>(p.bias)[column];
   }
   __device__ void fetch_addend(const VectorProduct& p) {
-    if (mine && p.addend) addend = static_cast<const bf16*>(p.addend)[row * p.n + column];
+    if (mine() && p.addend) addend = static_cast<const bf16*>(p.addend)[at];
   }
   __device__ void put(const VectorProduct& p, float h) const {
-    if (!mine) return;
-    const std::int64_t at = row * p.n + column;
+    if (!mine()) return;
     if (p.bias) h += convert<float>(bias);
     if (p.h) static_cast<bf16*>(p.h)[at] = convert<bf16>(h);
     float y = activate(p.activation, h);
@@ -178,23 +177,24 @@ __global__ void __launch_bounds__(kThreads, M == 1 ? 2 : 1) vector_product_kerne
     cluster_arrive_relaxed();
   }
   const std::int64_t begin = std::int64_t(parts > 1 ? blockIdx.x / parts : blockIdx.x) * kColumns;
-  const std::int64_t step = std::int64_t(kGroups) * parts;
+  const int k = int(p.k), step = kGroups * int(parts);
   const bool inside = begin + lane * kEach < p.n;
-  std::int64_t row = std::int64_t(part) * kGroups + thread / kLanes;
+  int row = int(part) * kGroups + thread / kLanes;
   const bf16* weight = static_cast<const bf16*>(p.weight) + row * p.n + begin + lane * kEach;
+  const std::int64_t pitch = step * p.n;
   uint4 packets[kFlight];
   auto fetch = [&] {
 #pragma unroll
     for (int i = 0; i < kFlight; ++i) {
       packets[i] = make_uint4(0, 0, 0, 0);
-      if (inside && row + i * step < p.k) packets[i] = stream_in(weight + i * step * p.n);
+      if (inside && row + i * step < k) packets[i] = stream_in(weight + i * pitch);
     }
   };
   const int result_row = thread / kColumns, result_column = thread % kColumns;
-  Result result(part == 0 && result_row < p.m && result_row < M && begin + result_column < p.n, result_row, begin + result_column);
+  Result result(p, part == 0 && result_row < p.m && result_row < M && begin + result_column < p.n, result_row, begin + result_column);
   if (!p.parameters) wait_for_kernels();
   fetch();
-  result.fetch_bias(p);
+  result.fetch_bias(p, begin + result_column);
   if (p.norm_weight) normed.template fetch_parameters<kThreads>(p);
   if (p.parameters) wait_for_kernels();
   result.fetch_addend(p);
@@ -206,21 +206,23 @@ __global__ void __launch_bounds__(kThreads, M == 1 ? 2 : 1) vector_product_kerne
     x = normed.rows[0], ldx = kMostNormed;
   }
   float sums[M][kEach] = {};
-  while (row < p.k) {
+  for (int first = int(part) * kGroups; row < k; first += kFlight * step) {
     bf16 factors[kFlight][M];
 #pragma unroll
     for (int i = 0; i < kFlight; ++i)
 #pragma unroll
-      for (int r = 0; r < M; ++r) factors[i][r] = row + i * step < p.k && r < p.m ? x[r * ldx + row + i * step] : convert<bf16>(0.0f);
+      for (int r = 0; r < M; ++r) factors[i][r] = row + i * step < k && r < p.m ? x[r * ldx + row + i * step] : convert<bf16>(0.0f);
 #pragma unroll
-    for (int i = 0; i < kFlight; ++i)
+    for (int i = 0; i < kFlight; ++i) {
+      if (first + i * step >= k) break;  // no thread of the block has more
       for_each_element(packets[i], [&](int j, float w) {
 #pragma unroll
         for (int r = 0; r < M; ++r) sums[r][j] += convert<float>(factors[i][r]) * w;
       });
+    }
     row += kFlight * step;
-    weight += kFlight * step * p.n;
-    if (row < p.k) fetch();
+    weight += kFlight * pitch;
+    if (row < k) fetch();
   }
 
 #pragma unroll
@@ -239,7 +241,7 @@ __global__ void __launch_bounds__(kThreads, M == 1 ? 2 : 1) vector_product_kerne
   if (parts > 1) {
     cluster_wait();  // the first block's inbox is open
     if (part > 0 && result_row < M) inbox.send(&part_sums[part - 1][thread], 0, sum);
-    if (!result.mine) return;  // nor does one of the other blocks go on
+    if (!result.mine()) return;  // nor does one of the other blocks go on
     inbox.wait();
     for (unsigned i = 1; i < parts; ++i) sum += part_sums[i - 1][thread];
   }
@@ -272,10 +274,10 @@ __global__ void __launch_bounds__(kTransposedThreads, M == 1 ? 3 : 1) vector_pro
       }
   };
   // lane r M + v finishes row v of column r
-  Result result(lane < kRows * M && lane % M < p.m && begin + lane / M < p.n, lane % M, begin + lane / M);
+  Result result(p, lane < kRows * M && lane % M < p.m && begin + lane / M < p.n, lane % M, begin + lane / M);
   if (!p.parameters) wait_for_kernels();
   fetch();
-  result.fetch_bias(p);
+  result.fetch_bias(p, begin + lane / M);
   if (p.norm_weight) normed.template fetch_parameters<kTransposedThreads>(p);
   if (p.parameters) wait_for_kernels();
   result.fetch_addend(p);
@@ -345,7 +347,7 @@ void launch(const VectorProduct& p) {
 }  // namespace
 
 bool multiply_vectors(const VectorProduct& p) {
-  const bool fits = p.m <= kMostVectors && (p.transposed ? p.k % kEach == 0 && p.ldx % kEach == 0 && aligned({p.x, p.weight})
+  const bool fits = p.m <= kMostVectors && p.k < (std::int64_t(1) << 30) && (p.transposed ? p.k % kEach == 0 && p.ldx % kEach == 0 && aligned({p.x, p.weight})
                                                          : p.n % kEach == 0 && aligned({p.weight}));
   const bool normed = !p.norm_weight || (p.k <= kMostNormed && p.k % kEach == 0 && p.ldx % kEach == 0 &&
                                          aligned({p.x, p.norm_weight, p.norm_bias}));
