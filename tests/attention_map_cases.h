@@ -98,6 +98,11 @@ inline Cases one_sided_map_cases() {
         out.push_back(linear_case({.B = 1, .T = 1237, .Hq = 2, .Hkv = 1, .D = D, .documents = documents, .weights = false}, false, map));
         out.push_back(of_activations(out.back()));
       }
+      for (const std::int64_t T : {1, 64, 65, 200}) {
+        out.push_back(linear_case({.T = T, .D = D, .causal = false}, true, map));
+        out.push_back(of_activations(linear_case({.T = T, .Hq = 4, .Hkv = 2, .D = D, .causal = false, .weights = false}, false, map)));
+      }
+      out.push_back(linear_case({.B = 1, .T = 1100, .D = D, .causal = false}, false, map));
       // features above 0 make errors of a head's bias gradients go one way: they count as one, so there are many heads
       out.push_back(linear_case({.B = 2, .T = 1300, .Hq = 4, .Hkv = 4, .D = D, .documents = true}, true, map));
       for (const std::int64_t T : {65, 257, 1100}) {
