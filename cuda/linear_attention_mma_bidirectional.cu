@@ -110,7 +110,7 @@ void bidirectional_forward(const Call& c) {
   const SumSlots parts = take_parts(w, q, plan.keys.count);
   const Totals keys = take_totals(w, q);
   sum_keys(cut(s, plan.keys), parts, q[0], D);
-  sum_segments(parts, keys, heads, plan.keys.count, D);
+  sum_segments(parts, keys, heads, plan.keys.count, D, 2 * D);
   const QueriesArguments p{cut(s, plan.queries), keys, HeadsTarget<bf16>("linear_attention", c.outputs[0], false), c.saved[0].as<float>(),
                            c.outputs[1].as<float>()};
   const std::int64_t blocks = heads * plan.queries.count;

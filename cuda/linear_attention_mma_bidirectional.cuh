@@ -22,8 +22,8 @@ struct Totals {
 
 /// Sums over the keys of each segment of `s`. parts: S, z and shift, (B H segments) slots.
 void sum_keys(const Sequence& s, const SumSlots& parts, std::int64_t batch, int D);
-/// Sums over the sequence from those over each of `segments` segments, in the order of time.
-void sum_segments(const SumSlots& parts, const Totals& totals, std::int64_t heads, std::int64_t segments, int D);
+/// Sums over the sequence from those over each of `segments` segments, in the order of time, in slots of so many features.
+void sum_segments(const SumSlots& parts, const Totals& totals, std::int64_t heads, std::int64_t segments, int D, int features);
 
 /// Blocks of heads of 64 that an H100 holds at a time, by how many a multiprocessor.
 constexpr std::int64_t kTwoEach = 264, kThreeEach = 396, kFourEach = 528;
@@ -41,14 +41,14 @@ inline Totals take_totals(Workspace& w, const Shape& q) {
   return {w.take<bf16>(rows * q[3]), w.take<float>(rows), w.take<float>(rows)};
 }
 
-/// S of one batch element and head into a tile of F rows, and its rows of numbers; a thread has one feature. The copies are waited
-/// for by the caller.
-template <int kD>
+/// S of one batch element and head into a tile of F rows, kD for each of one sign or two, and its rows of numbers; a thread has one
+/// feature. The copies are waited for by the caller.
+template <int kD, int kSigns = 2>
 __device__ __forceinline__ void load_totals(bf16* S, float* z, const Totals& from, std::int64_t index, const Lanes<kD>& l) {
-  const bf16* const source = from.S + index * 2 * kD * kD;
-  load_rows<kD>(S, source, kD, kD, true, l);
-  load_rows<kD>(S + kD * kD, source + kD * kD, kD, kD, true, l);
-  z[threadIdx.x] = from.z[index * 2 * kD + threadIdx.x];
+  const bf16* const source = from.S + index * kSigns * kD * kD;
+#pragma unroll
+  for (int sign = 0; sign < kSigns; ++sign) load_rows<kD>(S + sign * kD * kD, source + sign * kD * kD, kD, kD, true, l);
+  if (threadIdx.x < kSigns * kD) z[threadIdx.x] = from.z[index * kSigns * kD + threadIdx.x];
 }
 
 std::int64_t bidirectional_forward_workspace(const Shape& q);

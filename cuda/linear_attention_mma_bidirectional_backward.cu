@@ -324,12 +324,12 @@ void run(const Call& c) {
   const bool of_keys = c.dx[kK] || c.dx[kV] || c.dx[kWeightK];
 
   sum_keys(cut(s, plan.sums), plan.parts, batch, kD);
-  sum_segments(plan.parts, plan.of_keys, heads, plan.sums.count, kD);
+  sum_segments(plan.parts, plan.of_keys, heads, plan.sums.count, kD, 2 * kD);
   const SumSlots reversed = of_keys ? SumSlots{.S = plan.parts.S, .z = plan.parts.z} : SumSlots{};
   launch(linear_attention_all_keys_backward_queries_kernel<kD>, heads * plan.queries.count, 2 * kD, sizeof(QueriesMemory<kD>),
          QueriesArguments{cut(s, plan.queries), o, dy, c.saved[0].as<const float>(), plan.of_keys, target(kQ), reversed, plan.dweight[0]});
   if (of_keys) {
-    sum_segments(reversed, plan.of_queries, heads, plan.queries.count, kD);
+    sum_segments(reversed, plan.of_queries, heads, plan.queries.count, kD, 2 * kD);
     launch(linear_attention_all_keys_backward_keys_kernel<kD>, heads * plan.keys.count, 2 * kD, sizeof(KeysMemory<kD>),
            KeysArguments{cut(s, plan.keys), plan.of_keys.shift, plan.of_queries, dk, dv, plan.dweight[1]});
   }

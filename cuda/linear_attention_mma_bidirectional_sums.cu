@@ -91,16 +91,16 @@ struct TotalsArguments {
   SumSlots parts;
   Totals totals;
   std::int64_t heads, segments;  // heads: B H
-  int D;
+  int D, features;
 };
 
 /// The parts of all segments in one, and rounded; one thread has two columns of a row.
 __global__ void linear_attention_totals_kernel(const __grid_constant__ TotalsArguments p) {
   const std::int64_t i = std::int64_t(blockIdx.x) * 256 + threadIdx.x, row = i / (p.D / 2);
   wait_for_kernels();
-  if (row >= p.heads * 2 * p.D) return;
+  if (row >= p.heads * p.features) return;
   const int column = int(i % (p.D / 2)) * 2;
-  const std::int64_t step = 2 * p.D, first = row / step * p.segments * step + row % step;  // rows of parts
+  const std::int64_t step = p.features, first = row / step * p.segments * step + row % step;  // rows of parts
   const bool scaled = p.parts.shift != nullptr;
   float shift = -INFINITY;
   if (scaled)
@@ -130,9 +130,9 @@ void sum_keys(const Sequence& s, const SumSlots& parts, std::int64_t batch, int 
   else launch(linear_attention_key_sums_kernel<32>, blocks, 64, sizeof(KeySumsMemory<32>), p);
 }
 
-void sum_segments(const SumSlots& parts, const Totals& totals, std::int64_t heads, std::int64_t segments, int D) {
-  const std::int64_t threads = heads * 2 * D * (D / 2);
-  launch(linear_attention_totals_kernel, (threads + 255) / 256, 256, 0, TotalsArguments{parts, totals, heads, segments, D});
+void sum_segments(const SumSlots& parts, const Totals& totals, std::int64_t heads, std::int64_t segments, int D, int features) {
+  const std::int64_t threads = heads * features * (D / 2);
+  launch(linear_attention_totals_kernel, (threads + 255) / 256, 256, 0, TotalsArguments{parts, totals, heads, segments, D, features});
 }
 
 }  // namespace hedgehog::cuda::linear_attention_mma

@@ -10,7 +10,8 @@ struct ForwardArguments {
   OneSidedMap map;
   HeadsTarget<bf16> o;
   float* saved;  // (B, T, H) or null
-  SumSlots states;
+  SumSlots states;  // causal: before each segment
+  Totals keys;      // not causal
   float* no_state;  // the second output, one 0, or null
 };
 
@@ -29,8 +30,9 @@ static_assert(3 * (sizeof(ForwardMemory<64>) + 1024) <= 228 * 1024, "three block
 
 /// o and its denominator. One block a batch element, head and segment walks the chunks with the state of keys in registers. A warp
 /// has 16 tokens: features of its keys go to shared memory, those of its queries stay in registers as operands of the products with
-/// the keys of the chunk and with the state before it.
-template <int kD>
+/// the keys of the chunk and with the state before it. Where all queries see all keys, the state is that of all, and walks are of
+/// queries alone.
+template <int kD, bool kCausal>
 __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8)
     linear_attention_one_sided_forward_kernel(const __grid_constant__ ForwardArguments p) {
   constexpr int kSteps = kD / 16;
@@ -54,35 +56,39 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8)
   };
 
   const bf16* const weight_q = load_map<kD>(m.weight_q, s.weight_q, s, walk, l);
-  const bf16* const weight_k = load_map<kD>(m.weight_k, s.weight_k, s, walk, l);
-  load_keys(walk.begin);
+  const bf16* const weight_k = kCausal ? load_map<kD>(m.weight_k, s.weight_k, s, walk, l) : nullptr;
   load_queries(walk.begin);
   FeatureSums<kD> state;
-  if (walk.segment == 0) state.clear();
-  else state.load(p.states, s.state_slot(walk.index, walk.segment), l);
+  if constexpr (kCausal) {
+    load_keys(walk.begin);
+    if (walk.segment == 0) state.clear();
+    else state.load(p.states, s.state_slot(walk.index, walk.segment), l);
+  } else {
+    load_totals<kD, 1>(m.S[0], m.z[0], p.keys, walk.index, l);
+  }
   wait_all_copies();
-  __syncthreads();  // the weights are here
+  __syncthreads();  // the weights, or all that is shared, are here
 
   for (int chunk = walk.begin; chunk < walk.end; ++chunk) {
     const std::int64_t t0 = std::int64_t(chunk) * kD, left = s.T - t0;
     const int count = left < kD ? int(left) : kD;
     const bool goes_on = chunk + 1 < walk.end;
     const signed char* const rows = m.rows[chunk & 1];
-    bf16 *const phi = m.k[chunk & 1], *const v = m.v[chunk & 1], *const S = m.S[chunk & 1];
-    float* const z = m.z[chunk & 1];
+    bf16 *const phi = m.k[chunk & 1], *const v = m.v[chunk & 1], *const S = m.S[kCausal ? chunk & 1 : 0];
+    float* const z = m.z[kCausal ? chunk & 1 : 0];
     wait_all_copies();
     __syncwarp();  // the warp's rows are here
-    {
+    if constexpr (kCausal) {
       float u[kD / 8][4];
       unsigned k[kSteps][4];
       features_of_rows<kD>(u, phi, weight_k, bias_of<true>(s.map, kOfKeys, h, kD), p.map, l);
       pack_rows(k, u);
       __syncwarp();
       store_operands<kD>(phi, k, l);
+      state.show(S, z, l);
+      __syncthreads();  // features, v and the state are here; all are done with the chunk before
+      if (goes_on) load_keys(chunk + 1);
     }
-    state.show(S, z, l);
-    __syncthreads();  // features, v and the state are here; all are done with the chunk before
-    if (goes_on) load_keys(chunk + 1);
 
     unsigned q[kSteps][4];
     {
@@ -104,7 +110,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8)
       }
     }
     int first[2] = {0, 0};
-    if (s.document_start) {
+    if (kCausal && s.document_start) {
 #pragma unroll
       for (int x = 0; x < 2; ++x) {
         first[x] = rows[l.row + 8 * x];
@@ -117,7 +123,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8)
     // the chunk up to the row
 #pragma unroll
     for (int j = 0; j < kSteps; ++j) {
-      if (j > l.warp) break;
+      if (!kCausal || j > l.warp) break;
       float scores[2][4] = {};
 #pragma unroll
       for (int k = 0; k < kSteps; ++k) multiply_step(scores, q[k], [&](unsigned(&of)[4], int) { l.b(of, phi, 16 * j, 16 * k); });
@@ -146,40 +152,49 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8)
       for (int n = 0; n < kD / 8; ++n) o[n][2 * x] *= inverse, o[n][2 * x + 1] *= inverse;
     }
     store_rows<kD>(p.o, p.o.at(b, t0, h), o, count, l);
-    if (!goes_on) break;
-    const int last = rows[kD - 1];
-    if (last >= 0) state.clear();
-    state.template absorb<kOfKeys>(phi, v, nullptr, last > 0, [&](int token) { return leaves<kOfKeys>(rows, last, token); }, l);
+    if constexpr (kCausal) {
+      if (!goes_on) break;
+      const int last = rows[kD - 1];
+      if (last >= 0) state.clear();
+      state.template absorb<kOfKeys>(phi, v, nullptr, last > 0, [&](int token) { return leaves<kOfKeys>(rows, last, token); }, l);
+    }
   }
+}
+
+template <int kD, bool kCausal>
+void run(const ForwardArguments& p, std::int64_t blocks) {
+  launch(linear_attention_one_sided_forward_kernel<kD, kCausal>, blocks, 2 * kD, sizeof(ForwardMemory<kD>), p);
 }
 
 }  // namespace
 
 bool supports(const Attributes& attributes, std::span<const Meta> inputs) {
-  if (!suits_tensor_cores(attributes, inputs) || !attributes.flag("causal") || has_states(attributes, inputs)) return false;
+  if (!suits_tensor_cores(attributes, inputs) || has_states(attributes, inputs)) return false;
+  if (!attributes.flag("causal") && inputs[kDocumentStart].given) return false;
   const std::int64_t D = inputs[kQ].shape[3];
   return !feature_map_of("linear_attention", attributes).logarithmic() && (D == 32 || D == 64);
 }
 
-std::int64_t forward_workspace(const Attributes&, std::span<const Meta> inputs) {
+std::int64_t forward_workspace(const Attributes& attributes, std::span<const Meta> inputs) {
   Workspace w;
-  take_sums(w, inputs[kQ].shape);
+  take_sums(w, inputs[kQ].shape, attributes.flag("causal"));
+  take_totals(w, inputs[kQ].shape, attributes.flag("causal"));
   return w.used;
 }
 
 void forward(const Call& c) {
   const Shape& q = c.inputs[kQ].shape;
+  const bool causal = c.attributes.flag("causal");
   Workspace w{static_cast<std::byte*>(c.workspace)};
-  const ForwardArguments p{sequence_of(c),          OneSidedMap(c.attributes), HeadsTarget<bf16>("linear_attention", c.outputs[0], false),
-                           c.saved[0].as<float>(), take_sums(w, q),           c.outputs[1].as<float>()};
-  if (p.s.segments > 1) {
-    BackwardArguments keys{};
-    keys.s = p.s, keys.map = p.map, keys.sums = p.states;
-    make_sums(keys, kOfKeys, q[0], int(q[3]));
-  }
+  BackwardArguments keys{};
+  keys.s = sequence_of(c), keys.map = OneSidedMap(c.attributes), keys.causal = causal;
+  keys.sums = take_sums(w, q, causal), keys.totals = take_totals(w, q, causal);
+  make_sums(keys, kOfKeys, q[0], int(q[3]));
+  const ForwardArguments p{keys.s, keys.map, HeadsTarget<bf16>("linear_attention", c.outputs[0], false), c.saved[0].as<float>(),
+                           keys.sums, keys.totals, c.outputs[1].as<float>()};
   const std::int64_t blocks = q[0] * q[2] * p.s.segments;
-  if (q[3] == 64) launch(linear_attention_one_sided_forward_kernel<64>, blocks, 128, sizeof(ForwardMemory<64>), p);
-  else launch(linear_attention_one_sided_forward_kernel<32>, blocks, 64, sizeof(ForwardMemory<32>), p);
+  if (q[3] == 64) causal ? run<64, true>(p, blocks) : run<64, false>(p, blocks);
+  else causal ? run<32, true>(p, blocks) : run<32, false>(p, blocks);
 }
 
 }  // namespace hedgehog::cuda::linear_attention_one_sided

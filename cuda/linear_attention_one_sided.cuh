@@ -10,7 +10,7 @@
 namespace hedgehog::cuda::linear_attention_one_sided {
 
 /// Whether forward and backward below take a call, from attributes, shapes and dtypes: bf16, one of these maps with or without weights
-/// and biases, D = Dv = D' of 32 or 64, causal, chunk 0, no mask and no states.
+/// and biases, D = Dv = D' of 32 or 64, chunk 0, no mask and no states; if not causal no documents.
 bool supports(const Attributes& attributes, std::span<const Meta> inputs);
 
 /// Bytes of workspace of a supported call.

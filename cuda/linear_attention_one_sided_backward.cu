@@ -43,8 +43,9 @@ __device__ __forceinline__ void add_bias_rows(float* sums, const float (&du)[kD 
 ///   W_ij = [a, alpha]_own,i . [a, alpha]_other,j      for pairs of the chunk that see each other
 ///   dphi = W phi_other + [a, alpha]_own [S, z]^T      S, z: sum phi_other [a, alpha]^T over the chunks before
 ///
-/// and for keys dv = A^T dy + phi S, with queries over their denominators everywhere.
-template <int kD, Of kOf>
+/// and for keys dv = A^T dy + phi S, with queries over their denominators everywhere. Where all see all, the sums are over the whole other
+/// side, and there are no pairs.
+template <int kD, Of kOf, bool kCausal>
 __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8)
     linear_attention_one_sided_backward_kernel(const __grid_constant__ BackwardArguments p) {
   constexpr int kSteps = kD / 16;
@@ -60,14 +61,18 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8)
   const auto load_other = [&](int chunk) { Side<kOther>::template load_x<kD>(m.other[chunk & 1], s, walk, std::int64_t(chunk) * kD, l); };
 
   const bf16* const own_weight = load_map<kD>(m.own_weight, Own::weight(s), s, walk, l);
-  const bf16* const other_weight = load_map<kD>(m.other_weight, Side<kOther>::weight(s), s, walk, l);
+  const bf16* const other_weight = kCausal ? load_map<kD>(m.other_weight, Side<kOther>::weight(s), s, walk, l) : nullptr;
   TokenNumbers<kD, kOther> numbers;
   int next = chunk_of<kOther>(walk, 0);
-  load_other(next);
-  numbers.fetch(p, walk, next, l);
   FeatureSums<kD> sums;
-  if (kKeys ? walk.segment + 1 == s.segments : walk.segment == 0) sums.clear();
-  else sums.load(p.sums, kKeys ? walk.slot : s.state_slot(walk.index, walk.segment), l);
+  if constexpr (kCausal) {
+    load_other(next);
+    numbers.fetch(p, walk, next, l);
+    if (kKeys ? walk.segment + 1 == s.segments : walk.segment == 0) sums.clear();
+    else sums.load(p.sums, kKeys ? walk.slot : s.state_slot(walk.index, walk.segment), l);
+  } else {
+    load_totals<kD, 1>(m.S, m.z, p.totals, walk.index, l);
+  }
   float dweight[kD / 8][4] = {};
   for (int column = l.lane; column < kD; column += 32) m.dbias[l.warp][column] = 0;
 
@@ -84,14 +89,14 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8)
     __syncthreads();  // weights and the other side's x are here; all are done with the chunk before
     Own::template load_x<kD>(m.own, s, walk, t0, l);
     Own::template load_values<kD>(m.own_values, p, walk, t0, l);
-    Side<kOther>::template load_values<kD>(m.other_values, p, walk, t0, l);
+    if constexpr (kCausal) Side<kOther>::template load_values<kD>(m.other_values, p, walk, t0, l);
     if constexpr (!kKeys) load_rows<kD>(m.du, p.o.at(b, t0, h), p.o.token, left, s.vector, l);
     float inverse[2] = {1, 1}, delta[2] = {1, 1};
     if constexpr (!kKeys) {
 #pragma unroll
       for (int x = 0; x < 2; ++x) inverse[x] = l.row + 8 * x < count ? p.saved[(b * s.T + t0 + l.row + 8 * x) * s.H + h] : 0.0f;
     }
-    {
+    if constexpr (kCausal) {
       float u[kD / 8][4];
       unsigned operands[kSteps][4];
       features_of_rows<kD>(u, phi, other_weight, bias_of<true>(s.map, kOther, h, kD), p.map, l);
@@ -99,14 +104,14 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8)
       pack_rows(operands, u);
       __syncwarp();
       store_operands<kD>(phi, operands, l);
+      numbers.keep(m.deltas[chunk & 1], m.rows[chunk & 1]);
+      sums.show(m.S, m.z, l);
     }
-    numbers.keep(m.deltas[chunk & 1], m.rows[chunk & 1]);
-    sums.show(m.S, m.z, l);
     wait_all_copies();
     __syncthreads();  // the chunk and the sums before it are here
     if (goes_on) {
       next = chunk_of<kOther>(walk, i + 1);
-      load_other(next);
+      if constexpr (kCausal) load_other(next);
     }
 
     unsigned own[kSteps][4];
@@ -137,11 +142,11 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8)
       }
     }
     // what a row sees: all of the sums or nothing, and of the chunk tokens of its document
-    const int last = rows[count - 1];
+    const int last = kCausal ? rows[count - 1] : -1;
     const bool cut = last >= 0;
     int first[2] = {0, 0};
     bool sees[2] = {true, true};
-    if (s.document_start) {
+    if (kCausal && s.document_start) {
 #pragma unroll
       for (int x = 0; x < 2; ++x) {
         const int row = l.row + 8 * x;
@@ -169,7 +174,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8)
       }
 #pragma unroll
       for (int j = 0; j < kSteps; ++j) {
-        if (j < l.warp) continue;
+        if (!kCausal || j < l.warp) continue;
         float scores[2][4] = {};
         unsigned a[4];
 #pragma unroll
@@ -186,12 +191,12 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8)
     for (int k = 0; k < kD; k += 16) {
       unsigned a[4];
       l.a(a, m.own_values, 16 * l.warp, k);
-      if (s.document_start) keep_rows(a, sees);
+      if (kCausal && s.document_start) keep_rows(a, sees);
       multiply_step(du, a, [&](unsigned(&of)[4], int n) { l.b(of, m.S, n, k); });
     }
 #pragma unroll
     for (int j = 0; j < kSteps; ++j) {
-      if (kKeys ? j < l.warp : j > l.warp) continue;
+      if (!kCausal || (kKeys ? j < l.warp : j > l.warp)) continue;
       float w[2][4] = {};
       unsigned a[4];
 #pragma unroll
@@ -229,10 +234,12 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8)
       store_rows<kD>(p.dx[kOf], p.dx[kOf].at(b, t0, h), du, count, l);
     }
     if (p.dweight[kOf]) add_weight_gradient<kD>(dweight, m.own, m.du, l);
-    if (!goes_on) break;
-    numbers.fetch(p, walk, next, l);
-    if (cut) sums.clear();
-    sums.template absorb<kOther>(phi, m.other_values, deltas, cut, [&](int token) { return leaves<kOther>(rows, last, token); }, l);
+    if constexpr (kCausal) {
+      if (!goes_on) break;
+      numbers.fetch(p, walk, next, l);
+      if (cut) sums.clear();
+      sums.template absorb<kOther>(phi, m.other_values, deltas, cut, [&](int token) { return leaves<kOther>(rows, last, token); }, l);
+    }
   }
   if (p.dweight[kOf]) store_weight_gradient<kD>(p.dweight[kOf] + walk.slot * kD * kD, dweight, l);
   if (p.dbias[kOf] && threadIdx.x < kD) {
@@ -242,20 +249,26 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8)
   }
 }
 
+template <int kD, Of kOf>
+void run(const BackwardArguments& p, std::int64_t blocks) {
+  const auto kernel = p.causal ? linear_attention_one_sided_backward_kernel<kD, kOf, true> : linear_attention_one_sided_backward_kernel<kD, kOf, false>;
+  launch(kernel, blocks, 2 * kD, sizeof(BackwardMemory<kD>), p);
+}
 template <Of kOf>
 void run(const BackwardArguments& p, std::int64_t blocks, int D) {
-  if (D == 64) launch(linear_attention_one_sided_backward_kernel<64, kOf>, blocks, 128, sizeof(BackwardMemory<64>), p);
-  else launch(linear_attention_one_sided_backward_kernel<32, kOf>, blocks, 64, sizeof(BackwardMemory<32>), p);
+  D == 64 ? run<64, kOf>(p, blocks) : run<32, kOf>(p, blocks);
 }
 
 constexpr int kWeights[2] = {kWeightQ, kWeightK}, kBiases[2] = {kBiasQ, kBiasK};
 
 /// What a call needs beside its results; with grouped heads also the gradients of k and v by query head.
 template <class Operand>
-void take(Workspace& w, BackwardArguments& p, std::span<const Operand> inputs) {
+void take(Workspace& w, BackwardArguments& p, const Attributes& attributes, std::span<const Operand> inputs) {
   const Shape& q = inputs[kQ].shape;
-  const std::int64_t heads = q[0] * q[2], T = q[1], D = q[3], walks = heads * segments_of(q).count;
-  p.sums = take_sums(w, q);
+  p.causal = attributes.flag("causal");
+  const std::int64_t heads = q[0] * q[2], T = q[1], D = q[3], walks = heads * segments_of(q, p.causal).count;
+  p.sums = take_sums(w, q, p.causal);
+  p.totals = take_totals(w, q, p.causal);
   p.delta = w.take<float>(heads * T);
   p.inverse = w.take<float>(heads * T);
   for (int of : {kOfQueries, kOfKeys}) {
@@ -269,10 +282,10 @@ void take(Workspace& w, BackwardArguments& p, std::span<const Operand> inputs) {
 
 }  // namespace
 
-std::int64_t backward_workspace(const Attributes&, std::span<const Meta> inputs) {
+std::int64_t backward_workspace(const Attributes& attributes, std::span<const Meta> inputs) {
   Workspace w;
   BackwardArguments p{};
-  take(w, p, inputs);
+  take(w, p, attributes, inputs);
   return w.used;
 }
 
@@ -290,17 +303,17 @@ void backward(const Call& c) {
   p.saved = c.saved[0].as<const float>();
   p.dx[kOfQueries] = target(kQ), p.dx[kOfKeys] = target(kK), p.dv = target(kV);
   Workspace w{static_cast<std::byte*>(c.workspace)};
-  take(w, p, c.inputs);
+  take(w, p, c.attributes, c.inputs);
   for (int of : {kOfQueries, kOfKeys}) {
     if (!c.dx[std::size_t(kWeights[of])]) p.dweight[of] = nullptr;
     if (!c.dx[std::size_t(kBiases[of])]) p.dbias[of] = nullptr;
   }
   const std::int64_t blocks = batch * q[2] * p.s.segments;
 
-  if (p.s.segments > 1) make_sums(p, kOfKeys, batch, int(D));
+  make_sums(p, kOfKeys, batch, int(D));
   run<kOfQueries>(p, blocks, int(D));
   if (c.dx[kK] || c.dx[kV] || c.dx[kWeightK] || c.dx[kBiasK]) {
-    if (p.s.segments > 1) make_sums(p, kOfQueries, batch, int(D));
+    make_sums(p, kOfQueries, batch, int(D));
     run<kOfKeys>(p, blocks, int(D));
   }
   sum_groups(c, p.dx[kOfKeys], p.dv);

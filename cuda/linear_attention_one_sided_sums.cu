@@ -13,7 +13,7 @@ struct SumsMemory {
 };
 
 /// What the keys of one segment alone add to the sums, in the slot of the next segment, or what its queries add, in the slot of the
-/// one before. One block a segment.
+/// one before; where all see all, in its own. One block a segment.
 template <int kD, Of kOf>
 __global__ void __launch_bounds__(2 * kD, kD == 64 ? 4 : 8)
     linear_attention_one_sided_sums_kernel(const __grid_constant__ BackwardArguments p) {
@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 4 : 8)
   const Lanes<kD> l;
   const Walk walk(s);
   wait_for_kernels();
-  if (kOf == kOfKeys ? walk.segment + 1 == s.segments : walk.segment == 0) return;
+  if (p.causal && (kOf == kOfKeys ? walk.segment + 1 == s.segments : walk.segment == 0)) return;
   const auto load = [&](int chunk) {
     const std::int64_t t0 = std::int64_t(chunk) * kD;
     Side<kOf>::template load_x<kD>(m.x[chunk & 1], s, walk, t0, l);
@@ -56,17 +56,17 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 4 : 8)
     }
     numbers.keep(m.deltas[chunk & 1], m.rows[chunk & 1]);
     __syncthreads();  // features and values are here; all are done with the chunk before
-    const int now = chunk, last = rows[int(min(std::int64_t(kD), s.T - std::int64_t(now) * kD)) - 1];
+    const int now = chunk, count = int(min(std::int64_t(kD), s.T - std::int64_t(now) * kD)), last = rows[count - 1];
     if (i + 1 < chunks) {
       chunk = chunk_of<kOf>(walk, i + 1);
       load(chunk);
       numbers.fetch(p, walk, chunk, l);
     }
     if (last >= 0) sums.clear();
-    sums.template absorb<kOf>(phi, m.values[now & 1], m.deltas[now & 1], last >= 0,
-                              [&](int token) { return leaves<kOf>(rows, last, token); }, l);
+    sums.template absorb<kOf>(phi, m.values[now & 1], m.deltas[now & 1], last >= 0 || count < kD,
+                              [&](int token) { return token < count && leaves<kOf>(rows, last, token); }, l);
   }
-  sums.store(p.sums, kOf == kOfKeys ? s.state_slot(walk.index, walk.segment + 1) : walk.slot - 1, l);
+  sums.store(p.sums, !p.causal ? walk.slot : kOf == kOfKeys ? s.state_slot(walk.index, walk.segment + 1) : walk.slot - 1, l);
 }
 
 template <int kD>
@@ -78,8 +78,10 @@ void run(const BackwardArguments& p, Of of, std::int64_t blocks) {
 }  // namespace
 
 void make_sums(const BackwardArguments& p, Of of, std::int64_t batch, int D) {
-  const std::int64_t blocks = batch * p.s.H * p.s.segments;
+  const std::int64_t heads = batch * p.s.H, blocks = heads * p.s.segments;
+  if (p.causal && p.s.segments == 1) return;
   D == 64 ? run<64>(p, of, blocks) : run<32>(p, of, blocks);
+  if (!p.causal) return sum_segments(p.sums, p.totals, heads, p.s.segments, D, D);
   if (of == kOfKeys) return scan_states(p.s, p.sums, nullptr, nullptr, batch, D, D);
   linear_attention_mma::BackwardArguments reversed{};
   reversed.s = p.s, reversed.reversed = p.sums;

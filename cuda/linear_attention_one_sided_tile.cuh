@@ -1,5 +1,6 @@
 #pragma once
 #include "cuda/linear_attention_mma_backward.cuh"
+#include "cuda/linear_attention_mma_bidirectional.cuh"
 
 /// What the kernels of linear attention with one feature a column share.
 ///
@@ -132,7 +133,9 @@ struct BackwardArguments {
   Heads<bf16> o, dy;
   const float* saved;          // (B, T, H) denominators
   HeadsTarget<bf16> dx[2], dv;  // dx: of queries and keys
-  SumSlots sums;               // of keys before each segment, then of queries after each
+  SumSlots sums;               // of keys before each segment, then of queries after each; not causal: of each segment
+  Totals totals;               // not causal: over all keys, then over all queries
+  bool causal;
   // made by the pass in the order of time
   float *delta, *inverse;      // (B H, T); inverse of the denominator, 0 of 0
   float* dweight[2];           // (B H segments, D, D') parts, null where not wanted
@@ -206,17 +209,26 @@ __device__ __forceinline__ bool leaves(const signed char* rows, int last, int to
 }
 
 /// Segments that walks are cut into in both passes.
-inline Segments segments_of(const Shape& q) { return linear_attention_mma::segments_of(q, Pass::forward); }
-/// Slots for all segments; none for one segment.
-inline SumSlots take_sums(Workspace& w, const Shape& q) {
-  const Segments g = segments_of(q);
-  const std::int64_t rows = g.count > 1 ? q[0] * q[2] * g.count * q[3] : 0;
+inline Segments segments_of(const Shape& q, bool causal) {
+  return causal ? linear_attention_mma::segments_of(q, Pass::forward) : even_segments(q, kThreeEach);
+}
+/// Slots for all segments; none for one segment that is causal.
+inline SumSlots take_sums(Workspace& w, const Shape& q, bool causal) {
+  const Segments g = segments_of(q, causal);
+  const std::int64_t rows = causal && g.count == 1 ? 0 : q[0] * q[2] * g.count * q[3];
   return {.S = w.take<float>(rows * q[3]), .z = w.take<float>(rows)};
 }
+inline Totals take_totals(Workspace& w, const Shape& q, bool causal) {
+  const std::int64_t rows = causal ? 0 : q[0] * q[2] * q[3];
+  return {.S = w.take<bf16>(rows * q[3]), .z = w.take<float>(rows)};
+}
 /// The call with those segments.
-inline Sequence sequence_of(const Call& c) { return linear_attention_mma::sequence_of(c, Pass::forward); }
+inline Sequence sequence_of(const Call& c) {
+  return cut(linear_attention_mma::sequence_of(c, Pass::forward), segments_of(c.inputs[kQ].shape, c.attributes.flag("causal")));
+}
 
-/// Fills the slots with the sums of keys before, or of queries after each segment.
+/// Fills the slots with the sums of keys before, or of queries after each segment; if not causal, the totals. Nothing to do for one
+/// segment that is causal.
 void make_sums(const BackwardArguments& p, Of of, std::int64_t batch, int D);
 
 }  // namespace hedgehog::cuda::linear_attention_one_sided
