@@ -56,8 +56,8 @@ __device__ __forceinline__ float multiply_rows(const bf16* a, const bf16* b, boo
 /// Gradient of u: +-(dphi phi) summed over signs, where dphi = w features (chunk, F) + x sums^T + of_z z. Where a factor is in the
 /// scale of the chunk or of the sums, its row has of_chunk or of_sums. From u, in its place, 32 columns at a time: those columns lie in
 /// front, where registers have fixed numbers, and go to the end when they are done.
-/// kKeys: rows are keys, w reaches from the row on; else queries, up to the row. ratio: features of keys in the scale of the sums over those
-/// in the scale of the chunk, at most 1; null where documents meet, of which the scale of the sums knows one.
+/// kKeys: rows are keys, w reaches from the row on; else queries, up to the row. ratio: features of keys in the scale of the sums over
+/// those in the scale of the chunk, at most 1; null where documents meet, of which the scale of the sums knows one.
 template <bool kKeys, int kD>
 __device__ __forceinline__ void gradient_of_exponents(float (&u)[kD / 8][4], const unsigned (&w)[kD / 16][4], const bf16* features,
                                                       const bf16* x, const bf16* sums, bool has_sums, const float* chunk_shift,
@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 96 ? 2 : 1) linear_attention_lar
   const Chunk at(s, kD);
   wait_for_kernels();
   load_chunk<false, kD>(m, p, at, l);
-  m.numbers.load(p, at);
+  const auto numbers = m.numbers.fetch(p, at);
   float den[2], delta[2];
 #pragma unroll
   for (int x = 0; x < 2; ++x) {
@@ -136,8 +136,11 @@ __global__ void __launch_bounds__(2 * kD, kD == 96 ? 2 : 1) linear_attention_lar
     den[x] = there ? p.saved[(at.b * s.T + token) * s.H + at.h] * kLog2e : INFINITY;
     const float product = multiply_rows<kD>(p.y.at(at.b, token, at.h), p.dy.at(at.b, token, at.h), s.vector, l.column);
     delta[x] = there ? -product : 0.0f;
-    if (there && l.column == 0) p.delta[at.index * s.T + token] = delta[x];
   }
+#pragma unroll
+  for (int x = 0; x < 2; ++x)
+    if (l.column == 0 && l.row + 8 * x < at.count) p.delta[at.index * s.T + at.t0 + l.row + 8 * x] = delta[x];
+  m.numbers.keep(numbers);
   wait_copies<2>();
   __syncthreads();  // weight_k, k and the numbers are here
 
@@ -145,8 +148,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 96 ? 2 : 1) linear_attention_lar
   exponents<kD>(u, m.others + kTile, m.others, l);
   wait_copies<1>();
   __syncthreads();  // weight_q and q are here; all are done with weight_k and k
-  const float valid[2] = {l.row < at.count ? 0.0f : -INFINITY, l.row + 8 < at.count ? 0.0f : -INFINITY};
-  store_features<true, kD>(m.others, u, m.numbers.top, valid, l);
+  store_key_features<kD>(m.others, u, m.numbers.top, at.count, l);
   exponents<kD>(u, m.own + kTile, m.own, l);
   wait_copies<0>();
   __syncthreads();  // phi_k, dy and v are here; all are done with weight_q and q
@@ -189,9 +191,10 @@ __global__ void __launch_bounds__(2 * kD, kD == 96 ? 2 : 1) linear_attention_lar
   }
   unsigned rare = 0;
   float of_chunk[2], of_sums[2];
+  for (float& x : largest) x = row_max(x);
 #pragma unroll
   for (int x = 0; x < 2; ++x) {
-    const bool redo = row_max(largest[x]) - den[x] > -kSmallestLog;
+    const bool redo = largest[x] - den[x] > -kSmallestLog;
     if (redo) rare |= 1u << (l.row + 8 * x) % 16;
     of_chunk[x] = redo ? -INFINITY : -den[x];
     of_sums[x] = first[x] < 0 ? -den[x] : -INFINITY;
@@ -216,15 +219,18 @@ __global__ void __launch_bounds__(2 * kD, kD == 96 ? 2 : 1) linear_attention_lar
   const int thread = int(threadIdx.x);
   wait_for_kernels();
   load_chunk<true, kD>(m, p, at, l);
-  m.numbers.load(p, at);
+  const auto numbers = m.numbers.fetch(p, at);
+  if (thread < kD) {
+    const int row = thread < at.count ? thread : 0;
+    const float den = p.saved[(at.b * s.T + at.t0 + row) * s.H + at.h] * kLog2e, delta = p.delta[at.index * s.T + at.t0 + row];
+    const bool rare = p.redo[at.slot * (kD / 16) + thread / 16] >> thread % 16 & 1;
+    m.den[thread] = thread < at.count && !rare ? den : INFINITY;
+    m.delta[thread] = thread < at.count && !rare ? delta : 0.0f;
+  }
+  m.numbers.keep(numbers);
   // the state before the chunk is for queries
   float* const ratio = m.numbers.before;
-  ratio[thread] = exp2_fast(m.numbers.top[thread] - m.numbers.after[thread]);
-  if (thread < kD) {
-    const bool there = thread < at.count && !(p.redo[at.slot * (kD / 16) + thread / 16] >> thread % 16 & 1);
-    m.den[thread] = there ? p.saved[(at.b * s.T + at.t0 + thread) * s.H + at.h] * kLog2e : INFINITY;
-    m.delta[thread] = there ? p.delta[at.index * s.T + at.t0 + thread] : 0.0f;
-  }
+  ratio[thread] = exp2_fast(numbers.top - numbers.after);
   wait_copies<2>();
   __syncthreads();  // weight_q, q and the numbers are here
 
@@ -243,8 +249,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 96 ? 2 : 1) linear_attention_lar
   // keys before `first` do not reach later chunks; what comes of rows past the end is not stored
   const int first = m.numbers.rows[at.count - 1];
   const float of_sums[2] = {l.row >= first ? 0.0f : -INFINITY, l.row + 8 >= first ? 0.0f : -INFINITY};
-  // minus zero: the one number whose addition a compiler may leave out
-  const float of_chunk[2] = {-0.0f, -0.0f};
+  const float of_chunk[2] = {kNothing, kNothing};
   const bool documents = m.numbers.rows[at.count - 1] > 0;
   // zeros where query 16 i + ... does not see the key of a row
   const auto hide = [&](float(&scores)[2][4], int i) {

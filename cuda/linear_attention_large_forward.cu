@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 96 ? 2 : 1) linear_attention_lar
   commit_copies();
   load_tile<kD>(m.v, s.v.at(at.b, at.t0, at.h), s.v.token, at.count, s.vector, l);
   commit_copies();
-  m.numbers.load(p, at);
+  m.numbers.keep(m.numbers.fetch(p, at));
   m.larger[threadIdx.x] = fmaxf(m.numbers.top[threadIdx.x], m.numbers.before[threadIdx.x]);
   wait_copies<2>();
   __syncthreads();  // weight_k, k and the numbers are here
@@ -41,8 +41,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 96 ? 2 : 1) linear_attention_lar
   exponents<kD>(u, m.keys + kTile, m.keys, l);
   wait_copies<1>();
   __syncthreads();  // weight_q and q are here; all are done with weight_k and k
-  const float valid[2] = {l.row < at.count ? 0.0f : -INFINITY, l.row + 8 < at.count ? 0.0f : -INFINITY};
-  store_features<true, kD>(m.keys, u, m.numbers.top, valid, l);
+  store_key_features<kD>(m.keys, u, m.numbers.top, at.count, l);
   exponents<kD>(u, m.queries + kTile, m.queries, l);
   wait_copies<0>();
   __syncthreads();  // phi_k and v are here; all are done with weight_q and q
@@ -123,10 +122,10 @@ __global__ void __launch_bounds__(2 * kD, kD == 96 ? 2 : 1) linear_attention_lar
   }
 
   unsigned rare = 0;
+  for (float& x : den) x = row_sum(x);
 #pragma unroll
   for (int x = 0; x < 2; ++x) {
     const int row = l.row + 8 * x;
-    den[x] = row_sum(den[x]);
     if (row < at.count && !(den[x] >= kSmallest)) rare |= 1u << row % 16;
     if (l.column == 0 && row < at.count && p.saved) p.saved[(at.b * s.T + at.t0 + row) * s.H + at.h] = (largest[x] + log2f(den[x])) * kLn2;
     const float inverse = 1 / den[x];

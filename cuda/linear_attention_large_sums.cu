@@ -74,19 +74,23 @@ __global__ void __launch_bounds__(2 * kD, kBlocks<kD>) linear_attention_large_su
 #pragma unroll
       for (int x = 0; x < 2; ++x) shift[x] = m.shift[sign * kD + l.row + 8 * x];
     } else {
+      float top[2] = {-INFINITY, -INFINITY};
 #pragma unroll
       for (int x = 0; x < 2; ++x) {
-        float top = -INFINITY, local = -INFINITY;
+        shift[x] = -INFINITY;
 #pragma unroll
         for (int n = 0; n < kD / 8; ++n) {
           const float2 den = pair_at(m.den, 8 * n + l.column), outside = pair_at(m.outside, 8 * n + l.column);
           const float first = u[n][2 * x] * scale, second = u[n][2 * x + 1] * scale;
-          top = fmaxf(top, fmaxf(first - outside.x, second - outside.y));
-          local = fmaxf(local, fmaxf(first - den.x, second - den.y));
+          top[x] = fmaxf(top[x], fmaxf(first - outside.x, second - outside.y));
+          shift[x] = fmaxf(shift[x], fmaxf(first - den.x, second - den.y));
         }
-        top = row_max(top);
-        shift[x] = row_max(local);
-        if (l.column == 0) p.shifts.top[place + 8 * x] = top, p.shifts.local[place + 8 * x] = shift[x];
+        top[x] = row_max(top[x]);
+        shift[x] = row_max(shift[x]);
+      }
+      if (l.column == 0) {
+        p.shifts.top[place] = top[0], p.shifts.top[place + 8] = top[1];
+        p.shifts.local[place] = shift[0], p.shifts.local[place + 8] = shift[1];
       }
     }
     unsigned phi[kSteps][4];
@@ -106,11 +110,9 @@ __global__ void __launch_bounds__(2 * kD, kBlocks<kD>) linear_attention_large_su
         sum[x] += e0 * weight.x + e1 * weight.y;
       }
     }
-#pragma unroll
-    for (int x = 0; x < 2; ++x) {
-      sum[x] = row_sum(sum[x]);
-      if (l.column == 0) p.sums.z[place + 8 * x] = sum[x];
-    }
+    // shuffles first, conditions after them: else a compiler takes both apart
+    for (float& x : sum) x = row_sum(x);
+    if (l.column == 0) p.sums.z[place] = sum[0], p.sums.z[place + 8] = sum[1];
     if (last) continue;
 #pragma unroll 1
     for (int column = 0; column < kD; column += 32) {

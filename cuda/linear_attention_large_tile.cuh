@@ -140,7 +140,7 @@ struct LargeLanes : linear_attention_mma::Lanes<kD> {
 
   /// Block (row, column) of 16 x 16.
   __device__ __forceinline__ unsigned address(const bf16* tile, int row, int column, const int (&of_lane)[2]) const {
-    if constexpr (kSwizzled) return shared_address(tile + row * kPitch + (column & ~31) + of_lane[column >> 4 & 1]);
+    if constexpr (kSwizzled) return shared_address(tile + row * kPitch + (column & ~31) + (column >> 4 & 1 ? of_lane[1] : of_lane[0]));
     else return shared_address(tile + row * kPitch + column + of_lane[0]);
   }
 };
@@ -193,6 +193,8 @@ __device__ __forceinline__ void exponents(float (&u)[kD / 8][4], const bf16* x, 
     for (int e = 0; e < 4; ++e) u[n][e] *= kLog2e;
 }
 
+/// The number whose addition a compiler leaves out.
+constexpr float kNothing = -0.0f;
 /// One feature: keys are in the scale of `shift`, queries undo it. of_row is minus infinity for a row that has none.
 template <bool kKeys>
 __device__ __forceinline__ float feature(float u, bool minus, float shift, float of_row) {
@@ -262,6 +264,17 @@ __device__ __forceinline__ void store_features(bf16* tiles, const float (&u)[kD 
   }
 }
 
+/// Those of keys; zeros past the end.
+template <int kD>
+__device__ __forceinline__ void store_key_features(bf16* tiles, const float (&u)[kD / 8][4], const float* shift, int count,
+                                                   const LargeLanes<kD>& l) {
+  if (count == kD) {
+    store_features<true, kD>(tiles, u, shift, {kNothing, kNothing}, l);
+  } else {
+    store_features<true, kD>(tiles, u, shift, {l.row < count ? 0.0f : -INFINITY, l.row + 8 < count ? 0.0f : -INFINITY}, l);
+  }
+}
+
 /// Leaves the bits of a warp's rare rows, each in some of the lanes that have the row.
 template <int kD>
 __device__ __forceinline__ void mark_rare_rows(const Arguments& p, const Chunk& at, unsigned bits, const LargeLanes<kD>& l) {
@@ -279,15 +292,23 @@ struct ChunkNumbers {
   float z[2 * kD];  // of the sums
   signed char rows[kD];
 
-  /// A thread has one feature and perhaps one row; the block synchronises after it.
-  __device__ __forceinline__ void load(const Arguments& p, const Chunk& at) {
+  /// Of one feature and perhaps one row, which a thread has: fetched ahead of other loads, kept when those are on their way.
+  struct Fetched {
+    float top, before, after, z;
+    signed char row;
+  };
+  static __device__ __forceinline__ Fetched fetch(const Arguments& p, const Chunk& at) {
     const int thread = int(threadIdx.x);
     const std::int64_t place = at.slot * 2 * kD + thread;
-    top[thread] = p.shifts.top[place];
-    before[thread] = at.chunk > 0 && document_row(p.s, at.b, at.t0, 0) < 0 ? p.shifts.after[place - 2 * kD] : -INFINITY;
-    after[thread] = p.shifts.after[place];
-    z[thread] = p.sums.z[place];
-    if (thread < kD) rows[thread] = document_row(p.s, at.b, at.t0, thread);
+    const bool continues = at.chunk > 0 && document_row(p.s, at.b, at.t0, 0) < 0;
+    return {p.shifts.top[place], continues ? p.shifts.after[place - 2 * kD] : -INFINITY, p.shifts.after[place], p.sums.z[place],
+            document_row(p.s, at.b, at.t0, thread % kD)};
+  }
+  /// The block synchronises after it.
+  __device__ __forceinline__ void keep(const Fetched& x) {
+    const int thread = int(threadIdx.x);
+    top[thread] = x.top, before[thread] = x.before, after[thread] = x.after, z[thread] = x.z;
+    if (thread < kD) rows[thread] = x.row;
   }
 };
 

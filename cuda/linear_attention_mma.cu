@@ -252,7 +252,7 @@ void take(Workspace& w, ForwardArguments& p, const Attributes& attributes, std::
   const Segments g = segments_of(q, Pass::forward);
   const std::int64_t slots = state_slots(q, g, inputs[kInitialState].given);
   if (slots > 0) p.states = w.take_slots(slots, q[3], true), p.local = w.take<float>(slots * 2 * q[3]);
-  w.take_map(p.s.map, attributes, q);
+  describe(p.s.map, attributes, q, w.take_log_sums(attributes, q));
   p.rare = w.take<int>(q[0] * q[2] * g.count);
 }
 
@@ -282,8 +282,8 @@ std::int64_t forward_workspace(const Attributes& attributes, std::span<const Met
 }
 
 std::vector<Meta> kept(const Attributes& attributes, std::span<const Meta> inputs) {
-  const std::int64_t D = inputs[kQ].shape[3], elements = KeptStates(attributes, inputs).slots * 2 * D * (D + 2);
-  return elements > 0 ? std::vector<Meta>{{Shape{elements}, Dtype::f32}} : std::vector<Meta>{};
+  const std::int64_t bytes = Kept(attributes, inputs).bytes;
+  return bytes > 0 ? std::vector<Meta>{{Shape{bytes / size_of(Dtype::f32)}, Dtype::f32}} : std::vector<Meta>{};
 }
 
 void forward(const Call& c) {
@@ -295,9 +295,10 @@ void forward(const Call& c) {
                      .saved = c.saved[0].as<float>()};
   take(w, p, c.attributes, c.inputs);
   (ends ? p.final_state : p.no_state) = c.outputs[1].as<float>();
-  const KeptStates kept(c.attributes, c.inputs);
-  p.kept = kept.at(c);
-  p.kept_segments = kept.segments.count, p.kept_length = kept.segments.length, p.kept_final = kept.states;
+  const Kept kept(c);
+  p.kept = kept.states;
+  p.kept_segments = kept.segments.count, p.kept_length = kept.segments.length, p.kept_final = kept.final_slot;
+  if (kept.log_sums) p.s.map.log_sums = kept.log_sums;
   if (p.s.map.log_sums) make_log_sums(p.s, q[0], int(q[3]));
   if (p.states.S) make_states(p.s, p.states, p.local, c.inputs[kInitialState].as<const float>(), q[0], int(q[3]));
   const std::int64_t blocks = q[0] * q[2] * p.s.segments;

@@ -13,7 +13,6 @@ void take(Workspace& w, BackwardArguments& p, const Attributes& attributes, std:
   const Segments g = segments_of(q, Pass::backward);
   const std::int64_t heads = q[0] * q[2], T = q[1], D = q[3];
   const bool general = is_general(attributes, inputs);
-  w.take_map(p.s.map, attributes, q);
   const bool initial = inputs[kInitialState].given, final = attributes.flag("final_state");
   if (g.count > 1 || initial || final) p.reversed = w.take_slots(heads * (g.count + (initial ? 1 : 0)), D, false);
   if (final) p.dshift = w.take<float>(heads * 2 * D), p.no_gradient = w.take<bf16>(D);
@@ -175,13 +174,13 @@ void backward(const Call& c) {
   p.s.vector = p.s.vector && aligned(p.o) && aligned(p.dy);
   p.s.warpgroups = p.s.warpgroups && p.s.vector;
   if (!p.s.warpgroups) p.handover = nullptr;
-  const KeptStates kept(c.attributes, c.inputs);
-  p.states = kept.at(c), p.final_slot = kept.states;
+  const Kept kept(c);
+  p.states = kept.states, p.final_slot = kept.final_slot;
+  describe(p.s.map, c.attributes, q, kept.log_sums);
   p.dfinal = dfinal;
   if (c.dx[kInitialState]) p.dinitial = Target<float>(c, kInitialState);
   const bool of_keys = c.dx[kK] || c.dx[kV] || c.dx[kWeightK] || c.dx[kBiasK] || p.dinitial;
 
-  if (p.s.map.log_sums) make_log_sums(p.s, B, int(D));
   if (of_keys && p.dfinal) begin_reversed(p, B, int(D));
   if (p.handover) {
     warpgroup_backward(p, WarpgroupPass::queries);

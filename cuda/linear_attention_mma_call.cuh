@@ -38,11 +38,9 @@ inline Segments segments_of(const Shape& q, Pass pass) {
   return cut_walks(q, 132 * (pass == Pass::forward ? (wide ? 3 : 8) : (wide ? 2 : 6)), 1, 12);
 }
 
-/// Whether features of a token are normalised.
-inline bool is_normalised(const Attributes& attributes) {
-  const std::string& map = attributes.text("map");
-  return map == "hedgehog-softmax" || map == "hedgehog-joint";
-}
+/// Whether features of a token are normalised, and whether those of both signs together.
+inline bool is_joint(const Attributes& attributes) { return attributes.text("map") == "hedgehog-joint"; }
+inline bool is_normalised(const Attributes& attributes) { return attributes.text("map") == "hedgehog-softmax" || is_joint(attributes); }
 
 /// Whether a call needs more than the plain map with weights and without biases; of its tensors or their descriptions.
 template <class Operand>
@@ -82,38 +80,46 @@ struct Workspace {
     const std::int64_t rows = slots * 2 * D;
     return {take<float>(rows * D), take<float>(rows), shifts ? take<float>(rows) : nullptr};
   }
-  /// Room for the sums that normalise features, if the map does; "hedgehog-joint" has none of queries, but their place.
-  void take_map(GeneralMap& map, const Attributes& attributes, const Shape& q) {
-    map.count = q[0] * q[1] * q[2], map.T = q[1];
-    map.one_sign = attributes.text("map") == "exp";
-    if (map.one_sign) map.scale = float(attributes.real("temperature")) * kLog2e;
-    if (!is_normalised(attributes)) return;
-    map.joint = attributes.text("map") == "hedgehog-joint";
-    map.scale = map.joint ? 2 * kLog2e : kLog2e;
-    map.log_sums = take<float>(4 * map.count);
+  /// Room for the sums that normalise features, if the map does; "hedgehog-joint" has none of queries.
+  float* take_log_sums(const Attributes& attributes, const Shape& q) {
+    return is_normalised(attributes) ? take<float>((is_joint(attributes) ? 2 : 4) * q[0] * q[1] * q[2]) : nullptr;
   }
 };
 
 /// Slots of the states before segments, by Sequence::state_slot.
 inline std::int64_t state_slots(const Shape& q, const Segments& g, bool initial) { return q[0] * q[2] * (g.count - (initial ? 0 : 1)); }
-/// What forward keeps for backward, if anything: states before each segment of backward, and after those of all heads the final ones.
-struct KeptStates {
-  std::int64_t states, slots;  // slots: with final states
+/// What forward keeps for backward, if anything: states before each segment of backward, after those of all heads the final ones, and the
+/// sums that normalise features.
+struct Kept {
   Segments segments;
+  std::int64_t final_slot = 0;  // the first of the final states
+  SumSlots states;
+  float* log_sums = nullptr;
+  std::int64_t bytes = 0;
 
+  /// Without a base it counts bytes.
   template <class Operand>
-  KeptStates(const Attributes& attributes, std::span<const Operand> inputs) : segments(segments_of(inputs[kQ].shape, Pass::backward)) {
+  Kept(const Attributes& attributes, std::span<const Operand> inputs, std::byte* base = nullptr)
+      : segments(segments_of(inputs[kQ].shape, Pass::backward)) {
+    if (!attributes.flag("causal")) return;
     const Shape& q = inputs[kQ].shape;
-    states = attributes.flag("causal") ? state_slots(q, segments, inputs[kInitialState].given) : 0;
-    slots = states + (attributes.flag("final_state") ? q[0] * q[2] : 0);
+    Workspace w{base};
+    final_slot = state_slots(q, segments, inputs[kInitialState].given);
+    states = w.take_slots(final_slot + (attributes.flag("final_state") ? q[0] * q[2] : 0), q[3], true);
+    log_sums = w.take_log_sums(attributes, q);
+    bytes = w.used;
   }
-  /// Where they lie; null slots if there are none.
-  SumSlots at(const Call& c) const {
-    Workspace w{c.saved.size() > 1 ? c.saved[1].as<std::byte>() : nullptr};
-    return w.base ? w.take_slots(slots, c.inputs[kQ].shape[3], true) : SumSlots{};
-  }
+  explicit Kept(const Call& c) : Kept(c.attributes, c.inputs, c.saved.size() > 1 ? c.saved[1].as<std::byte>() : nullptr) {}
 };
 
+/// Names the map of a call; log_sums: where its sums are, if it has some.
+inline void describe(GeneralMap& map, const Attributes& attributes, const Shape& q, float* log_sums) {
+  map.count = q[0] * q[1] * q[2], map.T = q[1];
+  map.joint = is_joint(attributes), map.one_sign = attributes.text("map") == "exp";
+  if (map.one_sign) map.scale = float(attributes.real("temperature")) * kLog2e;
+  if (map.joint) map.scale = 2 * kLog2e;
+  map.log_sums = log_sums;
+}
 /// Fills s.map.log_sums.
 void make_log_sums(const Sequence& s, std::int64_t batch, int D);
 /// Fills the slots with the states before each segment. initial_state (B, H, F, D + 2), or null: nothing before the first.

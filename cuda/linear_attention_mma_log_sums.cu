@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 6 : 12) linear_attention_lo
       if (l.column != 0 || t >= s.T) continue;
 #pragma unroll
       for (int sign = 0; sign < 2; ++sign)
-        s.map.log_sums[(2 * of + sign) * s.map.count + index * s.T + t] = top[sign][x] + log2f(sum[sign][x]);
+        *s.map.log_sum(of, sign, index, t) = top[sign][x] + log2f(sum[sign][x]);
     }
   }
 }

@@ -18,7 +18,7 @@ enum Of : int { kOfQueries, kOfKeys };
 struct GeneralMap {
   bool general = false;       // any of what follows is there
   const bf16* bias[2] = {};   // (H, D') of queries and keys, or null
-  float* log_sums = nullptr;  // (queries and keys, signs, B H, T), or null
+  float* log_sums = nullptr;  // (queries and keys, signs, B H, T), of keys alone if joint, or null
   std::int64_t count = 0, T = 0;  // count: B H T
   float scale = kLog2e;
   bool joint = false;  // one softmax over both signs
@@ -28,7 +28,10 @@ struct GeneralMap {
   /// c of token t of batch element and head `index`.
   __device__ __forceinline__ float at(Of of, int sign, std::int64_t index, std::int64_t t) const {
     if (one_sign && sign == 1 && of == kOfKeys) return INFINITY;
-    return normalises(of) ? log_sums[(2 * of + sign) * count + index * T + t] : 0.0f;
+    return normalises(of) ? *log_sum(of, sign, index, t) : 0.0f;
+  }
+  __device__ __forceinline__ float* log_sum(Of of, int sign, std::int64_t index, std::int64_t t) const {
+    return log_sums + ((joint ? 0 : 2 * of) + sign) * count + index * T + t;
   }
   /// Of gradients of log phi, on the way to those of x W.
   __device__ __forceinline__ float factor() const { return scale * kLn2; }

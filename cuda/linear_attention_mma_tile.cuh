@@ -144,25 +144,24 @@ __device__ __forceinline__ void store_rows(const HeadsTarget<bf16>& to, std::int
       }
     return;
   }
-  const bool odd = l.lane & 1, upper = l.lane & 2;
-  auto swap = [](unsigned& keep0, unsigned& keep1, unsigned give0, unsigned give1, int other) {
-    keep0 = __shfl_xor_sync(0xffffffffu, give0, other);
-    keep1 = __shfl_xor_sync(0xffffffffu, give1, other);
+  // masks instead of conditions, of which a compiler makes branches that lanes go apart through, shuffles and all
+  const unsigned odd = 0u - (l.lane & 1u), upper = 0u - (l.lane >> 1 & 1u);
+  const auto choose = [](unsigned mask, unsigned set, unsigned clear) { return clear ^ ((set ^ clear) & mask); };
+  // lanes under the mask give `first` for the other's `second`
+  const auto swap = [&](unsigned mask, unsigned& first, unsigned& second, int other) {
+    const unsigned got = __shfl_xor_sync(0xffffffffu, choose(mask, first, second), other);
+    first = choose(mask, got, first), second = choose(mask, second, got);
   };
 #pragma unroll
   for (int x = 0; x < 2; ++x)
 #pragma unroll
     for (int n = 0; n < kTiles; n += 4) {
-      unsigned r[4], s0, s1;
+      unsigned r[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) r[i] = pack(c[n + i][2 * x], c[n + i][2 * x + 1]);
       // even lanes keep even tiles, then the lower two lanes the lower two
-      swap(s0, s1, odd ? r[0] : r[1], odd ? r[2] : r[3], 1);
-      if (odd) r[0] = s0, r[2] = s1;
-      else r[1] = s0, r[3] = s1;
-      swap(s0, s1, upper ? r[0] : r[2], upper ? r[1] : r[3], 2);
-      if (upper) r[0] = s0, r[1] = s1;
-      else r[2] = s0, r[3] = s1;
+      swap(odd, r[0], r[1], 1), swap(odd, r[2], r[3], 1);
+      swap(upper, r[0], r[2], 2), swap(upper, r[1], r[3], 2);
       const int row = l.row + 8 * x;
       if (row < count)
         *reinterpret_cast<uint4*>(static_cast<bf16*>(to.data) + at + row * to.token + 8 * (n + l.lane % 4)) =
