@@ -76,6 +76,8 @@ class Device {
 
   /// The kernel of an op; null: this device has none, and runs the op's composed reference.
   virtual const Kernel* kernel(const Op& op, bool backward) const = 0;
+  /// What forward keeps for backward on this device alone, after what the op keeps everywhere.
+  virtual std::vector<Meta> kept(const Op&, const Attributes&, std::span<const Meta> /*inputs*/) const { return {}; }
   /// Bytes of workspace of one call.
   virtual std::int64_t workspace(const Op& op, const Attributes& attributes, std::span<const Meta> inputs, const Layout& layout,
                                  bool backward) const = 0;

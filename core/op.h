@@ -126,6 +126,10 @@ struct Op {
   std::string formula_forward = {}, formula_backward = {};
   std::vector<Sample> samples = {};
   std::vector<Fault> faults = {};
+
+  /// Bit mask of the saved tensors that backward reads: of those named the ones in `reads`, and all that follow, which a device keeps
+  /// for itself.
+  std::uint32_t saved_reads() const { return reads.saved | (~0u << saved_names.size()); }
 };
 
 /// Adds an op of anyone's making to the registry (built-in ops come through ops/list.def). The record must outlive it.

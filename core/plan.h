@@ -48,7 +48,7 @@ void for_each_touched(const Entry& entry, const Visit& visit) {
   const Reads& r = entry.op->reads;
   each(entry.inputs, entry.backward ? r.inputs : ~0u, false);
   each(entry.outputs, entry.backward ? r.outputs : ~0u, !entry.backward);
-  each(entry.saved, entry.backward ? r.saved : ~0u, !entry.backward);
+  each(entry.saved, entry.backward ? entry.op->saved_reads() : ~0u, !entry.backward);
   each(entry.dy, ~0u, false);
   each(entry.dx, ~0u, true);
 }

@@ -137,7 +137,8 @@ Tensors apply(const Op& op, Attributes attributes, Tensors inputs, SourceLine wh
   } else {
     for (const Meta& m : layout.outputs) entry.outputs.push_back(declare(m.shape, m.dtype));
     if (wants)
-      for (const Meta& m : layout.saved) entry.saved.push_back(declare(m.shape, m.dtype));
+      for (const std::vector<Meta>& kept : {layout.saved, device.kept(op, attributes, metas)})
+        for (const Meta& m : kept) entry.saved.push_back(declare(m.shape, m.dtype));
   }
   for (std::size_t j = 0; j < entry.outputs.size(); ++j)
     entry.outputs[j]->wants_gradient = wants && is_floating(entry.outputs[j].dtype()) && !(op.constant_outputs >> j & 1u);
@@ -169,7 +170,7 @@ ResolvedCall resolve(const Entry& entry, const std::function<void*(const Tensor&
   const bool b = entry.backward;
   call.inputs = refs(entry.inputs, b ? op.reads.inputs : ~0u);
   call.outputs = refs(entry.outputs, b ? op.reads.outputs : ~0u);
-  call.saved = refs(entry.saved, b ? op.reads.saved : ~0u);
+  call.saved = refs(entry.saved, b ? op.saved_reads() : ~0u);
   if (call.saved.size() < op.saved_names.size()) call.saved.resize(op.saved_names.size());
   call.dy = refs(entry.dy, ~0u);
   call.dx = refs(entry.dx, ~0u);

@@ -149,7 +149,9 @@ class CudaReadback final : public Readback {
     const std::size_t slot = taken_++ % kDepth;
     std::byte* to = host_->data() + slot * bytes_;
     for (const Tensor& x : results) {
-      check(cudaMemcpyAsync(to, x.data(), bytes_of(x), cudaMemcpyDeviceToHost, stream()), "copy of results");
+      constexpr std::size_t kFew = 1024;
+      if (bytes_of(x) <= kFew) move_out(x.data(), to, bytes_of(x));
+      else check(cudaMemcpyAsync(to, x.data(), bytes_of(x), cudaMemcpyDeviceToHost, stream()), "copy of results");
       to += bytes_of(x);
     }
     done_[slot].record(stream());
@@ -262,6 +264,10 @@ class CudaDevice final : public Device {
     if (found == kernels().end()) return nullptr;
     const Kernel& k = backward ? found->second.backward : found->second.forward;
     return k ? &k : nullptr;
+  }
+  std::vector<Meta> kept(const Op& op, const Attributes& attributes, std::span<const Meta> inputs) const override {
+    const auto found = kernels().find(op.name);
+    return found != kernels().end() && found->second.kept ? found->second.kept(attributes, inputs) : std::vector<Meta>{};
   }
   std::int64_t workspace(const Op& op, const Attributes& attributes, std::span<const Meta> inputs, const Layout& layout,
                          bool backward) const override {

@@ -15,6 +15,7 @@ template <class T, int N>
 __global__ void embedding_forward_kernel(const std::int32_t* tokens, const T* table, const T* positions, T* y, std::int64_t rows,
                                          std::int64_t length, std::int64_t vocabulary, std::int64_t columns) {
   using A = Accumulator<T>;
+  start_next_kernel();
   wait_for_kernels();
   const std::int64_t first = std::int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp;
   for (std::int64_t row = first; row < rows; row += std::int64_t(gridDim.x) * kWarps) {

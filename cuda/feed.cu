@@ -15,6 +15,10 @@ __global__ void move_slot_kernel(const std::byte* from, std::size_t slot_bytes, 
   for (std::size_t i = words * 16 + first; i < bytes; i += step) to[i] = from[i];
 }
 
+__global__ void move_out_kernel(const std::byte* from, std::byte* to, std::size_t bytes) {
+  for (std::size_t i = threadIdx.x; i < bytes; i += blockDim.x) to[i] = from[i];
+}
+
 __global__ void advance_slot_kernel(std::uint32_t* counter) { ++*counter; }
 
 }  // namespace
@@ -23,6 +27,11 @@ void move_slot(const void* from, std::size_t slot_bytes, std::size_t slots, cons
   move_slot_kernel<<<blocks_for(std::int64_t(bytes), 4096, 264), 256, 0, stream()>>>(static_cast<const std::byte*>(from), slot_bytes, slots, counter,
                                                                                static_cast<std::byte*>(to), bytes);
   check_launch("feed");
+}
+
+void move_out(const void* from, void* to, std::size_t bytes) {
+  move_out_kernel<<<1, 32, 0, stream()>>>(static_cast<const std::byte*>(from), static_cast<std::byte*>(to), bytes);
+  check_launch("readback");
 }
 
 void advance_slot(std::uint32_t* counter) {

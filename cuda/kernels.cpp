@@ -14,6 +14,7 @@ const KernelTable& kernels() {
     register_mlp(t);
     register_softmax(t);
     register_norm(t);
+    register_norm_linear(t);
     register_embedding(t);
     register_rotary(t);
     register_short_convolution(t);

@@ -8,6 +8,8 @@ namespace hedgehog::cuda {
 
 /// Bytes of workspace that a call needs on the device, from its attributes and inputs.
 using WorkspaceBytes = std::function<std::int64_t(const Attributes&, std::span<const Meta>)>;
+/// What forward keeps for backward on the device alone, after what the op keeps everywhere.
+using KeptMetas = std::function<std::vector<Meta>(const Attributes&, std::span<const Meta>)>;
 
 /// What an op does on the device.
 struct DeviceOp {
@@ -15,6 +17,7 @@ struct DeviceOp {
   Kernel backward = {};
   WorkspaceBytes forward_workspace = {};   // none: 0
   WorkspaceBytes backward_workspace = {};
+  KeptMetas kept = {};                     // none: nothing
 };
 
 /// By name of the op.
@@ -30,6 +33,7 @@ void register_linear(KernelTable& table);
 void register_mlp(KernelTable& table);
 void register_softmax(KernelTable& table);
 void register_norm(KernelTable& table);
+void register_norm_linear(KernelTable& table);
 void register_embedding(KernelTable& table);
 void register_rotary(KernelTable& table);
 void register_short_convolution(KernelTable& table);

@@ -3,6 +3,7 @@
 #include "cuda/linear_attention_large.cuh"
 #include "cuda/linear_attention_mma.cuh"
 #include "cuda/linear_attention_one_sided.cuh"
+#include "ops/linear_attention_sizes.h"
 
 namespace hedgehog::cuda {
 namespace {
@@ -14,8 +15,7 @@ namespace one_sided = linear_attention_one_sided;
 
 /// What takes the calls of some shapes.
 struct Path {
-  void (*forward)(const Call&);
-  void (*backward)(const Call&);
+  Kernel forward, backward;
   std::int64_t (*forward_workspace)(const Attributes&, std::span<const Meta>);
   std::int64_t (*backward_workspace)(const Attributes&, std::span<const Meta>);
 };
@@ -26,7 +26,13 @@ Path path_of(const Attributes& a, std::span<const Meta> in) {
   if (large::supports(a, in)) return {large::forward, large::backward, large::forward_workspace, large::backward_workspace};
   if (one_sided::supports(a, in))
     return {one_sided::forward, one_sided::backward, one_sided::forward_workspace, one_sided::backward_workspace};
-  return {generic::forward, generic::backward, generic::forward_workspace, generic::backward_workspace};
+  const auto slow = [](auto kernel) {
+    return [kernel](const Call& c) {
+      linear_attention_detail::count_slow_call();
+      kernel(c);
+    };
+  };
+  return {slow(generic::forward), slow(generic::backward), generic::forward_workspace, generic::backward_workspace};
 }
 Path path_of(const Call& c) {
   std::vector<Meta> metas;
@@ -42,6 +48,7 @@ void register_linear_attention(KernelTable& table) {
       .backward = [](const Call& c) { path_of(c).backward(c); },
       .forward_workspace = [](const Attributes& a, std::span<const Meta> in) { return path_of(a, in).forward_workspace(a, in); },
       .backward_workspace = [](const Attributes& a, std::span<const Meta> in) { return path_of(a, in).backward_workspace(a, in); },
+      .kept = [](const Attributes& a, std::span<const Meta> in) { return mma::supports(a, in) ? mma::kept(a, in) : std::vector<Meta>{}; },
   };
 }
 

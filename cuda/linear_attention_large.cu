@@ -1,7 +1,6 @@
 #include "cuda/linear_attention_large.cuh"
 
 #include "cuda/linear_attention_large_tile.cuh"
-#include "cuda/linear_attention_mma_bidirectional.cuh"
 
 namespace hedgehog::cuda::linear_attention_large {
 namespace {
@@ -31,7 +30,8 @@ Arguments take_backward(Workspace& w, const Shape& q, std::int64_t key_heads) {
 }  // namespace
 
 bool supports(const Attributes& attributes, std::span<const Meta> inputs) {
-  if (!suits_tensor_cores(attributes, inputs) || !attributes.flag("causal") || is_general(attributes, inputs)) return false;
+  if (!suits_tensor_cores(attributes, inputs) || !attributes.flag("causal") || is_general(attributes, inputs) || has_states(attributes, inputs))
+    return false;
   const std::int64_t D = inputs[kQ].shape[3];
   return (D == 96 || D == 128) && shared_memory_of(D) <= largest_shared_memory();
 }
@@ -80,14 +80,12 @@ void backward(const Call& c) {
 
   // parts of dweight lie where the sums were, which nobody reads any more; there are no more of them than chunks
   float* const parts = reinterpret_cast<float*>(p.sums.S);
-  const Segments ranges = even_segments(q, kTwoEach);
   const auto products = [&](const KeyHeads& x, const bf16* weight, const HeadsTarget<bf16>& dx, int of_weight) {
     if (!dx && !c.dx[std::size_t(of_weight)]) return;
-    multiply_weight({x, weight, p.du, dx, c.dx[std::size_t(of_weight)] ? parts : nullptr, q[1], int(q[2]), ranges.chunks, ranges.count,
-                     ranges.length, p.s.vector},
-                    B, D);
-    if (of_weight == kWeightQ) sum_weight_parts(c, parts, ranges.count, nullptr, 0);
-    else sum_weight_parts(c, nullptr, 0, parts, ranges.count);
+    const int ranges =
+        multiply_weight({x, weight, p.du, dx, c.dx[std::size_t(of_weight)] ? parts : nullptr, q[1], int(q[2]), p.s.vector}, B, D);
+    if (of_weight == kWeightQ) sum_weight_parts(c, parts, ranges, nullptr, 0, true);
+    else sum_weight_parts(c, nullptr, 0, parts, ranges, true);
   };
 
   sum_chunks(p, false, B, D);

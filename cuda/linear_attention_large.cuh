@@ -15,7 +15,7 @@
 namespace hedgehog::cuda::linear_attention_large {
 
 /// Whether forward and backward below take a call, from attributes, shapes and dtypes: bf16, causal, map "hedgehog" with weights and
-/// without biases, D = Dv = D' of 96 or 128, chunk 0, no mask and no states; on a GPU with shared memory of 102 KiB a block for
+/// without biases, D = Dv = D' of 96 or 128, chunk 0, no mask and no states; on a GPU with shared memory of 112 KiB a block for
 /// heads of 96, of 210 KiB for those of 128.
 bool supports(const Attributes& attributes, std::span<const Meta> inputs);
 

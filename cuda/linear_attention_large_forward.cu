@@ -5,20 +5,21 @@ namespace {
 
 template <int kD>
 struct AttendMemory {
-  static constexpr int kTile = PaddedLanes<kD>::kTile;
+  static constexpr int kTile = LargeLanes<kD>::kTile;
   bf16 keys[2 * kTile];     // weight_k and k, then phi_k (chunk, F), one tile a sign
   bf16 queries[2 * kTile];  // weight_q and q, then S (F, Dv)
   bf16 v[kTile];            // (chunk, Dv)
   ChunkNumbers<kD> numbers;
+  float larger[2 * kD];  // of the shifts of the chunk and of the state
 };
 
 /// o of one chunk, and the logarithm of its denominator. A warp has 16 queries, whose exponents stay in registers.
 template <int kD>
 __global__ void __launch_bounds__(2 * kD, kD == 96 ? 2 : 1) linear_attention_large_forward_kernel(const __grid_constant__ Arguments p) {
-  constexpr int kSteps = kD / 16, kTile = PaddedLanes<kD>::kTile;
+  constexpr int kSteps = kD / 16, kTile = LargeLanes<kD>::kTile;
   AttendMemory<kD>& m = *reinterpret_cast<AttendMemory<kD>*>(shared_bytes());
   const Sequence& s = p.s;
-  const PaddedLanes<kD> l;
+  const LargeLanes<kD> l;
   const Chunk at(s, kD);
   wait_for_kernels();
   if (p.no_state && at.slot == 0 && threadIdx.x == 0) *p.no_state = 0;
@@ -32,6 +33,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 96 ? 2 : 1) linear_attention_lar
   load_tile<kD>(m.v, s.v.at(at.b, at.t0, at.h), s.v.token, at.count, s.vector, l);
   commit_copies();
   m.numbers.load(p, at);
+  m.larger[threadIdx.x] = fmaxf(m.numbers.top[threadIdx.x], m.numbers.before[threadIdx.x]);
   wait_copies<2>();
   __syncthreads();  // weight_k, k and the numbers are here
 
@@ -48,54 +50,58 @@ __global__ void __launch_bounds__(2 * kD, kD == 96 ? 2 : 1) linear_attention_lar
 
   const int first[2] = {m.numbers.rows[l.row], m.numbers.rows[l.row + 8]};
   float largest[2] = {-INFINITY, -INFINITY};
+  const auto find_largest = [&](const float(&shifts)[2 * kD], bool upper, bool lower) {
 #pragma unroll
-  for (int n = 0; n < kD / 8; ++n)
-#pragma unroll
-    for (int sign = 0; sign < 2; ++sign) {
-      const int column = sign * kD + 8 * n + l.column;
-      const float2 top = pair_at(m.numbers.top, column), before = pair_at(m.numbers.before, column);
+    for (int n = 0; n < kD / 8; ++n) {
+      const float2 plus = pair_at(shifts, 8 * n + l.column), minus = pair_at(shifts, kD + 8 * n + l.column);
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const float of_chunk = e % 2 ? top.y : top.x, of_state = first[e / 2] < 0 ? (e % 2 ? before.y : before.x) : -INFINITY;
-        largest[e / 2] = fmaxf(largest[e / 2], (sign ? -u[n][e] : u[n][e]) + fmaxf(of_chunk, of_state));
+        const float value = fmaxf(u[n][e] + (e % 2 ? plus.y : plus.x), (e % 2 ? minus.y : minus.x) - u[n][e]);
+        if (e / 2 ? lower : upper) largest[e / 2] = fmaxf(largest[e / 2], value);
       }
     }
+  };
+  if (m.numbers.rows[at.count - 1] < 0) {
+    find_largest(m.larger, true, true);
+  } else {
+    find_largest(m.numbers.top, true, true);
+    find_largest(m.numbers.before, first[0] < 0, first[1] < 0);
+  }
   for (float& x : largest) x = row_max(x);
 
   // the chunk up to the row
-  float o[kD / 8][4] = {}, den[2] = {0, 0};
+  unsigned weights[kSteps][4] = {};
+  float den[2] = {0, 0};
   {
     const float of_rows[2] = {-largest[0], -largest[1]};
-    float scores[kD / 8][4] = {};
+    unsigned phi[2 * kSteps][4];
+    feature_operands<false, kD>(phi, u, m.numbers.top, of_rows, l);
+    const bool documents = m.numbers.rows[at.count - 1] > 0;
+#pragma unroll 1
+    for (int j = 0; j <= l.warp; ++j) {
+      float scores[2][4];
+      multiply_block<kD>(scores, phi, m.keys, 16 * j, l);
+      if (j == l.warp || documents) {
 #pragma unroll
-    for (int k = 0; k < 2 * kSteps; ++k) {
-      unsigned a[4];
-      feature_operand<false, kD>(a, u, k, m.numbers.top, of_rows, l);
+        for (int n = 0; n < 2; ++n)
 #pragma unroll
-      for (int j = 0; j < kSteps; ++j) {
-        if (j > l.warp) break;
-        unsigned b[4];
-        l.b(b, m.keys + (k >= kSteps ? kTile : 0), 16 * j, 16 * (k % kSteps));
-        multiply_add(scores[2 * j], a, b[0], b[1]);
-        multiply_add(scores[2 * j + 1], a, b[2], b[3]);
+          for (int e = 0; e < 4; ++e) {
+            const int column = 16 * j + 8 * n + l.column + e % 2;
+            if (column > l.row + e / 2 * 8 || column < first[e / 2]) scores[n][e] = 0;
+          }
       }
-    }
-#pragma unroll
-    for (int j = 0; j < kSteps; ++j) {
-      if (j > l.warp) break;
-#pragma unroll
-      for (int n = 0; n < 2; ++n)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const int column = 16 * j + 8 * n + l.column + e % 2;
-          if (column > l.row + e / 2 * 8 || column < first[e / 2]) scores[2 * j + n][e] = 0;
-        }
       unsigned a[4];
-      pack_operand(a, scores[2 * j], scores[2 * j + 1]);
+      pack_operand(a, scores[0], scores[1]);
 #pragma unroll
       for (int e = 0; e < 4; ++e) den[e % 2] += low_of(a[e]) + high_of(a[e]);
-      multiply_step(o, a, [&](unsigned(&b)[4], int n) { l.b_transposed(b, m.v, n, 16 * j); });
+      keep_operand(weights, j, a);
     }
+  }
+  float o[kD / 8][4] = {};
+#pragma unroll
+  for (int j = 0; j < kSteps; ++j) {
+    if (j > l.warp) break;
+    multiply_step(o, weights[j], [&](unsigned(&b)[4], int n) { l.b_transposed(b, m.v, n, 16 * j); });
   }
   // the state before the chunk, for rows of its document
   if (at.chunk > 0) {

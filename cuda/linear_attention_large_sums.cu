@@ -5,23 +5,28 @@ namespace {
 
 template <int kD>
 struct SumsMemory {
-  static constexpr int kTile = PaddedLanes<kD>::kTile;
+  static constexpr int kTile = LargeLanes<kD>::kTile;
   bf16 weight[kTile];        // (D, D')
   bf16 x[kTile], y[kTile];   // (chunk, D): k and v, or q and dy
   float den[kD], delta[kD];  // of queries: infinity for those that do not see the state before the chunk
+  float outside[kD];         // of keys, like den: infinity for those that are not there, den also for those of an earlier document
+  float shift[2 * kD];       // for queries: of the state
 };
-static_assert(2 * (sizeof(SumsMemory<128>) + 1024) <= 228 * 1024, "two blocks a multiprocessor");
+template <int kD>
+constexpr int kBlocks = kD == 96 ? 3 : 2;  // that a multiprocessor holds
+static_assert(kBlocks<96> * (sizeof(SumsMemory<96>) + 1024) <= 228 * 1024);
+static_assert(kBlocks<128> * (sizeof(SumsMemory<128>) + 1024) <= 228 * 1024);
 
 /// What one chunk adds: S = sum phi_k v^T and z = sum phi_k of the keys of its last token's document, with the shifts of the chunk; or
 /// R = sum phi_q G^T and y = sum phi_q delta of the queries that see the state before the chunk, in the scale of that state. A warp
-/// has 16 features of either sign; they stay in registers, as operands.
+/// has 16 features of either sign, one after the other; they stay in registers, as operands.
 template <int kD, bool kQueries>
-__global__ void __launch_bounds__(2 * kD, 2) linear_attention_large_sums_kernel(const __grid_constant__ Arguments p) {
+__global__ void __launch_bounds__(2 * kD, kBlocks<kD>) linear_attention_large_sums_kernel(const __grid_constant__ Arguments p) {
   constexpr int kSteps = kD / 16;
   SumsMemory<kD>& m = *reinterpret_cast<SumsMemory<kD>*>(shared_bytes());
   const Sequence& s = p.s;
-  const PaddedLanes<kD> l;
-  const Chunk at(s, kD);
+  const LargeLanes<kD> l;
+  const Chunk at(s, kD, kQueries ? block_from_the_end() : blockIdx.x);
   const int thread = int(threadIdx.x);
   wait_for_kernels();
   if (!kQueries && at.slot == 0 && thread == 0) *p.any_redo = 0;
@@ -36,102 +41,91 @@ __global__ void __launch_bounds__(2 * kD, 2) linear_attention_large_sums_kernel(
   if constexpr (kQueries) load_tile<kD>(m.y, p.dy.at(at.b, at.t0, at.h), p.dy.token, at.count, s.vector, l);
   else if (!last) load_tile<kD>(m.y, s.v.at(at.b, at.t0, at.h), s.v.token, at.count, s.vector, l);
   commit_copies();
-  if (kQueries && thread < kD) {
-    const bool sees = thread < at.count && document_row(s, at.b, at.t0, thread) < 0;
-    m.den[thread] = sees ? p.saved[(at.b * s.T + at.t0 + thread) * s.H + at.h] * kLog2e : INFINITY;
-    m.delta[thread] = sees ? p.delta[at.index * s.T + at.t0 + thread] : 0.0f;
+  if (kQueries) m.shift[thread] = p.shifts.after[(at.slot - 1) * 2 * kD + thread];
+  if (thread < kD) {
+    if constexpr (kQueries) {
+      const bool sees = thread < at.count && document_row(s, at.b, at.t0, thread) < 0;
+      m.den[thread] = sees ? p.saved[(at.b * s.T + at.t0 + thread) * s.H + at.h] * kLog2e : INFINITY;
+      m.delta[thread] = sees ? p.delta[at.index * s.T + at.t0 + thread] : 0.0f;
+    } else {
+      m.outside[thread] = thread < at.count ? 0.0f : INFINITY;
+      m.den[thread] = thread < at.count && thread >= document_row(s, at.b, at.t0, at.count - 1) ? 0.0f : INFINITY;
+    }
   }
-  const int first = kQueries ? 0 : document_row(s, at.b, at.t0, at.count - 1);
   wait_copies<1>();
   __syncthreads();  // x, weight and numbers are here
 
-  unsigned phi[2][kSteps][4];
-  {
-    float u[kD / 8][4] = {};
-    multiply<kD>(u, [&](unsigned(&a)[4], int k) { l.a_transposed(a, m.weight, 16 * l.warp, k); },
-                 [&](unsigned(&b)[4], int n, int k) { l.b(b, m.x, n, k); });
-#pragma unroll
-    for (int sign = 0; sign < 2; ++sign) {
-      const float scale = sign ? -kLog2e : kLog2e;
-      const std::int64_t place = at.slot * 2 * kD + sign * kD + l.row;
-      float shift[2];
-      if constexpr (kQueries) {
-#pragma unroll
-        for (int x = 0; x < 2; ++x) shift[x] = p.shifts.after[place + 8 * x - 2 * kD];
-      } else {
-#pragma unroll
-        for (int x = 0; x < 2; ++x) {
-          float top = -INFINITY, local = -INFINITY;
-#pragma unroll
-          for (int n = 0; n < kD / 8; ++n)
-#pragma unroll
-            for (int e = 0; e < 2; ++e) {
-              const int token = 8 * n + l.column + e;
-              const float value = u[n][2 * x + e] * scale;
-              if (token < at.count) top = fmaxf(top, value);
-              if (token < at.count && token >= first) local = fmaxf(local, value);
-            }
-          top = row_max(top);
-          shift[x] = row_max(local);
-          if (l.column == 0) p.shifts.top[place + 8 * x] = top, p.shifts.local[place + 8 * x] = shift[x];
-        }
-      }
-      float sum[2] = {0, 0};
-#pragma unroll
-      for (int n = 0; n < kD / 8; ++n) {
-        const int token = 8 * n + l.column;
-        float2 den{0, 0}, weight{1, 1};
-        if constexpr (kQueries) den = pair_at(m.den, token), weight = pair_at(m.delta, token);
-        else {
-          if (token < first || token >= at.count) den.x = INFINITY;
-          if (token + 1 < first || token + 1 >= at.count) den.y = INFINITY;
-        }
-#pragma unroll
-        for (int x = 0; x < 2; ++x) {
-          const float of_row = kQueries ? shift[x] : -shift[x];
-          const float e0 = exp2_fast(fmaf(u[n][2 * x], scale, of_row) - den.x);
-          const float e1 = exp2_fast(fmaf(u[n][2 * x + 1], scale, of_row) - den.y);
-          phi[sign][n / 2][n % 2 * 2 + x] = pack(e0, e1);
-          sum[x] += e0 * weight.x + e1 * weight.y;
-        }
-      }
-#pragma unroll
-      for (int x = 0; x < 2; ++x) {
-        sum[x] = row_sum(sum[x]);
-        if (l.column == 0) p.sums.z[place + 8 * x - (kQueries ? 2 * kD : 0)] = sum[x];
-      }
-    }
-  }
-  if (last) return;
+  float u[kD / 8][4] = {};
+  multiply<kD>(u, [&](unsigned(&a)[4], int k) { l.a_transposed(a, m.weight, 16 * l.warp, k); },
+               [&](unsigned(&b)[4], int n, int k) { l.b(b, m.x, n, k); });
   wait_copies<0>();
   __syncthreads();  // y is here
 
   HeadsTarget<bf16> to;
   to.data = p.sums.S, to.token = kD, to.vector = true;
   const std::int64_t slot = at.slot - (kQueries ? 1 : 0);
+#pragma unroll 1
+  for (int sign = 0; sign < 2; ++sign) {
+    __syncwarp();  // numbers are not to be kept in registers from one sign to the next
+    const float scale = sign ? -kLog2e : kLog2e;
+    const std::int64_t place = (slot * 2 + sign) * kD + l.row;
+    float shift[2];
+    if constexpr (kQueries) {
 #pragma unroll
-  for (int slice = 0; slice < kD / 32; ++slice) {
-    float S[2][4][4] = {};
+      for (int x = 0; x < 2; ++x) shift[x] = m.shift[sign * kD + l.row + 8 * x];
+    } else {
 #pragma unroll
-    for (int k = 0; k < kSteps; ++k)
+      for (int x = 0; x < 2; ++x) {
+        float top = -INFINITY, local = -INFINITY;
 #pragma unroll
-      for (int n = 0; n < 4; n += 2) {
-        unsigned b[4];
-        l.b_transposed(b, m.y, 32 * slice + 8 * n, 16 * k);
-#pragma unroll
-        for (int sign = 0; sign < 2; ++sign) {
-          multiply_add(S[sign][n], phi[sign][k], b[0], b[1]);
-          multiply_add(S[sign][n + 1], phi[sign][k], b[2], b[3]);
+        for (int n = 0; n < kD / 8; ++n) {
+          const float2 den = pair_at(m.den, 8 * n + l.column), outside = pair_at(m.outside, 8 * n + l.column);
+          const float first = u[n][2 * x] * scale, second = u[n][2 * x + 1] * scale;
+          top = fmaxf(top, fmaxf(first - outside.x, second - outside.y));
+          local = fmaxf(local, fmaxf(first - den.x, second - den.y));
         }
+        top = row_max(top);
+        shift[x] = row_max(local);
+        if (l.column == 0) p.shifts.top[place + 8 * x] = top, p.shifts.local[place + 8 * x] = shift[x];
       }
+    }
+    unsigned phi[kSteps][4];
+    float sum[2] = {0, 0};
 #pragma unroll
-    for (int sign = 0; sign < 2; ++sign) store_rows<kD>(to, (slot * 2 + sign) * kD * kD + 32 * slice, S[sign], kD, l);
+    for (int n = 0; n < kD / 8; ++n) {
+      const int token = 8 * n + l.column;
+      const float2 den = pair_at(m.den, token);
+      float2 weight{1, 1};
+      if constexpr (kQueries) weight = pair_at(m.delta, token);
+#pragma unroll
+      for (int x = 0; x < 2; ++x) {
+        const float of_row = kQueries ? shift[x] : -shift[x];
+        const float e0 = exp2_fast(fmaf(u[n][2 * x], scale, of_row) - den.x);
+        const float e1 = exp2_fast(fmaf(u[n][2 * x + 1], scale, of_row) - den.y);
+        phi[n / 2][n % 2 * 2 + x] = pack(e0, e1);
+        sum[x] += e0 * weight.x + e1 * weight.y;
+      }
+    }
+#pragma unroll
+    for (int x = 0; x < 2; ++x) {
+      sum[x] = row_sum(sum[x]);
+      if (l.column == 0) p.sums.z[place + 8 * x] = sum[x];
+    }
+    if (last) continue;
+#pragma unroll 1
+    for (int column = 0; column < kD; column += 32) {
+      float S[4][4] = {};
+#pragma unroll
+      for (int k = 0; k < kSteps; ++k)
+        multiply_step(S, phi[k], [&](unsigned(&b)[4], int n) { l.b_transposed(b, m.y + column, n, 16 * k); });
+      store_rows<kD>(to, (slot * 2 + sign) * kD * kD + column, S, kD, l);
+    }
   }
 }
 
-constexpr int kScanThreads = 128;
-/// Chunks that a scan has on their way from memory at a time.
-constexpr int kAhead = 8;
+constexpr int kScanThreads = 64, kColumns = 4;
+/// Chunks that a scan has on their way from memory or in use at a time.
+constexpr int kAhead = 16;
 
 struct ScanArguments {
   Arguments p;
@@ -139,50 +133,69 @@ struct ScanArguments {
   int D;
 };
 
-/// Eight columns of a row of one batch element and head, by one thread; the first of a row has z, too.
+/// A few columns of a row of one batch element and head, by one thread; the first of a row has z, too.
 struct Piece {
   std::int64_t index, row;
   int column, D;
   bool valid;
 
-  __device__ Piece(std::int64_t heads, int D) : D(D) {
-    const unsigned i = blockIdx.x * kScanThreads + threadIdx.x, pieces = unsigned(D) / 8, rows = 2 * unsigned(D);
-    column = int(i % pieces) * 8;
+  __device__ Piece(std::int64_t heads, int D, unsigned block) : D(D) {
+    const unsigned i = block * kScanThreads + threadIdx.x, pieces = unsigned(D) / kColumns, rows = 2 * unsigned(D);
+    column = int(i % pieces) * kColumns;
     row = i / pieces % rows;
     index = i / pieces / rows;
     valid = index < heads;
   }
   __device__ __forceinline__ std::int64_t place(std::int64_t slot) const { return slot * 2 * D + row; }
 };
-/// What a piece has in one slot, as it lies in memory.
-struct Stored {
-  uint4 S;
-  float z;
+/// What a thread needs of one slot.
+struct alignas(16) Stored {
+  uint2 S;
+  float z, shift;  // z: where the thread has it
 
-  __device__ __forceinline__ void load(const Piece& e, const ChunkSums& from, std::int64_t slot) {
-    S = *reinterpret_cast<const uint4*>(from.S + e.place(slot) * e.D + e.column);
-    z = e.column == 0 ? from.z[e.place(slot)] : 0.0f;
+  __device__ __forceinline__ void fetch(const Piece& e, const ChunkSums& from, const float* shifts, std::int64_t slot) {
+    copy_async_few<8>(shared_address(&S), from.S + e.place(slot) * e.D + e.column);
+    if (e.column == 0) copy_async_few<4>(shared_address(&z), from.z + e.place(slot));
+    copy_async_few<4>(shared_address(&shift), shifts + e.place(slot));
   }
 };
 struct Running {
-  float S[8] = {}, z = 0;
+  float S[kColumns] = {}, z = 0;
 
   __device__ __forceinline__ void store(const Piece& e, const ChunkSums& to, std::int64_t slot) const {
-    *reinterpret_cast<uint4*>(to.S + e.place(slot) * e.D + e.column) =
-        uint4{pack(S[0], S[1]), pack(S[2], S[3]), pack(S[4], S[5]), pack(S[6], S[7])};
+    *reinterpret_cast<uint2*>(to.S + e.place(slot) * e.D + e.column) = uint2{pack(S[0], S[1]), pack(S[2], S[3])};
     if (e.column == 0) to.z[e.place(slot)] = z;
   }
   /// this = this * factor + x * scale
   __device__ __forceinline__ void add(float factor, const Stored& x, float scale) {
-    const unsigned of[4] = {x.S.x, x.S.y, x.S.z, x.S.w};
+    const unsigned of[2] = {x.S.x, x.S.y};
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < 2; ++i) {
       S[2 * i] = S[2 * i] * factor + low_of(of[i]) * scale;
       S[2 * i + 1] = S[2 * i + 1] * factor + high_of(of[i]) * scale;
     }
     z = z * factor + x.z * scale;
   }
 };
+
+/// Calls step(place, stored) for places 0 to count in order, fetch(place, stored) some places ahead. A thread reads what it has brought.
+/// By way of shared memory: registers of loads are waited for by few counters, each of many loads.
+template <class Fetch, class Step>
+__device__ __forceinline__ void scan(int count, const Fetch& fetch, const Step& step) {
+  Stored* const stored = reinterpret_cast<Stored*>(shared_bytes()) + threadIdx.x;
+  for (int i = 0; i + 1 < kAhead; ++i) {
+    if (i < count) fetch(i, stored[i * kScanThreads]);
+    commit_copies();
+  }
+#pragma unroll 4
+  for (int i = 0; i < count; ++i) {
+    const int next = i + kAhead - 1;
+    if (next < count) fetch(next, stored[next % kAhead * kScanThreads]);
+    commit_copies();
+    wait_copies<kAhead - 1>();
+    step(i, stored[i % kAhead * kScanThreads]);
+  }
+}
 
 /// Whether a token's document began before its chunk.
 __device__ __forceinline__ bool passes(const Sequence& s, std::int64_t b, int chunk, int D, bool at_end) {
@@ -192,7 +205,7 @@ __device__ __forceinline__ bool passes(const Sequence& s, std::int64_t b, int ch
 
 /// From what each chunk of keys adds to the state before each chunk, in the order of time.
 __global__ void linear_attention_large_states_kernel(const __grid_constant__ ScanArguments a) {
-  const Piece e(a.heads, a.D);
+  const Piece e(a.heads, a.D, block_from_the_end());
   const Sequence& s = a.p.s;
   const Shifts& shifts = a.p.shifts;
   wait_for_kernels();
@@ -200,57 +213,38 @@ __global__ void linear_attention_large_states_kernel(const __grid_constant__ Sca
   const std::int64_t first = e.index * s.chunks, b = e.index / s.H;
   Running sum;
   float shift = -INFINITY;
-  for (int begin = 0; begin < s.chunks; begin += kAhead) {
-    Stored added[kAhead];
-    float local[kAhead];
-#pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      const int chunk = begin + i;
-      if (chunk >= s.chunks) break;
-      local[i] = shifts.local[e.place(first + chunk)];
-      if (chunk + 1 < s.chunks) added[i].load(e, a.p.sums, first + chunk);
-    }
-#pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      const int chunk = begin + i;
-      if (chunk >= s.chunks) break;
-      if (!passes(s, b, chunk, a.D, false)) sum = Running{}, shift = -INFINITY;
-      sum.store(e, a.p.sums, first + chunk);
-      const float before = passes(s, b, chunk, a.D, true) ? shift : -INFINITY;
-      shift = fmaxf(before, local[i]);
-      if (e.column == 0) shifts.after[e.place(first + chunk)] = shift;
-      if (chunk + 1 < s.chunks) sum.add(exp2_fast(before - shift), added[i], exp2_fast(local[i] - shift));
-    }
-  }
+  // the sums of the last chunk are not there, and not used
+  const auto fetch = [&](int chunk, Stored& to) { to.fetch(e, a.p.sums, shifts.local, first + chunk); };
+  const auto step = [&](int chunk, const Stored& added) {
+    if (!passes(s, b, chunk, a.D, false)) sum = Running{}, shift = -INFINITY;
+    sum.store(e, a.p.sums, first + chunk);
+    const float before = passes(s, b, chunk, a.D, true) ? shift : -INFINITY, local = added.shift;
+    shift = fmaxf(before, local);
+    if (e.column == 0) shifts.after[e.place(first + chunk)] = shift;
+    sum.add(exp2_fast(before - shift), added, exp2_fast(local - shift));
+  };
+  scan(s.chunks, fetch, step);
 }
 
 /// From what each chunk of queries adds to R and y after each chunk, against time; nobody reads those after the last.
 __global__ void linear_attention_large_reversed_kernel(const __grid_constant__ ScanArguments a) {
-  const Piece e(a.heads, a.D);
+  const Piece e(a.heads, a.D, blockIdx.x);
   const Sequence& s = a.p.s;
   const float* const after = a.p.shifts.after;
   wait_for_kernels();
   if (!e.valid) return;
   const std::int64_t first = e.index * s.chunks, b = e.index / s.H;
+  const int last = s.chunks - 2;
   Running sum;
-  for (int last = s.chunks - 2; last >= 0; last -= kAhead) {
-    Stored added[kAhead];
-    float scale[kAhead];
-#pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      const int chunk = last - i;
-      if (chunk < 0) break;
-      added[i].load(e, a.p.sums, first + chunk);
-      scale[i] = after[e.place(first + chunk)] - after[e.place(first + chunk + 1)];
-    }
-#pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      const int chunk = last - i;
-      if (chunk < 0) break;
-      sum.add(passes(s, b, chunk + 1, a.D, true) ? exp2_fast(scale[i]) : 0.0f, added[i], 1);
-      sum.store(e, a.p.sums, first + chunk);
-    }
-  }
+  float later = after[e.place(first + last + 1)];
+  const auto fetch = [&](int place, Stored& to) { to.fetch(e, a.p.sums, after, first + last - place); };
+  const auto step = [&](int place, const Stored& added) {
+    const int chunk = last - place;
+    sum.add(passes(s, b, chunk + 1, a.D, true) ? exp2_fast(added.shift - later) : 0.0f, added, 1);
+    sum.store(e, a.p.sums, first + chunk);
+    later = added.shift;
+  };
+  scan(last + 1, fetch, step);
 }
 
 template <int kD>
@@ -268,9 +262,9 @@ void sum_chunks(const Arguments& p, bool queries, std::int64_t batch, int D) {
 }
 
 void scan_chunks(const Arguments& p, bool queries, std::int64_t batch, int D) {
-  const std::int64_t heads = batch * p.s.H, blocks = (heads * 2 * D * (D / 8) + kScanThreads - 1) / kScanThreads;
-  launch(queries ? linear_attention_large_reversed_kernel : linear_attention_large_states_kernel, blocks, kScanThreads, 0,
-         ScanArguments{p, heads, D});
+  const std::int64_t heads = batch * p.s.H, blocks = (heads * 2 * D * (D / kColumns) + kScanThreads - 1) / kScanThreads;
+  launch(queries ? linear_attention_large_reversed_kernel : linear_attention_large_states_kernel, blocks, kScanThreads,
+         kAhead * kScanThreads * sizeof(Stored), ScanArguments{p, heads, D});
 }
 
 }  // namespace hedgehog::cuda::linear_attention_large

@@ -57,10 +57,13 @@ struct ProductArguments {
   const bf16* weight;    // (H, D, D')
   HeadsTarget<bf16> du;  // (B, T, H, D')
   HeadsTarget<bf16> dx;  // by query head
-  float* dweight;        // (B H ranges, D, D') parts
+  float* dweight;        // (H, ranges, D, D') parts, or null
   std::int64_t T;
-  int H, chunks, ranges, range_chunks;
+  int H;
   bool vector;
+  // how tokens are shared out: made by multiply_weight
+  int element_tiles, tiles;  // of one batch element, of all
+  int ranges, range_tiles;
 };
 
 /// Sums of each chunk alone: keys (S, z and shifts), or queries (R and y, each in the slot of the chunk before it).
@@ -73,10 +76,14 @@ void backward_queries(const Arguments& p, std::int64_t batch, int D);
 void backward_keys(const Arguments& p, std::int64_t batch, int D);
 /// Bytes of shared memory of those two, which need the most.
 std::size_t shared_memory_of(std::int64_t D);
-void multiply_weight(const ProductArguments& p, std::int64_t batch, int D);
+/// Returns how many parts of dweight a head has; there are no more of them than chunks.
+int multiply_weight(ProductArguments p, std::int64_t batch, int D);
 /// Rows in log space: o and its denominator anew; what they add to du of queries; what they add to du of keys and to dv.
 enum class Rare : int { forward, queries, keys };
 void add_rare_rows(const Arguments& p, Rare what, std::int64_t batch, int D);
+
+/// The number of a block among those of a kernel that goes the other way than the one before it, to find in L2 what that one did last.
+__device__ __forceinline__ unsigned block_from_the_end() { return gridDim.x - 1 - blockIdx.x; }
 
 /// The chunk of a block.
 struct Chunk {
@@ -90,73 +97,96 @@ struct Chunk {
   }
 };
 
-/// Places in tiles whose rows are 8 elements longer than they need be, so that the same piece of 8 rows lies in 8 different banks.
+/// Places in tiles in which the same piece of 8 rows lies in 8 different banks: rows are 8 elements longer than they need be, or, where
+/// room is short, their pieces are swizzled as in Lanes.
 /// `warp` is the one of the warp's 16 rows: those of two warps that share a scheduler have about as many tokens before them as any
 /// other two.
 template <int kD>
-struct PaddedLanes : linear_attention_mma::Lanes<kD> {
-  static constexpr int kPitch = kD + 8, kTile = kD * kPitch;
-  using Base = linear_attention_mma::Lanes<kD>;
+struct LargeLanes : linear_attention_mma::Lanes<kD> {
+  static constexpr bool kSwizzled = kD == 96;
+  static constexpr int kPitch = kSwizzled ? kD : kD + 8, kTile = kD * kPitch;
 
-  __device__ __forceinline__ PaddedLanes() {
+  __device__ __forceinline__ LargeLanes() {
     if (kD == 128 && this->warp >= 4) this->warp = 11 - this->warp;
     this->row = 16 * this->warp + this->lane / 4;
-    straight_ = (this->lane & 15) * kPitch + (this->lane >> 4 << 3);
-    crossed_ = ((this->lane >> 4 << 3) + (this->lane & 7)) * kPitch + (this->lane & 8);
+    const int crossed = (this->lane >> 4 << 3) + (this->lane & 7);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      straight_[i] = place(this->lane & 15, 16 * i + (this->lane >> 4 << 3));
+      crossed_[i] = place(crossed, 16 * i + (this->lane & 8));
+    }
+  }
+  /// Element (row, column), the first of a piece.
+  static __device__ __forceinline__ int place(int row, int column) {
+    if constexpr (kSwizzled) return row * kPitch + (column & ~31) + (column & 31 ^ linear_attention_mma::swizzle<kD>(row));
+    else return row * kPitch + column;
   }
   /// As those of Lanes.
   __device__ __forceinline__ void a(unsigned (&r)[4], const bf16* tile, int m, int k) const {
-    load_matrices(r, shared_address(tile + m * kPitch + k + straight_));
+    load_matrices(r, address(tile, m, k, straight_));
   }
   __device__ __forceinline__ void a_transposed(unsigned (&r)[4], const bf16* tile, int m, int k) const {
-    load_matrices_transposed(r, shared_address(tile + k * kPitch + m + crossed_));
+    load_matrices_transposed(r, address(tile, k, m, crossed_));
   }
   __device__ __forceinline__ void b(unsigned (&r)[4], const bf16* tile, int n, int k) const {
-    load_matrices(r, shared_address(tile + n * kPitch + k + crossed_));
+    load_matrices(r, address(tile, n, k, crossed_));
   }
   __device__ __forceinline__ void b_transposed(unsigned (&r)[4], const bf16* tile, int n, int k) const {
-    load_matrices_transposed(r, shared_address(tile + k * kPitch + n + straight_));
+    load_matrices_transposed(r, address(tile, k, n, straight_));
   }
 
  private:
-  int straight_, crossed_;
+  int straight_[2], crossed_[2];  // where rows are swizzled, of odd steps of 16 columns, too
+
+  /// Block (row, column) of 16 x 16.
+  __device__ __forceinline__ unsigned address(const bf16* tile, int row, int column, const int (&of_lane)[2]) const {
+    if constexpr (kSwizzled) return shared_address(tile + row * kPitch + (column & ~31) + of_lane[column >> 4 & 1]);
+    else return shared_address(tile + row * kPitch + column + of_lane[0]);
+  }
 };
 
-/// The first `count` of kD rows, `step` elements apart, into a tile, and zeros after them; each warp brings its own 16 rows.
-template <int kD>
-__device__ __forceinline__ void load_tile(bf16* tile, const bf16* from, std::int64_t step, std::int64_t count, bool vector,
-                                          const PaddedLanes<kD>& l) {
-  constexpr int kPieces = kD / 8;
+/// The first `count` of kRows rows, `step` elements apart, into a tile, and zeros after them.
+template <int kD, int kRows = kD>
+__device__ __forceinline__ void load_tile(bf16* tile, const bf16* from, std::int64_t step, int count, bool vector,
+                                          const LargeLanes<kD>& l) {
+  constexpr int kPieces = kD / 8, kEach = kRows / 16;
+  static_assert(2 * kD == 16 * kPieces);
+  const int row = int(threadIdx.x) / kPieces, column = int(threadIdx.x) % kPieces * 8;
+  if (vector) {
+    // 16 rows at a time; the source of a row past the end is not read
+    const unsigned to = shared_address(tile + l.place(row, column));
+    const bf16* source = from + row * step + column;
 #pragma unroll
-  for (int x = 0; x < kPieces / 2; ++x) {
-    const int piece = l.lane + 32 * x, row = 16 * l.warp + piece / kPieces, column = piece % kPieces * 8;
-    const bool valid = row < count;
-    const bf16* source = from + (valid ? row : 0) * step + column;
-    bf16* to = tile + row * PaddedLanes<kD>::kPitch + column;
-    if (vector) {
-      copy_async(shared_address(to), source, valid);
-    } else {
-      for (int e = 0; e < 8; ++e) to[e] = valid ? source[e] : __float2bfloat16(0.0f);
-    }
+    for (int x = 0; x < kEach; ++x, source += 16 * step)
+      copy_async(to + unsigned(sizeof(bf16)) * 16 * x * l.kPitch, source, row + 16 * x < count);
+  } else {
+#pragma unroll 1
+    for (int i = row; i < kRows; i += 16)
+      for (int e = 0; e < 8; ++e)
+        tile[l.place(i, column) + e] = i < count ? from[i * step + column + e] : __float2bfloat16(0.0f);
   }
 }
 /// S or R of a slot into two tiles.
 template <int kD>
-__device__ __forceinline__ void load_sums(bf16* tiles, const ChunkSums& from, std::int64_t slot, const PaddedLanes<kD>& l) {
+__device__ __forceinline__ void load_sums(bf16* tiles, const ChunkSums& from, std::int64_t slot, const LargeLanes<kD>& l) {
   const bf16* const S = from.S + slot * 2 * kD * kD;
   load_tile<kD>(tiles, S, kD, kD, true, l);
-  load_tile<kD>(tiles + PaddedLanes<kD>::kTile, S + kD * kD, kD, kD, true, l);
+  load_tile<kD>(tiles + LargeLanes<kD>::kTile, S + kD * kD, kD, kD, true, l);
 }
 
 /// u of a warp's rows.
 template <int kD>
-__device__ __forceinline__ void exponents(float (&u)[kD / 8][4], const bf16* x, const bf16* weight, const PaddedLanes<kD>& l) {
+__device__ __forceinline__ void exponents(float (&u)[kD / 8][4], const bf16* x, const bf16* weight, const LargeLanes<kD>& l) {
 #pragma unroll
   for (int n = 0; n < kD / 8; ++n)
 #pragma unroll
     for (int e = 0; e < 4; ++e) u[n][e] = 0;
-  multiply<kD>(u, [&](unsigned(&a)[4], int k) { l.a(a, x, 16 * l.warp, k); },
-               [&](unsigned(&b)[4], int n, int k) { l.b_transposed(b, weight, n, k); });
+#pragma unroll 2
+  for (int k = 0; k < kD; k += 16) {
+    unsigned a[4];
+    l.a(a, x, 16 * l.warp, k);
+    multiply_step(u, a, [&](unsigned(&b)[4], int n) { l.b_transposed(b, weight, n, k); });
+  }
 #pragma unroll
   for (int n = 0; n < kD / 8; ++n)
 #pragma unroll
@@ -171,7 +201,7 @@ __device__ __forceinline__ float feature(float u, bool minus, float shift, float
 /// Features 16 step to 16 step + 16 of a warp's rows, as an operand.
 template <bool kKeys, int kD>
 __device__ __forceinline__ void feature_operand(unsigned (&a)[4], const float (&u)[kD / 8][4], int step, const float* shift,
-                                                const float (&of_rows)[2], const PaddedLanes<kD>& l) {
+                                                const float (&of_rows)[2], const LargeLanes<kD>& l) {
   const bool minus = step >= kD / 16;
   const int first = 2 * (step % (kD / 16));
   float phi[2][4];
@@ -183,24 +213,58 @@ __device__ __forceinline__ void feature_operand(unsigned (&a)[4], const float (&
   }
   pack_operand(a, phi[0], phi[1]);
 }
+/// All features of a warp's rows, as operands.
+template <bool kKeys, int kD>
+__device__ __forceinline__ void feature_operands(unsigned (&a)[kD / 8][4], const float (&u)[kD / 8][4], const float* shift,
+                                                 const float (&of_rows)[2], const LargeLanes<kD>& l) {
+#pragma unroll
+  for (int step = 0; step < kD / 8; ++step) feature_operand<kKeys, kD>(a[step], u, step, shift, of_rows, l);
+}
+/// c (16, 16) = a b^T for rows `row` to row + 16 of tiles b (row, k), kSteps / kD * 16 of them side by side. Two sums each, so that fewer
+/// products wait for one another.
+template <int kD, int kSteps>
+__device__ __forceinline__ void multiply_block(float (&c)[2][4], const unsigned (&a)[kSteps][4], const bf16* tiles, int row,
+                                               const LargeLanes<kD>& l) {
+  float sums[2][2][4] = {};
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k) {
+    unsigned b[4];
+    l.b(b, tiles + k / (kD / 16) * LargeLanes<kD>::kTile, row, 16 * (k % (kD / 16)));
+    multiply_add(sums[k % 2][0], a[k], b[0], b[1]);
+    multiply_add(sums[k % 2][1], a[k], b[2], b[3]);
+  }
+#pragma unroll
+  for (int n = 0; n < 2; ++n)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) c[n][e] = sums[0][n][e] + sums[1][n][e];
+}
+/// Puts operand `a` where `all` has number i, which is not known in advance.
+template <int kCount>
+__device__ __forceinline__ void keep_operand(unsigned (&all)[kCount][4], int i, const unsigned (&a)[4]) {
+#pragma unroll
+  for (int j = 0; j < kCount; ++j)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) all[j][e] = j == i ? a[e] : all[j][e];
+}
 /// All features of a warp's rows into two tiles (token, feature), one a sign.
 template <bool kKeys, int kD>
 __device__ __forceinline__ void store_features(bf16* tiles, const float (&u)[kD / 8][4], const float* shift, const float (&of_rows)[2],
-                                               const PaddedLanes<kD>& l) {
-  using L = PaddedLanes<kD>;
+                                               const LargeLanes<kD>& l) {
+  using L = LargeLanes<kD>;
 #pragma unroll
   for (int step = 0; step < kD / 8; ++step) {
     unsigned a[4];
     feature_operand<kKeys, kD>(a, u, step, shift, of_rows, l);
-    bf16* const to = tiles + (step >= kD / 16 ? L::kTile : 0) + l.row * L::kPitch + 16 * (step % (kD / 16)) + l.column;
+    bf16* const to = tiles + (step >= kD / 16 ? L::kTile : 0) + l.column;
 #pragma unroll
-    for (int e = 0; e < 4; ++e) *reinterpret_cast<unsigned*>(to + e % 2 * 8 * L::kPitch + e / 2 * 8) = a[e];
+    for (int e = 0; e < 4; ++e)
+      *reinterpret_cast<unsigned*>(to + L::place(l.row, 16 * (step % (kD / 16)) + e / 2 * 8) + e % 2 * 8 * L::kPitch) = a[e];
   }
 }
 
 /// Leaves the bits of a warp's rare rows, each in some of the lanes that have the row.
 template <int kD>
-__device__ __forceinline__ void mark_rare_rows(const Arguments& p, const Chunk& at, unsigned bits, const PaddedLanes<kD>& l) {
+__device__ __forceinline__ void mark_rare_rows(const Arguments& p, const Chunk& at, unsigned bits, const LargeLanes<kD>& l) {
 #pragma unroll
   for (int offset = 1; offset < 32; offset *= 2) bits |= __shfl_xor_sync(0xffffffffu, bits, offset);
   if (l.lane != 0) return;

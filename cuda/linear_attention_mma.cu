@@ -129,16 +129,17 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8) linear_attention_for
   if (thread < kD) m.rows[walk.begin & 1][thread] = document_row(s, b, begin, thread);
   if constexpr (kGeneral) m.key_norm[0][thread] = fetch_key_norm<kD>(s.map, walk.index, begin);
   KeyState<kD> state;
-  state.start(p.states, walk, l);
+  state.start(p.states, s, walk, l);
 
   for (int chunk = walk.begin; chunk < walk.end; ++chunk) {
     const std::int64_t t0 = std::int64_t(chunk) * kD, left = s.T - t0;
     const int count = left < kD ? int(left) : kD;
-    const bool goes_on = chunk + 1 < walk.end;
+    const bool goes_on = chunk + 1 < walk.end, ends = p.final_state && chunk + 1 == s.chunks;
     const signed char* const rows = m.rows[chunk & 1];
     wait_all_copies();
     __syncthreads();  // q, k and rows are here; the chunk before is done with v
     load_rows<kD>(m.v, s.v.at(b, t0, h), s.v.token, left, s.vector, l);
+    if (keeps(p, chunk)) keep_state(p, state, kept_slot(p, walk, chunk), l);
     RowNorm<kGeneral> norm;
     norm.fetch(s.map, kOfQueries, walk.index, t0, count, l.row);
     state.enter(m.weight_k, m.k, count, rows, m.phi, m.S, m.features, l, chunk_norm<kGeneral>(s.map, m.key_norm[0], h, kD));
@@ -235,12 +236,24 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8) linear_attention_for
       const KeyState<kD> copy = state;
       forward_log_space_rows<kD, kGeneral>(p, copy, rows, b, h, t0, count);
     }
+    if (goes_on || ends) state.leave(m.phi, m.v, rows[kD - 1], m.features, l);
+    if (ends) end_with(p, state, walk.index, l);
     if (goes_on) {
-      state.leave(m.phi, m.v, rows[kD - 1], m.features, l);
       if (thread < kD) m.rows[(chunk + 1) & 1][thread] = next_row;
       if constexpr (kGeneral) m.key_norm[0][thread] = next_norm;
     }
   }
+}
+
+/// What a call needs beside its results.
+template <class Operand>
+void take(Workspace& w, ForwardArguments& p, const Attributes& attributes, std::span<const Operand> inputs) {
+  const Shape& q = inputs[kQ].shape;
+  const Segments g = segments_of(q, Pass::forward);
+  const std::int64_t slots = state_slots(q, g, inputs[kInitialState].given);
+  if (slots > 0) p.states = w.take_slots(slots, q[3], true), p.local = w.take<float>(slots * 2 * q[3]);
+  w.take_map(p.s.map, attributes, q);
+  p.rare = w.take<int>(q[0] * q[2] * g.count);
 }
 
 template <int kD, bool kGeneral>
@@ -252,7 +265,9 @@ void run(const ForwardArguments& p, std::int64_t blocks) {
 
 bool supports(const Attributes& attributes, std::span<const Meta> inputs) {
   if (!suits_tensor_cores(attributes, inputs) || !feature_map_of("linear_attention", attributes).logarithmic()) return false;
-  if (!attributes.flag("causal") && (inputs[kDocumentStart].given || is_general(attributes, inputs))) return false;
+  const bool states = has_states(attributes, inputs);
+  if (states && !attributes.flag("causal")) return false;
+  if ((states || !attributes.flag("causal")) && (inputs[kDocumentStart].given || is_general(attributes, inputs))) return false;
   const std::int64_t D = inputs[kQ].shape[3];
   return D == 32 || D == 64;
 }
@@ -261,28 +276,33 @@ std::int64_t forward_workspace(const Attributes& attributes, std::span<const Met
   const Shape& q = inputs[kQ].shape;
   if (!attributes.flag("causal")) return bidirectional_forward_workspace(q);
   Workspace w;
-  const Segments g = segments_of(q, Pass::forward);
-  w.take_slots(q, g);
-  GeneralMap map;
-  w.take_map(map, attributes, q);
-  w.take<int>(q[0] * q[2] * g.count);
+  ForwardArguments p{};
+  take(w, p, attributes, inputs);
   return w.used;
+}
+
+std::vector<Meta> kept(const Attributes& attributes, std::span<const Meta> inputs) {
+  const std::int64_t D = inputs[kQ].shape[3], elements = KeptStates(attributes, inputs).slots * 2 * D * (D + 2);
+  return elements > 0 ? std::vector<Meta>{{Shape{elements}, Dtype::f32}} : std::vector<Meta>{};
 }
 
 void forward(const Call& c) {
   if (!c.attributes.flag("causal")) return bidirectional_forward(c);
   const Shape& q = c.inputs[kQ].shape;
+  const bool ends = c.attributes.flag("final_state");
   Workspace w{static_cast<std::byte*>(c.workspace)};
-  ForwardArguments p{sequence_of(c, Pass::forward), HeadsTarget<bf16>("linear_attention", c.outputs[0], false), c.saved[0].as<float>(),
-                     w.take_slots(q, segments_of(q, Pass::forward)), nullptr, c.outputs[1].as<float>()};
-  w.take_map(p.s.map, c.attributes, q);
+  ForwardArguments p{.s = sequence_of(c, Pass::forward), .o = HeadsTarget<bf16>("linear_attention", c.outputs[0], false),
+                     .saved = c.saved[0].as<float>()};
+  take(w, p, c.attributes, c.inputs);
+  (ends ? p.final_state : p.no_state) = c.outputs[1].as<float>();
+  const KeptStates kept(c.attributes, c.inputs);
+  p.kept = kept.at(c);
+  p.kept_segments = kept.segments.count, p.kept_length = kept.segments.length, p.kept_final = kept.states;
   if (p.s.map.log_sums) make_log_sums(p.s, q[0], int(q[3]));
-  if (p.s.segments > 1) make_states(p.s, p.states, q[0], int(q[3]));
+  if (p.states.S) make_states(p.s, p.states, p.local, c.inputs[kInitialState].as<const float>(), q[0], int(q[3]));
   const std::int64_t blocks = q[0] * q[2] * p.s.segments;
-  if (p.s.warpgroups && p.o.vector) {
-    p.rare = w.take<int>(blocks);
-    warpgroup_forward(p, blocks);
-  }
+  if (p.s.warpgroups && p.o.vector) warpgroup_forward(p, blocks);
+  else p.rare = nullptr;
   if (p.s.map.general) return q[3] == 64 ? run<64, true>(p, blocks) : run<32, true>(p, blocks);
   return q[3] == 64 ? run<64, false>(p, blocks) : run<32, false>(p, blocks);
 }

@@ -10,8 +10,12 @@
 namespace hedgehog::cuda::linear_attention_mma {
 
 /// Whether forward and backward below take a call, from attributes, shapes and dtypes: bf16, a map with a logarithm, D = Dv = D' of 32
-/// or 64, chunk 0, no mask and no states; if not causal no documents, and the map is "hedgehog" with weights and without biases.
+/// or 64, chunk 0 and no mask. With states or if not causal the map is "hedgehog" with weights and without biases, and there are no
+/// documents; if not causal there are no states.
 bool supports(const Attributes& attributes, std::span<const Meta> inputs);
+
+/// What forward keeps for backward: states at the ends of segments.
+std::vector<Meta> kept(const Attributes& attributes, std::span<const Meta> inputs);
 
 /// Bytes of workspace of a supported call.
 std::int64_t forward_workspace(const Attributes& attributes, std::span<const Meta> inputs);

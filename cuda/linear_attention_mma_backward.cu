@@ -14,8 +14,9 @@ void take(Workspace& w, BackwardArguments& p, const Attributes& attributes, std:
   const std::int64_t heads = q[0] * q[2], T = q[1], D = q[3];
   const bool general = is_general(attributes, inputs);
   w.take_map(p.s.map, attributes, q);
-  p.states = w.take_slots(q, g);
-  p.reversed = {p.states.S, p.states.z};  // made when the states have been read
+  const bool initial = inputs[kInitialState].given, final = attributes.flag("final_state");
+  if (g.count > 1 || initial || final) p.reversed = w.take_slots(heads * (g.count + (initial ? 1 : 0)), D, false);
+  if (final) p.dshift = w.take<float>(heads * 2 * D), p.no_gradient = w.take<bf16>(D);
   p.shifts = w.take<float>(heads * g.chunks * 2 * D);
   p.delta = w.take<float>(heads * T);
   p.denominators = w.take<float>((general ? 2 : 1) * heads * T);
@@ -43,12 +44,24 @@ __global__ void linear_attention_backward_weight_kernel(const WeightArguments p)
   const unsigned i = blockIdx.x % half * 256 + threadIdx.x, h = i / p.matrix;
   wait_for_kernels();
   if (i >= p.heads * p.matrix || !p.dweight[side]) return;
-  const float* const parts = p.parts[side] + i % p.matrix;
   const unsigned segments = p.segments[side];
+  const float* part = p.parts[side] + std::int64_t(h) * segments * p.matrix + i % p.matrix;
+  const std::int64_t other_heads = std::int64_t(p.heads - 1) * segments * p.matrix;
   float sum = 0;
-#pragma unroll 16
-  for (unsigned part = 0; part < p.batch * segments; ++part)
-    sum += parts[std::int64_t((part / segments * p.heads + h) * segments + part % segments) * p.matrix];
+  unsigned segment = 0;
+  constexpr unsigned kTogether = 16;
+  for (unsigned left = p.batch * segments; left > 0; left -= left < kTogether ? left : kTogether) {
+    // the last ones are on their way together, too
+    float value[kTogether];
+#pragma unroll
+    for (unsigned i = 0; i < kTogether; ++i) {
+      value[i] = i < left ? *part : 0.0f;
+      part += p.matrix;
+      if (++segment == segments) segment = 0, part += other_heads;
+    }
+#pragma unroll
+    for (unsigned i = 0; i < kTogether; ++i) sum += value[i];
+  }
   p.dweight[side].put(i, sum);
 }
 
@@ -95,13 +108,13 @@ void write_zeros(const Call& c) {
 }
 
 void sum_parts(const Call& c, Input of_query_map, Input of_key_map, std::int64_t matrix, const float* query_parts,
-               std::int64_t query_segments, const float* key_parts, std::int64_t key_segments) {
+               std::int64_t query_segments, const float* key_parts, std::int64_t key_segments, bool joined) {
   const Shape& q = c.inputs[kQ].shape;
   const Target<bf16> dweight[2] = {query_parts ? Target<bf16>(c, of_query_map) : Target<bf16>(),
                                    key_parts ? Target<bf16>(c, of_key_map) : Target<bf16>()};
   const auto add = [&](const Target<bf16>& of_queries, const Target<bf16>& of_keys) {
     const WeightArguments p{{query_parts, key_parts}, {of_queries, of_keys}, {unsigned(query_segments), unsigned(key_segments)},
-                            unsigned(q[0]), unsigned(q[2]), unsigned(matrix)};
+                            joined ? 1u : unsigned(q[0]), unsigned(q[2]), unsigned(matrix)};
     launch(linear_attention_backward_weight_kernel, 2 * ((q[2] * matrix + 255) / 256), 256, 0, p);
   };
   if (!dweight[0] && !dweight[1]) return;
@@ -110,9 +123,10 @@ void sum_parts(const Call& c, Input of_query_map, Input of_key_map, std::int64_t
   add({}, dweight[1]);
 }
 
-void sum_weight_parts(const Call& c, const float* query_parts, std::int64_t query_segments, const float* key_parts, std::int64_t key_segments) {
+void sum_weight_parts(const Call& c, const float* query_parts, std::int64_t query_segments, const float* key_parts, std::int64_t key_segments,
+                      bool joined) {
   const std::int64_t D = c.inputs[kQ].shape[3];
-  sum_parts(c, kWeightQ, kWeightK, D * D, query_parts, query_segments, key_parts, key_segments);
+  sum_parts(c, kWeightQ, kWeightK, D * D, query_parts, query_segments, key_parts, key_segments, joined);
 }
 
 HeadsTarget<bf16> take_group_part(Workspace& w, const Shape& q) {
@@ -138,7 +152,8 @@ std::int64_t backward_workspace(const Attributes& attributes, std::span<const Me
 }
 
 void backward(const Call& c) {
-  if (!c.dy[0]) return write_zeros(c);
+  const float* const dfinal = c.attributes.flag("final_state") ? c.dy[1].as<const float>() : nullptr;
+  if (!c.dy[0] && !dfinal) return write_zeros(c);
   if (!c.attributes.flag("causal")) return bidirectional_backward(c);
   const Shape& q = c.inputs[kQ].shape;
   const std::int64_t B = q[0], D = q[3];
@@ -146,24 +161,36 @@ void backward(const Call& c) {
   BackwardArguments p{};
   p.s = sequence_of(c, Pass::backward);
   p.o = Heads<bf16>("linear_attention", c.outputs[0]);
-  p.dy = Heads<bf16>("linear_attention", c.dy[0]);
-  p.s.vector = p.s.vector && aligned(p.o) && aligned(p.dy);
-  p.s.warpgroups = p.s.warpgroups && p.s.vector;
   p.saved = c.saved[0].as<const float>();
   p.dq = target(kQ), p.dk = target(kK), p.dv = target(kV);
   Workspace w{static_cast<std::byte*>(c.workspace)};
   take(w, p, c.attributes, c.inputs);
+  if (c.dy[0]) {
+    p.dy = Heads<bf16>("linear_attention", c.dy[0]);
+  } else {  // one row of zeros for all tokens
+    check(cudaMemsetAsync(p.no_gradient, 0, std::size_t(D) * sizeof(bf16), stream()), "linear_attention");
+    note_launch(false);
+    p.dy.data = p.no_gradient;
+  }
+  p.s.vector = p.s.vector && aligned(p.o) && aligned(p.dy);
+  p.s.warpgroups = p.s.warpgroups && p.s.vector;
   if (!p.s.warpgroups) p.handover = nullptr;
-  const bool of_keys = c.dx[kK] || c.dx[kV] || c.dx[kWeightK] || c.dx[kBiasK];
+  const KeptStates kept(c.attributes, c.inputs);
+  p.states = kept.at(c), p.final_slot = kept.states;
+  p.dfinal = dfinal;
+  if (c.dx[kInitialState]) p.dinitial = Target<float>(c, kInitialState);
+  const bool of_keys = c.dx[kK] || c.dx[kV] || c.dx[kWeightK] || c.dx[kBiasK] || p.dinitial;
 
   if (p.s.map.log_sums) make_log_sums(p.s, B, int(D));
-  if (p.s.segments > 1) make_states(p.s, p.states, B, int(D));
+  if (of_keys && p.dfinal) begin_reversed(p, B, int(D));
   if (p.handover) {
     warpgroup_backward(p, WarpgroupPass::queries);
     if (of_keys && p.s.segments == 1) warpgroup_backward(p, WarpgroupPass::keys);
   }
   backward_queries(p, B, int(D));
   if (of_keys) backward_keys(p, B, int(D));
+  if (p.dinitial) end_reversed(p, B, int(D));
+  if (of_keys && p.dfinal) add_shift_gradients(p, B, int(D));
   sum_groups(c, p.dk, p.dv);
   sum_weight_parts(c, p.dweight[0], p.s.segments, p.dweight[1], p.s.segments);
   sum_parts(c, kBiasQ, kBiasK, D, p.dbias[0], p.s.segments, p.dbias[1], p.s.segments);

@@ -16,8 +16,14 @@ struct BackwardArguments {
   Heads<bf16> o, dy;
   const float* saved;  // (B, T, H) natural logarithm of the denominator
   HeadsTarget<bf16> dq, dk, dv;
-  SumSlots states;    // before each segment
-  SumSlots reversed;  // R and y after each segment
+  SumSlots states;    // before each segment, and from final_slot on the final ones: kept by forward
+  std::int64_t final_slot;
+  SumSlots reversed;  // R and y after each segment, and after those of all heads those before the first token
+  // gradients of the states, (B, H, F, D + 2), and that of the final c, which goes to the key that has raised it last
+  const float* dfinal;    // null: none
+  Target<float> dinitial;
+  float* dshift;          // (B H, F)
+  bf16* no_gradient;      // (D) zeros, for a dy that is not there
   // made by the pass in the order of time
   float* shifts;             // (B H, chunks, F) of each chunk
   float* delta;              // (B H, T)
@@ -28,6 +34,9 @@ struct BackwardArguments {
   // where products are a warpgroup's, else null
   int* handover;  // (walks) the chunk where the walk in the order of time has stopped, its end if it is done, -1 before that
   int walks;      // B H segments
+
+  /// Whether a walk ends with the gradient of an initial state.
+  __device__ __forceinline__ bool reaches_initial(const Walk& walk) const { return walk.segment == 0 && dinitial; }
 };
 
 /// Shared memory of both forms of the pass in the order of time.
@@ -53,6 +62,10 @@ struct ChunkNumbers {
   __device__ __forceinline__ void fetch(const BackwardArguments& p, const Walk& walk, int chunk) {
     const Sequence& s = p.s;
     const int thread = int(threadIdx.x);
+    if (chunk < 0) {  // before the first token
+      shift = p.states.shift[s.state_slot(walk.index, 0) * 2 * kD + thread];
+      return;
+    }
     shift = p.shifts[(walk.index * s.chunks + chunk) * 2 * kD + thread];
     const std::int64_t t0 = std::int64_t(chunk) * kD, t = t0 + thread;
     if constexpr (kGeneral) {
@@ -84,12 +97,20 @@ enum class WarpgroupPass : int { queries, sums, keys };
 void warpgroup_backward(const BackwardArguments& p, WarpgroupPass pass);
 /// Turns what each segment alone adds to R and y into the sums after each segment, in slots of so many features.
 void scan_reversed(const BackwardArguments& p, std::int64_t batch, int D, int features);
+/// Brings the gradients of final states to where R and y begin, and dshift.
+void begin_reversed(const BackwardArguments& p, std::int64_t batch, int D);
+/// Gradients of initial states, from R and y before the first token.
+void end_reversed(const BackwardArguments& p, std::int64_t batch, int D);
+/// Brings the gradient of the final c to keys and their map, when those have theirs.
+void add_shift_gradients(const BackwardArguments& p, std::int64_t batch, int D);
 /// Gradients of two inputs of `matrix` elements a head, those that are wanted, from parts (B H segments, matrix): summed in order.
 /// Parts that are null are left for later.
 void sum_parts(const Call& c, Input of_query_map, Input of_key_map, std::int64_t matrix, const float* query_parts,
-               std::int64_t query_segments, const float* key_parts, std::int64_t key_segments);
-/// Gradients of the weights that are wanted, from parts (B H segments, D, D') of queries and of keys. Null: later.
-void sum_weight_parts(const Call& c, const float* of_queries, std::int64_t query_segments, const float* of_keys, std::int64_t key_segments);
+               std::int64_t query_segments, const float* key_parts, std::int64_t key_segments, bool joined = false);
+/// Gradients of the weights that are wanted, from parts (B H segments, D, D') of queries and of keys. Null: later. joined: segments are
+/// those of all batch elements together, parts (H segments, D, D').
+void sum_weight_parts(const Call& c, const float* of_queries, std::int64_t query_segments, const float* of_keys, std::int64_t key_segments,
+                      bool joined = false);
 /// Zeros for the gradients of a call whose output nothing reads.
 void write_zeros(const Call& c);
 /// Room for the gradient of k or v by query head, where several query heads share a key head.
@@ -156,6 +177,33 @@ __device__ __forceinline__ void through_weight(float (&dx)[kD / 8][4], const flo
     for (int e = 0; e < 4; ++e)
       *reinterpret_cast<unsigned*>(du_tile + place<kD>(l.row + e % 2 * 8, 16 * k + e / 2 * 8 + l.column)) = a[e];
     multiply_step(dx, a, [&](unsigned(&b)[4], int n) { l.b(b, weight, n, 16 * k); });
+  }
+}
+
+/// Gradients of keys' x W + bias from those of log phi, summed over signs, where `gradients` has the sums of a lane's rows by sign: less
+/// the true features times the sums of a row, if a softmax has made them: p = phi 2^shift, both at most 1.
+template <int kD>
+__device__ __forceinline__ void through_norm(float (&du)[kD / 8][4], float (&gradients)[2][2], const unsigned (&phi)[kD / 8][4],
+                                             const float* shift, const GeneralMap& map, const Lanes<kD>& l) {
+  sum_rows(gradients, map.joint);
+#pragma unroll
+  for (int x = 0; x < 2; ++x)
+    if (!map.log_sums) gradients[0][x] = gradients[1][x] = 0;
+  const float factor = map.factor();
+#pragma unroll
+  for (int n = 0; n < kD / 8; ++n) {
+    const float2 plus = pair_at(shift, 8 * n + l.column), minus = pair_at(shift, kD + 8 * n + l.column);
+    const float unit[2][2] = {{true_feature(plus.x), true_feature(plus.y)}, {true_feature(minus.x), true_feature(minus.y)}};
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      float parts[2];
+#pragma unroll
+      for (int sign = 0; sign < 2; ++sign) {
+        const unsigned pair = phi[sign * (kD / 16) + n / 2][n % 2 * 2 + e / 2];
+        parts[sign] = (e % 2 ? high_of(pair) : low_of(pair)) * unit[sign][e % 2] * gradients[sign][e / 2];
+      }
+      du[n][e] = factor * (du[n][e] - (parts[0] - parts[1]));
+    }
   }
 }
 

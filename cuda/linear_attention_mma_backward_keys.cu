@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
   numbers.fetch(p, walk, walk.end - 1);
   numbers.keep(m, walk.end - 1);
   Sums<kD> R;  // z: y
-  if (kOnlySums || walk.segment + 1 == s.segments) R.clear();
+  if (kOnlySums || (walk.segment + 1 == s.segments && !p.dfinal)) R.clear();
   else R.load(p.reversed, walk.slot, l);
   float dweight[kD / 8][4] = {}, dbias = 0;
 
@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
     wait_all_copies();
     __syncthreads();  // k, v, dy, phi and R are here; all are done with q
     if (chunk > walk.begin) load_rows<kD>(m.q, s.q.at(b, t0 - kD, h), s.q.token, kD, s.vector, l);
-    if (chunk > 0) numbers.fetch(p, walk, chunk - 1);
+    if (chunk > 0 || p.reaches_initial(walk)) numbers.fetch(p, walk, chunk - 1);
 
     if constexpr (!kOnlySums) {
       // keys by token
@@ -212,30 +212,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
           }
         }
       }
-      if constexpr (kGeneral) {
-        // less the true features times these sums, if a softmax has made them: p = phi 2^shift, both at most 1
-        sum_rows(gradients, s.map.joint);
-#pragma unroll
-        for (int x = 0; x < 2; ++x)
-          if (!s.map.log_sums) gradients[0][x] = gradients[1][x] = 0;
-        const float factor = s.map.factor();
-#pragma unroll
-        for (int tile = 0; tile < kD / 8; ++tile) {
-          const int column = 8 * tile + l.column;
-          const float2 plus = pair_at(shift, column), minus = pair_at(shift, kD + column);
-          const float unit[2][2] = {{true_feature(plus.x), true_feature(plus.y)}, {true_feature(minus.x), true_feature(minus.y)}};
-#pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            float parts[2];
-#pragma unroll
-            for (int sign = 0; sign < 2; ++sign) {
-              const unsigned phi = k_phi[sign * kSteps + tile / 2][tile % 2 * 2 + e / 2];
-              parts[sign] = (e % 2 ? high_of(phi) : low_of(phi)) * unit[sign][e % 2] * gradients[sign][e / 2];
-            }
-            du[tile][e] = factor * (du[tile][e] - (parts[0] - parts[1]));
-          }
-        }
-      }
+      if constexpr (kGeneral) through_norm<kD>(du, gradients, k_phi, shift, s.map, l);
       if (redo) {
 #pragma unroll
         for (int n = 0; n < kD / 8; ++n)
@@ -251,12 +228,12 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
         store_rows<kD>(p.dk, p.dk.at(b, t0, h), dk, count, l);
       }
     }
-    if (chunk > 0) numbers.keep(m, chunk - 1);
+    if (chunk > 0 || p.reaches_initial(walk)) numbers.keep(m, chunk - 1);
     __syncthreads();  // du and the numbers of the chunk before are here
     if constexpr (!kOnlySums) {
       add_weight_gradient<kD>(dweight, m.k, m.du, l);
       if (kGeneral && p.dbias[1]) dbias = add_bias_gradient<kD>(dbias, m.du, count);
-      if (chunk == walk.begin) break;
+      if (chunk == walk.begin && !p.reaches_initial(walk)) break;
     }
 
     // queries of the chunk, as the keys before it see them; those of a later document have seen no state from here
@@ -280,8 +257,8 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
       R = more;
     }
   }
-  if constexpr (kOnlySums) R.store(p.reversed, walk.slot - 1, l);
-  else store_weight_gradient<kD>(p.dweight[1] + walk.slot * kD * kD, dweight, l);
+  if (kOnlySums || p.reaches_initial(walk)) R.store(p.reversed, kOnlySums ? walk.slot - 1 : p.walks + walk.index, l);
+  if constexpr (!kOnlySums) store_weight_gradient<kD>(p.dweight[1] + walk.slot * kD * kD, dweight, l);
   if constexpr (kGeneral && !kOnlySums)
     if (p.dbias[1]) store_bias_gradient<kD>(p.dbias[1] + walk.slot * kD, dbias, m.y);
 }
@@ -294,8 +271,8 @@ void run(const BackwardArguments& p, std::int64_t batch) {
     if (p.handover) warpgroup_backward(p, WarpgroupPass::sums);
     launch(linear_attention_backward_keys_kernel<kD, kGeneral, true>, blocks, 2 * kD, kBytes, p);
     scan_reversed(p, batch, kD, 2 * kD);
+    if (p.handover) warpgroup_backward(p, WarpgroupPass::keys);
   }
-  if (p.handover && p.s.segments > 1) warpgroup_backward(p, WarpgroupPass::keys);
   launch(linear_attention_backward_keys_kernel<kD, kGeneral, false>, blocks, 2 * kD, kBytes, p);
 }
 

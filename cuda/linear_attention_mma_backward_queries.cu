@@ -122,7 +122,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
   if (thread < kD) m.rows[walk.begin & 1][thread] = document_row(s, b, begin, thread);
   if constexpr (kGeneral) m.key_norm[0][thread] = fetch_key_norm<kD>(s.map, index, begin);
   KeyState<kD> state;
-  state.start(p.states, walk, l);
+  state.start(p.states, s, walk, l);
   float dweight[kD / 8][4] = {}, dbias = 0;
   if (p.handover) load_weight_gradient<kD>(dweight, p.dweight[0] + walk.slot * kD * kD, l);
 

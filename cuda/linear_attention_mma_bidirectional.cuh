@@ -35,10 +35,7 @@ inline Sequence cut(Sequence s, const Segments& g) {
   return s;
 }
 
-inline SumSlots take_parts(Workspace& w, const Shape& q, std::int64_t segments) {
-  const std::int64_t rows = q[0] * q[2] * segments * 2 * q[3];
-  return {.S = w.take<float>(rows * q[3]), .z = w.take<float>(rows), .shift = w.take<float>(rows)};
-}
+inline SumSlots take_parts(Workspace& w, const Shape& q, std::int64_t segments) { return w.take_slots(q[0] * q[2] * segments, q[3], true); }
 inline Totals take_totals(Workspace& w, const Shape& q) {
   const std::int64_t rows = q[0] * q[2] * 2 * q[3];
   return {w.take<bf16>(rows * q[3]), w.take<float>(rows), w.take<float>(rows)};

@@ -50,14 +50,18 @@ bool is_general(const Attributes& attributes, std::span<const Operand> inputs) {
   return attributes.text("map") != "hedgehog" || !inputs[kWeightQ].given || inputs[kBiasQ].given || inputs[kBiasK].given;
 }
 
-/// What the kernels on tensor cores ask of a call, whatever its heads and map: bf16, heads of one width throughout, chunk 0, no mask
-/// and no states.
+/// Whether a call begins from a state or gives one.
+template <class Operand>
+bool has_states(const Attributes& attributes, std::span<const Operand> inputs) {
+  return attributes.flag("final_state") || inputs[kInitialState].given;
+}
+
+/// What the kernels on tensor cores ask of a call, whatever its heads and map: bf16, heads of one width throughout, chunk 0 and no mask.
 inline bool suits_tensor_cores(const Attributes& attributes, std::span<const Meta> inputs) {
-  if (attributes.flag("final_state") || attributes.integer("chunk") != 0 || inputs[kQ].dtype != Dtype::bf16) return false;
+  if (attributes.integer("chunk") != 0 || inputs[kQ].dtype != Dtype::bf16) return false;
   for (int i : {kWeightQ, kWeightK, kBiasQ, kBiasK})
     if (inputs[std::size_t(i)].given && inputs[std::size_t(i)].dtype != Dtype::bf16) return false;
-  for (int i : {kMask, kInitialState})
-    if (inputs[std::size_t(i)].given) return false;
+  if (inputs[kMask].given) return false;
   const std::int64_t D = inputs[kQ].shape[3];
   return inputs[kV].shape[3] == D && (!inputs[kWeightQ].given || inputs[kWeightQ].shape[2] == D);
 }
@@ -73,10 +77,10 @@ struct Workspace {
     used += (count * std::int64_t(sizeof(T)) + 255) / 256 * 256;
     return at;
   }
-  /// Slots for all segments; none for one segment.
-  SumSlots take_slots(const Shape& q, const Segments& g) {
-    const std::int64_t rows = g.count > 1 ? q[0] * q[2] * g.count * 2 * q[3] : 0;
-    return {take<float>(rows * q[3]), take<float>(rows), take<float>(rows), take<float>(rows)};
+  /// `slots` of sums in heads of D, with shifts or without.
+  SumSlots take_slots(std::int64_t slots, std::int64_t D, bool shifts) {
+    const std::int64_t rows = slots * 2 * D;
+    return {take<float>(rows * D), take<float>(rows), shifts ? take<float>(rows) : nullptr};
   }
   /// Room for the sums that normalise features, if the map does; "hedgehog-joint" has none of queries, but their place.
   void take_map(GeneralMap& map, const Attributes& attributes, const Shape& q) {
@@ -90,14 +94,36 @@ struct Workspace {
   }
 };
 
+/// Slots of the states before segments, by Sequence::state_slot.
+inline std::int64_t state_slots(const Shape& q, const Segments& g, bool initial) { return q[0] * q[2] * (g.count - (initial ? 0 : 1)); }
+/// What forward keeps for backward, if anything: states before each segment of backward, and after those of all heads the final ones.
+struct KeptStates {
+  std::int64_t states, slots;  // slots: with final states
+  Segments segments;
+
+  template <class Operand>
+  KeptStates(const Attributes& attributes, std::span<const Operand> inputs) : segments(segments_of(inputs[kQ].shape, Pass::backward)) {
+    const Shape& q = inputs[kQ].shape;
+    states = attributes.flag("causal") ? state_slots(q, segments, inputs[kInitialState].given) : 0;
+    slots = states + (attributes.flag("final_state") ? q[0] * q[2] : 0);
+  }
+  /// Where they lie; null slots if there are none.
+  SumSlots at(const Call& c) const {
+    Workspace w{c.saved.size() > 1 ? c.saved[1].as<std::byte>() : nullptr};
+    return w.base ? w.take_slots(slots, c.inputs[kQ].shape[3], true) : SumSlots{};
+  }
+};
+
 /// Fills s.map.log_sums.
 void make_log_sums(const Sequence& s, std::int64_t batch, int D);
-/// Fills the slots with the states before each segment but the first.
-void make_states(const Sequence& s, const SumSlots& states, std::int64_t batch, int D);
-/// Turns what each segment alone adds into the states before each segment, in slots of so many features.
-void scan_states(const Sequence& s, const SumSlots& states, std::int64_t batch, int D, int features);
+/// Fills the slots with the states before each segment. initial_state (B, H, F, D + 2), or null: nothing before the first.
+void make_states(const Sequence& s, const SumSlots& states, float* local, const float* initial_state, std::int64_t batch, int D);
+/// Turns what each segment alone adds into the states before each segment, in slots of so many features. local: (slots, F) shifts of
+/// what each adds, or null where features have no logarithm.
+void scan_states(const Sequence& s, const SumSlots& states, const float* local, const float* initial_state, std::int64_t batch, int D,
+                 int features);
 /// What the keys of each segment alone add, with products of a warpgroup: part of make_states.
-void warpgroup_states(const Sequence& s, const SumSlots& states, std::int64_t blocks);
+void warpgroup_states(const Sequence& s, const SumSlots& states, float* local, std::int64_t blocks);
 
 inline Sequence sequence_of(const Call& c, Pass pass) {
   const Shape& q = c.inputs[kQ].shape;
@@ -107,11 +133,11 @@ inline Sequence sequence_of(const Call& c, Pass pass) {
   auto weight = [&](int i) { return c.inputs[std::size_t(i)].as<const bf16>(); };
   const Segments g = segments_of(q, pass);
   Sequence s{heads(kQ), key_heads(kK), key_heads(kV), weight(kWeightQ), weight(kWeightK), c.inputs[kDocumentStart].as<const std::int32_t>(),
-             q[1], int(q[2]), false, g.chunks, g.count, g.length};
+             q[1], int(q[2]), false, c.inputs[kInitialState].given, g.chunks, g.count, g.length};
   s.vector = aligned(s.q) && aligned(s.k) && aligned(s.v) && aligned({s.weight_q, s.weight_k});
   s.map.general = is_general(c.attributes, c.inputs);
   s.map.bias[kOfQueries] = weight(kBiasQ), s.map.bias[kOfKeys] = weight(kBiasK);
-  s.warpgroups = s.vector && q[3] == 64 && !s.map.general && has_warpgroups();
+  s.warpgroups = s.vector && q[3] == 64 && has_warpgroups();
   return s;
 }
 

@@ -22,11 +22,17 @@ struct Sequence {
   std::int64_t T;
   int H;
   bool vector;   // rows of q, k, v, the weights and dy may be read 16 bytes at a time
+  bool initial;  // there is a state before the first token
   int chunks;    // of the sequence
   int segments;  // that blocks walk side by side
   int segment_chunks;
   bool warpgroups;  // products are made by warpgroups
   GeneralMap map;
+
+  /// Slot of the state before a segment: the first of a head has one only if something is before it.
+  __device__ __forceinline__ std::int64_t state_slot(std::int64_t index, int segment) const {
+    return index * segments + segment - (initial ? 0 : index + 1);
+  }
 };
 
 /// The part of a sequence that a block walks.
@@ -47,8 +53,7 @@ struct Walk {
 struct SumSlots {
   float* S = nullptr;      // (slots, F, D)
   float* z = nullptr;      // (slots, F)
-  float* local = nullptr;  // (slots, F) shifts of what one segment alone adds; of keys only
-  float* shift = nullptr;  // (slots, F)
+  float* shift = nullptr;  // (slots, F), of keys
 };
 
 /// First token of the document of token i, as a row of the chunk at t0; -1: before the chunk.
@@ -282,14 +287,15 @@ struct KeyState {
     sums.clear();
     for (int s = 0; s < 2; ++s) shift[s][0] = shift[s][1] = -INFINITY;
   }
-  /// The state before a segment: empty before the first.
-  __device__ __forceinline__ void start(const SumSlots& states, const Walk& walk, const Lanes<kD>& l) {
-    if (walk.segment == 0) return clear();
-    sums.load(states, walk.slot, l);
+  /// The state before a segment.
+  __device__ __forceinline__ void start(const SumSlots& states, const Sequence& sequence, const Walk& walk, const Lanes<kD>& l) {
+    if (walk.segment == 0 && !sequence.initial) return clear();
+    const std::int64_t slot = sequence.state_slot(walk.index, walk.segment);
+    sums.load(states, slot, l);
 #pragma unroll
     for (int s = 0; s < 2; ++s)
 #pragma unroll
-      for (int x = 0; x < 2; ++x) shift[s][x] = states.shift[walk.slot * 2 * kD + s * kD + l.row + 8 * x];
+      for (int x = 0; x < 2; ++x) shift[s][x] = states.shift[slot * 2 * kD + s * kD + l.row + 8 * x];
   }
 
   /// Log features of a chunk of keys by feature, their shift, and what the rows of the chunk read: the features in the scale

@@ -6,6 +6,7 @@ namespace {
 struct StatesArguments {
   Sequence s;
   SumSlots states;
+  float* local;  // (slots, F) shifts of what a segment alone adds
 };
 
 template <int kD>
@@ -54,10 +55,11 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8) linear_attention_sta
     }
     state.leave(m.phi, m.v, rows[kD - 1], m.features, l);
   }
-  state.sums.store(p.states, walk.slot + 1, l);
+  const std::int64_t slot = s.state_slot(walk.index, walk.segment + 1);
+  state.sums.store(p.states, slot, l);
   if (l.column == 0)
     for (int sign = 0; sign < 2; ++sign)
-      for (int x = 0; x < 2; ++x) p.states.local[(walk.slot + 1) * 2 * kD + sign * kD + l.row + 8 * x] = state.shift[sign][x];
+      for (int x = 0; x < 2; ++x) p.local[slot * 2 * kD + sign * kD + l.row + 8 * x] = state.shift[sign][x];
 }
 
 template <int kD, bool kGeneral>
@@ -118,7 +120,9 @@ constexpr int kAhead = 8;
 struct StatesScanArguments {
   Sequence s;
   SumSlots states;
-  std::int64_t heads;  // B H
+  const float* local;
+  const float* initial_state;  // (B, H, F, D + 2) or null
+  std::int64_t heads;          // B H
   int D, features;
 };
 
@@ -127,9 +131,18 @@ __global__ void linear_attention_states_scan_kernel(const __grid_constant__ Stat
   const Piece e(p.heads, p.D, p.features);
   wait_for_kernels();
   if (!e.valid) return;
-  const std::int64_t first = e.index * p.s.segments;
+  const std::int64_t first = p.s.state_slot(e.index, 0);
   Values sum{};
   float shift = -INFINITY;
+  if (p.initial_state) {
+    const float* const row = p.initial_state + (e.index * p.features + e.row) * (p.D + 2);
+    if (row[p.D] > 0) {  // else the row is empty
+      sum = {{row[e.column], row[e.column + 1], row[e.column + 2], row[e.column + 3]}, row[p.D]};
+      shift = row[p.D + 1] * kLog2e;
+    }
+    sum.store(e, p.states, first, p.D);
+    if (e.column == 0) p.states.shift[Values::place(e, first)] = shift;
+  }
   for (int begin = 1; begin < p.s.segments; begin += kAhead) {
     Values added[kAhead];
     float local[kAhead];
@@ -137,7 +150,7 @@ __global__ void linear_attention_states_scan_kernel(const __grid_constant__ Stat
     for (int i = 0; i < kAhead; ++i) {
       if (begin + i >= p.s.segments) break;
       added[i].load(e, p.states, first + begin + i, p.D);
-      local[i] = p.states.local ? p.states.local[Values::place(e, first + begin + i)] : 0.0f;
+      local[i] = !p.local ? 0.0f : p.local[Values::place(e, first + begin + i)];
     }
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
@@ -152,6 +165,15 @@ __global__ void linear_attention_states_scan_kernel(const __grid_constant__ Stat
   }
 }
 
+/// Sum over the threads of a row.
+__device__ __forceinline__ float sum_of_row(float x, int D) {
+  for (int offset = D / 8; offset > 0; offset /= 2) x += __shfl_xor_sync(0xffffffffu, x, offset);
+  return x;
+}
+__device__ __forceinline__ float dot(const Values& a, const Values& b, int D) {
+  return sum_of_row(a.S.x * b.S.x + a.S.y * b.S.y + a.S.z * b.S.z + a.S.w * b.S.w, D) + a.z * b.z;
+}
+
 struct ReversedScanArguments {
   BackwardArguments p;
   std::int64_t heads;  // B H
@@ -164,10 +186,13 @@ __global__ void linear_attention_reversed_scan_kernel(const __grid_constant__ Re
   const Piece e(a.heads, a.D, a.features);
   wait_for_kernels();
   if (!e.valid) return;
-  const Sequence& s = a.p.s;
-  const float* const shifts = a.p.shifts ? a.p.shifts + e.index * s.chunks * a.features + e.row : nullptr;
+  const BackwardArguments& p = a.p;
+  const Sequence& s = p.s;
+  const std::int64_t first = e.index * s.segments;
+  const float* const shifts = p.shifts ? p.shifts + e.index * s.chunks * a.features + e.row : nullptr;
   const auto shift_of = [&](int chunk) { return shifts ? shifts[std::int64_t(chunk) * a.features] : 0.0f; };
   Values sum{};
+  if (p.dfinal) sum.load(e, p.reversed, first + s.segments - 1, a.D);
   for (int last = s.segments - 1; last > 0; last -= kAhead) {
     Values added[kAhead];
     float before[kAhead], after[kAhead];
@@ -175,7 +200,7 @@ __global__ void linear_attention_reversed_scan_kernel(const __grid_constant__ Re
     for (int i = 0; i < kAhead; ++i) {
       const int segment = last - i, begin = segment * s.segment_chunks;
       if (segment <= 0) break;
-      added[i].load(e, a.p.reversed, e.index * s.segments + segment - 1, a.D);
+      added[i].load(e, p.reversed, first + segment - 1, a.D);
       before[i] = shift_of(begin - 1);
       after[i] = shift_of(min(begin + s.segment_chunks, s.chunks) - 1);
     }
@@ -184,34 +209,80 @@ __global__ void linear_attention_reversed_scan_kernel(const __grid_constant__ Re
       const int segment = last - i;
       if (segment <= 0) break;
       sum.add(passes(s, e.index / s.H, segment, a.D) ? exp2_fast(before[i] - after[i]) : 0.0f, added[i], 1);
-      sum.store(e, a.p.reversed, e.index * s.segments + segment - 1, a.D);
+      sum.store(e, p.reversed, first + segment - 1, a.D);
     }
   }
+}
+
+/// A final state is stored in the scale of its shift c: its gradients are the sums R and y that come from behind the last token, and
+/// beside those of S and z in it c has dc - dS . S - dz z.
+__global__ void linear_attention_begin_reversed_kernel(const __grid_constant__ ReversedScanArguments a) {
+  const Piece e(a.heads, a.D, a.features);
+  wait_for_kernels();
+  if (!e.valid) return;
+  const BackwardArguments& p = a.p;
+  const float* const row = p.dfinal + (e.index * a.features + e.row) * (a.D + 2);
+  const Values sum{{row[e.column], row[e.column + 1], row[e.column + 2], row[e.column + 3]}, row[a.D]};
+  sum.store(e, p.reversed, (e.index + 1) * p.s.segments - 1, a.D);
+  Values state;
+  state.load(e, p.states, p.final_slot + e.index, a.D);
+  const float dshift = row[a.D + 1] - dot(sum, state, a.D);
+  if (e.column == 0) p.dshift[Values::place(e, e.index)] = dshift;
+}
+
+/// Of an initial state, c has dS . S + dz z, and the gradient of the final c where no key is above it.
+__global__ void linear_attention_end_reversed_kernel(const __grid_constant__ ReversedScanArguments a) {
+  const Piece e(a.heads, a.D, a.features);
+  wait_for_kernels();
+  if (!e.valid) return;
+  const BackwardArguments& p = a.p;
+  const std::int64_t first = p.s.state_slot(e.index, 0), at = (e.index * a.features + e.row) * (a.D + 2);
+  Values sum, state;
+  sum.load(e, p.reversed, p.walks + e.index, a.D);
+  state.load(e, p.states, first, a.D);
+  float of_c = dot(sum, state, a.D);
+  const float final_shift = p.shifts[((e.index + 1) * p.s.chunks - 1) * a.features + e.row];
+  if (p.dfinal && p.states.shift[Values::place(e, first)] == final_shift) of_c += p.dshift[Values::place(e, e.index)];
+  const float S[4] = {sum.S.x, sum.S.y, sum.S.z, sum.S.w};
+  for (int i = 0; i < 4; ++i) p.dinitial.put(at + e.column + i, S[i]);
+  if (e.column == 0) p.dinitial.put(at + a.D, sum.z), p.dinitial.put(at + a.D + 1, of_c);
 }
 
 std::int64_t scan_blocks(std::int64_t heads, int D, int features) { return (heads * features * (D / 4) + kScanThreads - 1) / kScanThreads; }
 
 }  // namespace
 
-void make_states(const Sequence& s, const SumSlots& states, std::int64_t batch, int D) {
+void make_states(const Sequence& s, const SumSlots& states, float* local, const float* initial_state, std::int64_t batch, int D) {
   const std::int64_t heads = batch * s.H, blocks = heads * s.segments;
-  const StatesArguments p{s, states};
-  if (s.warpgroups) warpgroup_states(s, states, blocks);
+  const StatesArguments p{s, states, local};
+  if (s.segments == 1) {}  // the scan alone, for what there is before the first token
+  else if (s.warpgroups) warpgroup_states(s, states, local, blocks);
   else if (s.map.general) D == 64 ? run<64, true>(p, blocks) : run<32, true>(p, blocks);
   else D == 64 ? run<64, false>(p, blocks) : run<32, false>(p, blocks);
-  scan_states(s, states, batch, D, 2 * D);
+  scan_states(s, states, local, initial_state, batch, D, 2 * D);
 }
 
-void scan_states(const Sequence& s, const SumSlots& states, std::int64_t batch, int D, int features) {
+void scan_states(const Sequence& s, const SumSlots& states, const float* local, const float* initial_state, std::int64_t batch, int D,
+                 int features) {
   const std::int64_t heads = batch * s.H;
   launch(linear_attention_states_scan_kernel, scan_blocks(heads, D, features), kScanThreads, 0,
-         StatesScanArguments{s, states, heads, D, features});
+         StatesScanArguments{s, states, local, initial_state, heads, D, features});
 }
 
 void scan_reversed(const BackwardArguments& p, std::int64_t batch, int D, int features) {
   const std::int64_t heads = batch * p.s.H;
   launch(linear_attention_reversed_scan_kernel, scan_blocks(heads, D, features), kScanThreads, 0,
          ReversedScanArguments{p, heads, D, features});
+}
+
+void begin_reversed(const BackwardArguments& p, std::int64_t batch, int D) {
+  const std::int64_t heads = batch * p.s.H;
+  launch(linear_attention_begin_reversed_kernel, scan_blocks(heads, D, 2 * D), kScanThreads, 0, ReversedScanArguments{p, heads, D, 2 * D});
+}
+
+void end_reversed(const BackwardArguments& p, std::int64_t batch, int D) {
+  const std::int64_t heads = batch * p.s.H;
+  launch(linear_attention_end_reversed_kernel, scan_blocks(heads, D, 2 * D), kScanThreads, 0, ReversedScanArguments{p, heads, D, 2 * D});
 }
 
 }  // namespace hedgehog::cuda::linear_attention_mma

@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8)
   if constexpr (kCausal) {
     load_keys(walk.begin);
     if (walk.segment == 0) state.clear();
-    else state.load(p.states, walk.slot, l);
+    else state.load(p.states, s.state_slot(walk.index, walk.segment), l);
   } else {
     load_totals<kD, 1>(m.S[0], m.z[0], p.keys, walk.index, l);
   }
@@ -169,7 +169,8 @@ void run(const ForwardArguments& p, std::int64_t blocks) {
 }  // namespace
 
 bool supports(const Attributes& attributes, std::span<const Meta> inputs) {
-  if (!suits_tensor_cores(attributes, inputs) || (!attributes.flag("causal") && inputs[kDocumentStart].given)) return false;
+  if (!suits_tensor_cores(attributes, inputs) || has_states(attributes, inputs)) return false;
+  if (!attributes.flag("causal") && inputs[kDocumentStart].given) return false;
   const std::int64_t D = inputs[kQ].shape[3];
   return !feature_map_of("linear_attention", attributes).logarithmic() && (D == 32 || D == 64);
 }

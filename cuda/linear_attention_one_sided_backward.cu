@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8)
     load_other(next);
     numbers.fetch(p, walk, next, l);
     if (kKeys ? walk.segment + 1 == s.segments : walk.segment == 0) sums.clear();
-    else sums.load(p.sums, walk.slot, l);
+    else sums.load(p.sums, kKeys ? walk.slot : s.state_slot(walk.index, walk.segment), l);
   } else {
     load_totals<kD, 1>(m.S, m.z, p.totals, walk.index, l);
   }

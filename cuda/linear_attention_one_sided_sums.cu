@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 4 : 8)
     sums.template absorb<kOf>(phi, m.values[now & 1], m.deltas[now & 1], last >= 0 || count < kD,
                               [&](int token) { return token < count && leaves<kOf>(rows, last, token); }, l);
   }
-  sums.store(p.sums, !p.causal ? walk.slot : kOf == kOfKeys ? walk.slot + 1 : walk.slot - 1, l);
+  sums.store(p.sums, !p.causal ? walk.slot : kOf == kOfKeys ? s.state_slot(walk.index, walk.segment + 1) : walk.slot - 1, l);
 }
 
 template <int kD>
@@ -82,7 +82,7 @@ void make_sums(const BackwardArguments& p, Of of, std::int64_t batch, int D) {
   if (p.causal && p.s.segments == 1) return;
   D == 64 ? run<64>(p, of, blocks) : run<32>(p, of, blocks);
   if (!p.causal) return sum_segments(p.sums, p.totals, heads, p.s.segments, D, D);
-  if (of == kOfKeys) return scan_states(p.s, p.sums, batch, D, D);
+  if (of == kOfKeys) return scan_states(p.s, p.sums, nullptr, nullptr, batch, D, D);
   linear_attention_mma::BackwardArguments reversed{};
   reversed.s = p.s, reversed.reversed = p.sums;
   scan_reversed(reversed, batch, D, D);

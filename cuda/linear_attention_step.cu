@@ -13,6 +13,8 @@ constexpr int kThreads = 512, kWarps = kThreads / int(kWarp);
 constexpr int kSide = kThreads / 2;  // threads that map the query; as many map the key
 constexpr int kHeldRows = 8;         // of a map, that a thread keeps in registers
 constexpr int kWhole = int(kWarp), kPart = 8;  // pairs of state columns of a block: a head's, or a part of them
+constexpr int kUsual = 64;           // width of the heads, their map and their values that has kernels of its own
+static_assert(kUsual * kUsual / 2 == kSide * kHeldRows);
 
 template <class T>
 struct StepArguments {
@@ -22,6 +24,7 @@ struct StepArguments {
   Heads<T> o;
   A* state;
   const T *weight[2], *bias[2];  // of queries and keys, or null
+  const A* rotary;               // (T, D), or null
   bool vectors;                  // TokenMap does both maps
   bool parameters;               // weights and biases are parameters
   int parts;                     // blocks that share the columns of a state
@@ -31,9 +34,10 @@ struct StepArguments {
 template <class A>
 struct StepMemory {
   A *parts, *u, *q, *k, *factor, *largest, *den;  // sums of threads or warps; (2, D'); (F) each; of each warp of features
+  A* turned;                                      // (2, D): query and key
   std::int64_t size;
 
-  __host__ __device__ StepMemory(A* memory, std::int64_t width, std::int64_t F) {
+  __host__ __device__ StepMemory(A* memory, std::int64_t width, std::int64_t F, std::int64_t D) {
     parts = memory;
     u = parts + 2 * kThreads;
     q = u + 2 * width;
@@ -41,7 +45,8 @@ struct StepMemory {
     factor = k + F;
     largest = factor + F;
     den = largest + kWarps;
-    size = den + kWarps - memory;
+    turned = den + kWarps;
+    size = turned + 2 * D - memory;
   }
 };
 
@@ -58,8 +63,8 @@ __device__ __forceinline__ Packet<T, 2> load_pair(const T* at) {
 }
 
 /// x W of one query and its key. Half of the threads for each of both; a thread takes two neighbouring columns of a run of
-/// rows, the first of which stay in registers.
-template <class T>
+/// rows, the first of which stay in registers. kHead: D and D', 0 if only the call knows.
+template <class T, int kHead>
 struct TokenMap {
   using A = Accumulator<T>;
   const T* weight = nullptr;
@@ -67,24 +72,25 @@ struct TokenMap {
   Packet<T, 2> held[kHeldRows];
 
   __device__ __forceinline__ void fetch(const StepArguments<T>& a, std::int64_t h) {
-    width = int(a.s.width);
+    width = kHead ? kHead : int(a.s.width);
     const int side = int(threadIdx.x) / kSide, thread = int(threadIdx.x) % kSide, pairs = width / 2, runs = kSide / pairs;
-    const int D = int(a.s.D), each = (D + runs - 1) / runs;
+    const int D = kHead ? kHead : int(a.s.D), each = (D + runs - 1) / runs;
     begin = thread / pairs * each;
-    rows = min(D - begin, each);
+    rows = kHead ? kHeldRows : min(D - begin, each);
     weight = a.weight[side] + (h * D + begin) * width + thread % pairs * 2;
 #pragma unroll
     for (int i = 0; i < kHeldRows; ++i)
       if (i < rows) held[i] = load_pair(weight + i * width);
   }
   /// parts (2, runs, D'): the sums of each run of rows
-  __device__ __forceinline__ void map(const T* x, A* parts) const {
-    T factors[kHeldRows];
+  template <class X>
+  __device__ __forceinline__ void map(const X* x, A* parts) const {
+    X factors[kHeldRows];
 #pragma unroll
     for (int i = 0; i < kHeldRows; ++i)
       if (i < rows) factors[i] = x[begin + i];
     A sum[2] = {};
-    auto add = [&](T factor, const Packet<T, 2>& w) {
+    auto add = [&](X factor, const Packet<T, 2>& w) {
       sum[0] += convert<A>(factor) * convert<A>(w[0]);
       sum[1] += convert<A>(factor) * convert<A>(w[1]);
     };
@@ -126,28 +132,39 @@ __device__ __forceinline__ void take_key(const FeatureMap& map, int F, A q, A k,
 }
 
 /// A block decodes the tokens of one batch element and head, or a cluster of a.parts blocks, each of which has 16 columns of the
-/// state and makes the features anew: both maps, the shift, and one pass over the state that updates and reads it. With kRows > 0
-/// (f32) the block's columns are 2 kPairs at most and stay in registers, kRows rows and two columns a thread, and are written back
-/// after the last token; with kRows = 0 the state is updated where it lies, 32 columns at a time.
-template <class T, int kRows, int kPairs>
-__global__ __launch_bounds__(kThreads) void linear_attention_step_kernel(const __grid_constant__ StepArguments<T> a) {
+/// state and makes the features anew: the turn by rotary positions, both maps, the shift, and one pass over the state that updates
+/// and reads it. With kRows > 0 (f32) the block's columns are 2 kPairs at most and stay in registers, kRows rows and two columns a
+/// thread, and are written back after the last token; with kRows = 0 the state is updated where it lies, 32 columns at a time.
+/// kHead: every width of the call, whose map is the plain Hedgehog one, 0 if only the call knows; half of a multiprocessor's
+/// registers then leave room for the kernels around this one.
+template <class T, int kRows, int kPairs, int kHead>
+__global__ __launch_bounds__(kThreads, kHead ? 2 : 1) void linear_attention_step_kernel(const __grid_constant__ StepArguments<T> a) {
   using A = Accumulator<T>;
   extern __shared__ __align__(16) unsigned char memory[];
-  const Sizes& s = a.s;
+  start_next_kernel();
+  Sizes s = a.s;
+  if constexpr (kHead > 0) s.D = s.Dv = s.width = kHead, s.F = 2 * kHead, s.map = FeatureMap{};
+  const bool vectors = kHead > 0 || a.vectors;
   const int F = int(s.F), width = int(s.width), lane = int(threadIdx.x % kWarp), warp = int(threadIdx.x / kWarp), thread = int(threadIdx.x);
-  const StepMemory<A> m(reinterpret_cast<A*>(memory), s.width, s.F);
+  const StepMemory<A> m(reinterpret_cast<A*>(memory), s.width, s.F, s.D);
   const unsigned task = kPairs == kPart ? blockIdx.x / unsigned(a.parts) : blockIdx.x, part = kPairs == kPart ? blockIdx.x % unsigned(a.parts) : 0;
-  const std::int64_t b = task / s.Hq, h = task % s.Hq, hkv = h / s.group(), pitch = s.Dv + 2;
+  const std::int64_t b = quotient(task, s.Hq), h = task - b * s.Hq, hkv = quotient(h, quotient(s.Hq, s.Hkv)), pitch = s.Dv + 2;
   A* const state = a.state + std::int64_t(task) * s.F * pitch;
   constexpr int kSlots = int(kWarp) / kPairs;  // rows of the state that a warp has at once
   const int column = int(part) * 2 * kPairs + lane % kPairs * 2;
   const bool holds = column < s.Dv;
   auto row_of = [&](int i) { return (i * kWarps + warp) * kSlots + lane / kPairs; };
 
+  // addresses of the first token and of the first of the thread's rows, made ahead of the wait
+  const T *const queries = a.q.at(b, 0, h), *const keys = a.k.at(b, 0, hkv), *const values = a.v.at(b, 0, hkv);
+  T* const results = a.o.at(b, 0, h);
+  A* const cell = state + row_of(0) * pitch + column;
+  const std::int64_t next_cell = kWarps * kSlots * pitch;
+
   if (!a.parameters) wait_for_kernels();
-  TokenMap<T> map;
+  TokenMap<T, kHead> map;
   A bias[2] = {};
-  if (a.vectors) map.fetch(a, h);
+  if (vectors) map.fetch(a, h);
 #pragma unroll
   for (int side = 0; side < 2; ++side)
     if (a.bias[side]) bias[side] = load(a.bias[side] + h * width + thread % width);
@@ -161,6 +178,17 @@ __global__ __launch_bounds__(kThreads) void linear_attention_step_kernel(const _
     wait_for_kernels();
   }
 
+  // a pair of the query's or key's features, asked for before the state: it is needed first
+  const int half = int(s.D) / 2, side_of_pair = thread >= half, pair = thread - side_of_pair * half;
+  A cosine = 0, sine = 0, low = 0, high = 0;
+  auto fetch_pair = [&](std::int64_t t) {
+    if (!a.rotary || thread >= int(s.D)) return;
+    const T* const x = side_of_pair ? keys + t * a.k.token : queries + t * a.q.token;
+    const A* const table = a.rotary + t * s.D;
+    cosine = table[pair], sine = table[half + pair], low = load(x + pair), high = load(x + half + pair);
+  };
+  fetch_pair(0);
+
   constexpr int kHeld = kRows ? kRows : 1;
   A first[kHeld], second[kHeld];
 #pragma unroll
@@ -168,7 +196,7 @@ __global__ __launch_bounds__(kThreads) void linear_attention_step_kernel(const _
     const int r = row_of(i);
     first[i] = second[i] = 0;
     if (r < F && holds) {
-      const float2 pair = *reinterpret_cast<const float2*>(state + r * pitch + column);
+      const float2 pair = *reinterpret_cast<const float2*>(cell + i * next_cell);
       first[i] = pair.x, second[i] = pair.y;
     }
   }
@@ -176,25 +204,35 @@ __global__ __launch_bounds__(kThreads) void linear_attention_step_kernel(const _
   if (thread < F) sum = {state[thread * pitch + s.Dv], state[thread * pitch + s.Dv + 1]};
 
   for (std::int64_t t = 0; t < s.T; ++t) {
-    const T *const q = a.q.at(b, t, h), *const k = a.k.at(b, t, hkv);
-    const T* const v = a.v.at(b, t, hkv);
-    T* const o = a.o.at(b, t, h);
+    const T *const q = queries + t * a.q.token, *const k = keys + t * a.k.token, *const v = values + t * a.v.token;
+    T* const o = results + t * a.o.token;
     A v0 = 0, v1 = 0;
     if (kRows > 0 && holds) v0 = load(v + column), v1 = load(v + column + 1);
-    if (a.vectors) {
-      map.map(thread < kSide ? q : k, m.parts);
+    if (a.rotary) {
+      if (thread < int(s.D)) {
+        A* const to = m.turned + side_of_pair * s.D;
+        to[pair] = low * cosine - high * sine;
+        to[half + pair] = high * cosine + low * sine;
+      }
+      if (t + 1 < s.T) fetch_pair(t + 1);
+      __syncthreads();
+    }
+    if (vectors) {
+      if (a.rotary) map.map(m.turned + thread / kSide * s.D, m.parts);
+      else map.map(thread < kSide ? q : k, m.parts);
       __syncthreads();
     }
     auto u = [&](int side, int c) {
       A total = bias[side];
-      if (a.vectors) {
+      if (vectors) {
 #pragma unroll 8
         for (int at = c; at < kThreads; at += width) total += m.parts[side * kThreads + at];
         return total;
       }
       const T *const x = side ? k : q, *const w = a.weight[side];
-      if (!w) return total + load(x + c);
-      for (int d = 0; d < int(s.D); ++d) total += load(x + d) * load(w + (h * s.D + d) * width + c);
+      auto element = [&](int d) { return a.rotary ? m.turned[side * s.D + d] : load(x + d); };
+      if (!w) return total + element(c);
+      for (int d = 0; d < int(s.D); ++d) total += element(d) * load(w + (h * s.D + d) * width + c);
       return total;
     };
     A features[2] = {};
@@ -216,6 +254,7 @@ __global__ __launch_bounds__(kThreads) void linear_attention_step_kernel(const _
     }
     if (warp * int(kWarp) < F) take_key(s.map, F, features[0], features[1], sum, m);
     __syncthreads();
+    if (kPairs == kPart && a.parts > 1 && t == 0) cluster_arrive_relaxed();  // this block has read the sums of keys
     A largest = m.largest[0], den = 0;
     const int feature_warps = (F + int(kWarp) - 1) / int(kWarp);
     for (int w = 1; w < feature_warps; ++w) largest = m.largest[w] > largest ? m.largest[w] : largest;
@@ -273,11 +312,10 @@ __global__ __launch_bounds__(kThreads) void linear_attention_step_kernel(const _
     }
   }
 
-  if (kPairs == kPart && a.parts > 1) cluster_arrive();
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
     const int r = row_of(i);
-    if (r < F && holds) *reinterpret_cast<float2*>(state + r * pitch + column) = make_float2(float(first[i]), float(second[i]));
+    if (r < F && holds) *reinterpret_cast<float2*>(cell + i * next_cell) = make_float2(float(first[i]), float(second[i]));
   }
   // all blocks have read the sums of keys before one writes them
   if (kPairs == kPart && a.parts > 1) cluster_wait();
@@ -300,12 +338,13 @@ void launch(const Call& c) {
                      in[kState].as<A>(),
                      {in[kStepWeightQ].as<const T>(), in[kStepWeightK].as<const T>()},
                      {in[kStepBiasQ].as<const T>(), in[kStepBiasK].as<const T>()},
+                     in[kStepRotary].as<const A>(),
                      false,
                      true,
                      1};
   a.vectors = a.weight[0] && a.weight[1] && s.width % 2 == 0 && kSide % (s.width / 2) == 0 && aligned({a.weight[0], a.weight[1]});
   for (int i = kStepWeightQ; i <= kStepBiasK; ++i) a.parameters = a.parameters && (!in[std::size_t(i)] || in[std::size_t(i)].parameter);
-  const std::size_t bytes = std::size_t(StepMemory<A>(nullptr, s.width, s.F).size) * sizeof(A);
+  const std::size_t bytes = std::size_t(StepMemory<A>(nullptr, s.width, s.F, s.D).size) * sizeof(A);
   const std::int64_t tasks = s.B * s.Hq, parts = s.Dv / (2 * kPart);
   auto run = [&](auto kernel) {
     launch_clusters_early(kName, kernel, unsigned(a.parts), unsigned(tasks * a.parts), kThreads, bytes, a);
@@ -318,13 +357,15 @@ void launch(const Call& c) {
                         tasks * parts <= multiprocessors() && s.F <= 4 * part_rows;
     if (shared) {
       a.parts = int(parts);
-      return s.F <= 2 * part_rows ? run(linear_attention_step_kernel<T, 2, kPart>) : run(linear_attention_step_kernel<T, 4, kPart>);
+      const bool usual = a.vectors && s.D == kUsual && s.width == kUsual && s.Dv == kUsual && s.map.kind == MapKind::hedgehog;
+      if (usual) return run(linear_attention_step_kernel<T, 2, kPart, kUsual>);
+      return s.F <= 2 * part_rows ? run(linear_attention_step_kernel<T, 2, kPart, 0>) : run(linear_attention_step_kernel<T, 4, kPart, 0>);
     }
     const bool held = even && s.Dv <= 2 * kWhole;
-    if (held && s.F <= 8 * rows) return run(linear_attention_step_kernel<T, 8, kWhole>);
-    if (held && s.F <= 16 * rows) return run(linear_attention_step_kernel<T, 16, kWhole>);
+    if (held && s.F <= 8 * rows) return run(linear_attention_step_kernel<T, 8, kWhole, 0>);
+    if (held && s.F <= 16 * rows) return run(linear_attention_step_kernel<T, 16, kWhole, 0>);
   }
-  run(linear_attention_step_kernel<T, 0, kWhole>);
+  run(linear_attention_step_kernel<T, 0, kWhole, 0>);
 }
 
 void forward(const Call& c) {

@@ -33,11 +33,8 @@ __device__ __forceinline__ void scale_rows(float (&c)[8][4], const float (&facto
 /// S of Sums. Its shifts and z are kept in FeatureRows, of the newest chunk.
 using State = float[2][8][4];
 
-/// The state before a segment, empty before the first, and the rows of features that go with it.
-__device__ __forceinline__ void start(Sums<kWide>& sums, FeatureRows<kWide>& features, const SumSlots& states, const Walk& walk,
-                                      const Lanes<kWide>& l) {
-  KeyState<kWide> from;
-  from.start(states, walk, l);
+/// A state, and the rows of features that go with it.
+__device__ __forceinline__ void start(Sums<kWide>& sums, FeatureRows<kWide>& features, const KeyState<kWide>& from, const Lanes<kWide>& l) {
   sums = from.sums;
   for (int s = 0; s < 2; ++s)
     for (int x = 0; x < 2; ++x) {
@@ -46,16 +43,43 @@ __device__ __forceinline__ void start(Sums<kWide>& sums, FeatureRows<kWide>& fea
     }
   __syncwarp();
 }
+/// The state before a segment.
+__device__ __forceinline__ void start(Sums<kWide>& sums, FeatureRows<kWide>& features, const SumSlots& states, const Sequence& sequence,
+                                      const Walk& walk, const Lanes<kWide>& l) {
+  KeyState<kWide> from;
+  from.start(states, sequence, walk, l);
+  start(sums, features, from, l);
+}
+
+/// The state after a chunk, of which `last` is the first token of the document at its end.
+__device__ __forceinline__ KeyState<kWide> state_of(const State& S, const FeatureRows<kWide>& features, int last, const Lanes<kWide>& l) {
+  KeyState<kWide> state;
+#pragma unroll
+  for (int s = 0; s < 2; ++s) {
+#pragma unroll
+    for (int n = 0; n < 8; ++n)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) state.sums.S[s][n][e] = S[s][n][e];
+#pragma unroll
+    for (int x = 0; x < 2; ++x) {
+      const int row = s * kWide + l.row + 8 * x;
+      state.sums.z[s][x] = features.added[row] + (last >= 0 ? 0.0f : features.z[row]);
+      state.shift[s][x] = features.shift[row];
+    }
+  }
+  return state;
+}
 
 /// Takes in a chunk of keys: their features, and the state before the chunk in their scale, to tiles for all. `last`: first token of
 /// the document at the end of the chunk before, -1 where that is older. The block synchronises before (keys) and after (phi,
 /// S_tile, features). kPublish: whether the state is wanted in S_tile.
-template <bool kPublish = true>
+template <bool kPublish, bool kGeneral>
 __device__ __forceinline__ void enter(State& S, unsigned weight, unsigned keys, int count, const signed char* rows, int last, unsigned phi,
-                                      unsigned S_tile, FeatureRows<kWide>& features, const Lanes<kWide>& l) {
+                                      unsigned S_tile, FeatureRows<kWide>& features, const Lanes<kWide>& l, const ChunkNorm<kGeneral>& norm) {
   float u[8][4];
+  if constexpr (kGeneral) start_by_feature<true>(u, norm.bias, l.row);
   start_products();
-  product<Side::transposed, Side::straight>(u, weight, keys, true);
+  product<Side::transposed, Side::straight>(u, weight, keys, !kGeneral);
   commit_products();
   finish_products();
   own(u);
@@ -74,8 +98,8 @@ __device__ __forceinline__ void enter(State& S, unsigned weight, unsigned keys, 
     for (int k = 0; k < 4; ++k)
       store_matrices(l.block(phi, s * kWide + 16 * l.warp, 16 * k), of[2 * k][0], of[2 * k][1], of[2 * k + 1][0], of[2 * k + 1][1]);
   };
-  if (count == kWide && rows[kWide - 1] < 0) features_of<true>(u, count, -1, before, after, factor, features, store, l);
-  else features_of<false>(u, count, rows[count - 1], before, after, factor, features, store, l);
+  if (count == kWide && rows[kWide - 1] < 0) features_of<true>(u, count, -1, before, after, factor, features, store, l, norm);
+  else features_of<false>(u, count, rows[count - 1], before, after, factor, features, store, l, norm);
 #pragma unroll
   for (int s = 0; s < 2; ++s) {
 #pragma unroll
@@ -114,6 +138,17 @@ __device__ __forceinline__ void own(State& S) {
   own(S[0]);
   own(S[1]);
 }
+
+/// c of a chunk of keys behind the tiles of a kernel, where its map has such numbers.
+template <class Tiles, bool kGeneral>
+struct WithKeyNorm : Tiles {
+  __device__ __forceinline__ float* norm() { return nullptr; }
+};
+template <class Tiles>
+struct WithKeyNorm<Tiles, true> : Tiles {
+  float key_norm[2 * kWide];  // (signs, chunk)
+  __device__ __forceinline__ float* norm() { return key_norm; }
+};
 
 /// Zeros outside a triangle of a left operand (64, 64): the columns up to the row stay, or those from it on.
 template <bool kUpToRow>

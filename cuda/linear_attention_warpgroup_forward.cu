@@ -4,14 +4,16 @@
 namespace hedgehog::cuda::linear_attention_mma {
 namespace {
 
-using Memory = ForwardTiles<kWide>;
-static_assert(3 * (sizeof(Memory) + 1024) <= 228 * 1024, "three blocks a multiprocessor");
+template <bool kGeneral>
+using Memory = WithKeyNorm<ForwardTiles<kWide>, kGeneral>;
+static_assert(3 * (sizeof(Memory<true>) + 1024) <= 228 * 1024, "three blocks a multiprocessor");
 
 /// o and the logarithm of its denominator; the walk of linear_attention_forward_kernel with products of a warpgroup. A block that
 /// meets a row to be redone in log space says so and stops: that kernel then does its whole walk.
+template <bool kGeneral>
 __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_forward_kernel(const __grid_constant__ ForwardArguments p) {
 #if HEDGEHOG_WARPGROUPS
-  Memory& m = *reinterpret_cast<Memory*>(shared_bytes());
+  auto& m = *reinterpret_cast<Memory<kGeneral>*>(shared_bytes());
   SharedAddresses at(&m);
   const Sequence& s = p.s;
   const Lanes<kWide> l;
@@ -20,15 +22,16 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_forward_ker
   const int thread = int(threadIdx.x);
   wait_for_kernels();
 
-  load_rows<kWide>(m.weight_q, s.weight_q + h * kWideTile, kWide, kWide, true, l);
-  load_rows<kWide>(m.weight_k, s.weight_k + h * kWideTile, kWide, kWide, true, l);
+  load_weight<kWide, kGeneral>(m.weight_q, s.weight_q, h, true, l);
+  load_weight<kWide, kGeneral>(m.weight_k, s.weight_k, h, true, l);
   load_rows<kWide>(m.k, s.k.at(b, begin, h), s.k.token, s.T - begin, true, l);
   commit_copies();
   load_rows<kWide>(m.q, s.q.at(b, begin, h), s.q.token, s.T - begin, true, l);
   commit_copies();
   if (thread < kWide) m.rows[walk.begin & 1][thread] = document_row(s, b, begin, thread);
+  if constexpr (kGeneral) m.key_norm[thread] = fetch_key_norm<kWide>(s.map, walk.index, begin);
   Sums<kWide> sums;
-  start(sums, m.features, p.states, walk, l);
+  start(sums, m.features, p.states, s, walk, l);
   State& S = sums.S;
   int last = -1;
 
@@ -36,25 +39,31 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_forward_ker
     at.forget();
     const std::int64_t t0 = std::int64_t(chunk) * kWide, left = s.T - t0;
     const int count = left < kWide ? int(left) : kWide;
-    const bool goes_on = chunk + 1 < walk.end;
+    const bool goes_on = chunk + 1 < walk.end, ends = p.final_state && chunk + 1 == s.chunks;
     const signed char* const rows = m.rows[chunk & 1];
     wait_copies<1>();  // q may be on its way
     shared_written();
     __syncthreads();  // k and rows are here; the chunk before is done with v, phi and the state
     load_rows<kWide>(m.v, s.v.at(b, t0, h), s.v.token, left, true, l);
+    if (keeps(p, chunk)) keep_state(p, state_of(S, m.features, last, l), kept_slot(p, walk, chunk), l);
+    RowNorm<kGeneral> norm;
+    norm.fetch(s.map, kOfQueries, walk.index, t0, count, l.row);
     float u[8][4];
-    enter(S, at(m.weight_k), at(m.k), count, rows, last, at(m.phi), at(m.S), m.features, l);
+    enter<true>(S, at(m.weight_k), at(m.k), count, rows, last, at(m.phi), at(m.S), m.features, l, chunk_norm<kGeneral>(s.map, m.norm(), h, kWide));
     wait_all_copies();
     shared_written();
     __syncthreads();  // q, v, phi and the state are here; all are done with k
     signed char next_row = -1;
+    float next_norm = 0;
     if (goes_on) {
+      if constexpr (kGeneral) next_norm = fetch_key_norm<kWide>(s.map, walk.index, t0 + kWide);
       load_rows<kWide>(m.k, s.k.at(b, t0 + kWide, h), s.k.token, left - kWide, true, l);
       commit_copies();
       if (thread < kWide) next_row = document_row(s, b, t0 + kWide, thread);
     }
+    if constexpr (kGeneral) start_by_token<true>(u, bias_of<true>(s.map, kOfQueries, h, kWide), l.column);
     start_products();
-    product<Side::straight, Side::transposed>(u, at(m.q), at(m.weight_q), true);
+    product<Side::straight, Side::transposed>(u, at(m.q), at(m.weight_q), !kGeneral);
     commit_products();
     finish_products();
     own(u);
@@ -66,14 +75,16 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_forward_ker
       const float2 plus = pair_at(m.features.shift, 8 * n + l.column), minus = pair_at(m.features.shift, kWide + 8 * n + l.column);
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        largest[e / 2] = fmaxf(largest[e / 2], fmaxf(fmaf(u[n][e], kLog2e, e % 2 ? plus.y : plus.x), fmaf(u[n][e], -kLog2e, e % 2 ? minus.y : minus.x)));
+        largest[e / 2] = fmaxf(largest[e / 2], fmaxf(norm.minus(fmaf(u[n][e], norm.scale, e % 2 ? plus.y : plus.x), 0, e / 2),
+                                                     norm.minus(fmaf(u[n][e], -norm.scale, e % 2 ? minus.y : minus.x), 1, e / 2)));
       }
     }
     for (float& x : largest) x = row_max(x);
     // the features of one sign go where q was, those of the other stay in registers: there is no room for all
     unsigned q[4][4];
 #pragma unroll
-    for (int sign = 0; sign < 2; ++sign)
+    for (int sign = 0; sign < 2; ++sign) {
+      const float less[2] = {norm.plus(largest[0], sign, 0), norm.plus(largest[1], sign, 1)};
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         float phi[2][4];
@@ -83,13 +94,14 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_forward_ker
           const float2 shift = pair_at(m.features.shift, column), z = pair_at(m.features.z, column);
 #pragma unroll
           for (int e = 0; e < 4; ++e)
-            phi[half][e] = exp2_fast(fmaf(u[n][e], sign ? -kLog2e : kLog2e, e % 2 ? shift.y : shift.x) - largest[e / 2]);
+            phi[half][e] = exp2_fast(fmaf(u[n][e], sign ? -norm.scale : norm.scale, e % 2 ? shift.y : shift.x) - less[e / 2]);
 #pragma unroll
           for (int x = 0; x < 2; ++x) den[x] = fmaf(phi[half][2 * x], z.x, fmaf(phi[half][2 * x + 1], z.y, den[x]));
         }
         pack_operand(q[k], phi[0], phi[1]);
         if (sign == 0) store_matrices(l.block(at(m.q), 16 * l.warp, 16 * k), q[k][0], q[k][1], q[k][2], q[k][3]);
       }
+    }
     shared_written();
     __syncthreads();  // the features of queries are where q was
     float c[8][4];    // scores, then o
@@ -158,11 +170,13 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_forward_ker
     }
     __builtin_assume(p.o.vector && p.o.data);
     store_rows<kWide>(p.o, p.o.at(b, t0, h), c, count, l);
-    if (!goes_on) break;
+    if (!goes_on && !ends) break;
     start_leave(S, at(m.phi), at(m.v), last, l);
     finish_products();
     own(S);
+    if (ends) end_with(p, state_of(S, m.features, last, l), walk.index, l);
     if (thread < kWide) m.rows[(chunk + 1) & 1][thread] = next_row;
+    if constexpr (kGeneral) m.key_norm[thread] = next_norm;
   }
   if (thread == 0) p.rare[walk.slot] = 0;
 #endif
@@ -171,7 +185,8 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_forward_ker
 }  // namespace
 
 void warpgroup_forward(const ForwardArguments& p, std::int64_t blocks) {
-  launch(linear_attention_warpgroup_forward_kernel, blocks, 128, sizeof(Memory), p);
+  if (p.s.map.general) launch(linear_attention_warpgroup_forward_kernel<true>, blocks, 128, sizeof(Memory<true>), p);
+  else launch(linear_attention_warpgroup_forward_kernel<false>, blocks, 128, sizeof(Memory<false>), p);
 }
 
 }  // namespace hedgehog::cuda::linear_attention_mma

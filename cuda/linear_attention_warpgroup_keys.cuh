@@ -5,16 +5,18 @@
 namespace hedgehog::cuda::linear_attention_mma {
 
 /// Shared memory of walk_keys: what its sums alone need, and the rest.
+template <bool kGeneral>
 struct WarpgroupSumsMemory {
   bf16 weight_q[kWideTile];                 // (D, D')
   bf16 q[kWideTile], dy[kWideTile];         // (chunk, D)
   bf16 phi[2 * kWideTile];                  // (F, chunk) of queries over their denominators
   float y[2 * kWide], added[2 * kWide];     // after the chunk, and what it adds
   // of this chunk and the one before it
-  float shift[2][2 * kWide], den[2][kWide], delta[2][kWide];
+  float shift[2][2 * kWide], den[2][(kGeneral ? 2 : 1) * kWide], delta[2][kWide];  // den: of either sign
   signed char rows[2][kWide];
 };
-struct alignas(1024) WarpgroupKeysMemory : WarpgroupSumsMemory {
+template <bool kGeneral>
+struct alignas(1024) WarpgroupKeysMemory : WarpgroupSumsMemory<kGeneral> {
   alignas(1024) bf16 weight_k[kWideTile];   // (D, D')
   bf16 k[kWideTile], v[kWideTile];          // (chunk, D)
   bf16 du[kWideTile];                       // (chunk, D')
@@ -23,30 +25,30 @@ struct alignas(1024) WarpgroupKeysMemory : WarpgroupSumsMemory {
 
 /// dk, dv and the part of dweight_k: the walk of linear_attention_backward_keys_kernel with products of a warpgroup. Walks with
 /// rows in log space are not for it. With kOnlySums it gives what the segment alone adds to R and y.
-template <bool kOnlySums>
+template <bool kGeneral, bool kOnlySums>
 __device__ __forceinline__ void walk_keys(const BackwardArguments& p, const Walk& walk) {
-  WarpgroupKeysMemory& m = *reinterpret_cast<WarpgroupKeysMemory*>(shared_bytes());
+  auto& m = *reinterpret_cast<WarpgroupKeysMemory<kGeneral>*>(shared_bytes());
   SharedAddresses at(&m);
   const Sequence& s = p.s;
   const Lanes<kWide> l;
   const std::int64_t b = walk.b, h = walk.h;
   const int thread = int(threadIdx.x);
-  ChunkNumbers<kWide> numbers;
+  ChunkNumbers<kWide, kGeneral> numbers;
 
   const std::int64_t end = std::int64_t(walk.end - 1) * kWide;
-  load_rows<kWide>(m.weight_q, s.weight_q + h * kWideTile, kWide, kWide, true, l);
-  if constexpr (!kOnlySums) load_rows<kWide>(m.weight_k, s.weight_k + h * kWideTile, kWide, kWide, true, l);
+  load_weight<kWide, kGeneral>(m.weight_q, s.weight_q, h, true, l);
+  if constexpr (!kOnlySums) load_weight<kWide, kGeneral>(m.weight_k, s.weight_k, h, true, l);
   load_rows<kWide>(m.q, s.q.at(b, end, h), s.q.token, s.T - end, true, l);
   numbers.fetch(p, walk, walk.end - 1);
   numbers.keep(m, walk.end - 1);
   Sums<kWide> sums;  // z: y
-  if (kOnlySums || walk.segment + 1 == s.segments) sums.clear();
+  if (kOnlySums || (walk.segment + 1 == s.segments && !p.dfinal)) sums.clear();
   else sums.load(p.reversed, walk.slot, l);
   for (int sign = 0; sign < 2; ++sign)
     for (int x = 0; x < 2; ++x)
       if (l.column == 0) m.y[sign * kWide + l.row + 8 * x] = sums.z[sign][x];
   State& R = sums.S;
-  float dweight[8][4] = {};
+  float dweight[8][4] = {}, dbias = 0;
 
   for (int chunk = walk.end - 1; chunk >= walk.begin; --chunk) {
     at.forget();
@@ -68,8 +70,9 @@ __device__ __forceinline__ void walk_keys(const BackwardArguments& p, const Walk
     // queries over their denominators, by feature
     {
       float u[8][4];
+      if constexpr (kGeneral) start_by_feature<true>(u, bias_of<true>(s.map, kOfQueries, h, kWide), l.row);
       start_products();
-      product<Side::transposed, Side::straight>(u, at(m.weight_q), at(m.q), true);
+      product<Side::transposed, Side::straight>(u, at(m.weight_q), at(m.q), !kGeneral);
       commit_products();
       finish_products();
       own(u);
@@ -84,8 +87,8 @@ __device__ __forceinline__ void walk_keys(const BackwardArguments& p, const Walk
 #pragma unroll
           for (int n = 0; n < 8; ++n) {
             const int token = 8 * n + l.column;
-            const float2 den = pair_at(dens, token), delta = pair_at(deltas, token);
-            const float scale = sign ? -kLog2e : kLog2e;
+            const float2 den = pair_at(dens + (kGeneral ? sign * kWide : 0), token), delta = pair_at(deltas, token);
+            const float of_map = exponent_scale<kGeneral>(s.map), scale = sign ? -of_map : of_map;
             const float e0 = exp2_fast((u[n][2 * x] * scale + of_row) - den.x), e1 = exp2_fast((u[n][2 * x + 1] * scale + of_row) - den.y);
             phi[n][x] = pack(e0, e1);
             if (!cut) sum += e0 * delta.x + e1 * delta.y;
@@ -107,7 +110,7 @@ __device__ __forceinline__ void walk_keys(const BackwardArguments& p, const Walk
     shared_written();
     __syncthreads();  // k, v, dy, phi and R are here; all are done with q
     if (chunk > walk.begin) load_rows<kWide>(m.q, s.q.at(b, t0 - kWide, h), s.q.token, kWide, true, l);
-    if (chunk > 0) numbers.fetch(p, walk, chunk - 1);
+    if (chunk > 0 || p.reaches_initial(walk)) numbers.fetch(p, walk, chunk - 1);
 
     if constexpr (!kOnlySums) {
       // keys by token
@@ -115,8 +118,11 @@ __device__ __forceinline__ void walk_keys(const BackwardArguments& p, const Walk
       const bool reaches[2] = {l.row >= first, l.row + 8 >= first};
       {
         float u[8][4];
+        RowNorm<kGeneral> norm;
+        norm.fetch(s.map, kOfKeys, walk.index, t0, count, l.row);
+        if constexpr (kGeneral) start_by_token<true>(u, bias_of<true>(s.map, kOfKeys, h, kWide), l.column);
         start_products();
-        product<Side::straight, Side::transposed>(u, at(m.k), at(m.weight_k), true);
+        product<Side::straight, Side::transposed>(u, at(m.k), at(m.weight_k), !kGeneral);
         commit_products();
         finish_products();
         own(u);
@@ -131,7 +137,8 @@ __device__ __forceinline__ void walk_keys(const BackwardArguments& p, const Walk
               const float2 of_columns = pair_at(shift, sign * kWide + 8 * n + l.column);
 #pragma unroll
               for (int e = 0; e < 4; ++e)
-                phi[half][e] = exp2_fast(u[n][e] * (sign ? -kLog2e : kLog2e) - (e % 2 ? of_columns.y : of_columns.x));
+                phi[half][e] = exp2_fast(u[n][e] * (sign ? -norm.scale : norm.scale) -
+                                         norm.plus(e % 2 ? of_columns.y : of_columns.x, sign, e / 2));
             }
             pack_operand(k_phi[sign * 4 + k], phi[0], phi[1]);
           }
@@ -193,7 +200,7 @@ __device__ __forceinline__ void walk_keys(const BackwardArguments& p, const Walk
 
       // gradient of the features and through phi to u
       {
-        float dphi[2][8][4], du[8][4];
+        float dphi[2][8][4], du[8][4], gradients[2][2] = {};
         start_products();
 #pragma unroll
         for (int sign = 0; sign < 2; ++sign) product<Side::straight, Side::straight>(dphi[sign], at(m.v), at(m.R) + sign * kTileBytes, true);
@@ -222,10 +229,12 @@ __device__ __forceinline__ void walk_keys(const BackwardArguments& p, const Walk
             for (int sign = 0; sign < 2; ++sign) {
               const unsigned phi = k_phi[sign * 4 + n / 2][n % 2 * 2 + e / 2];
               parts[sign] = (dphi[sign][n][e] + of_y[e / 2] * (e % 2 ? y[sign].y : y[sign].x)) * (e % 2 ? high_of(phi) : low_of(phi));
+              if constexpr (kGeneral) gradients[sign][e / 2] += parts[sign];
             }
             du[n][e] = parts[0] - parts[1];
           }
         }
+        if constexpr (kGeneral) through_norm<kWide>(du, gradients, k_phi, shift, s.map, l);
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
           pack_operand(w[k], du[2 * k], du[2 * k + 1]);
@@ -233,7 +242,7 @@ __device__ __forceinline__ void walk_keys(const BackwardArguments& p, const Walk
         }
       }
       shared_written();
-      if (chunk > 0) numbers.keep(m, chunk - 1);
+      if (chunk > 0 || p.reaches_initial(walk)) numbers.keep(m, chunk - 1);
       __syncthreads();  // du and the numbers of the chunk before are here
       float dk[8][4];
       start_products();
@@ -244,9 +253,10 @@ __device__ __forceinline__ void walk_keys(const BackwardArguments& p, const Walk
       own(dk);
       own(dweight);
       store_rows<kWide>(p.dk, p.dk.at(b, t0, h), dk, count, l);
-      if (chunk == walk.begin) break;
+      if (kGeneral && p.dbias[1]) dbias = add_bias_gradient<kWide>(dbias, m.du, count);
+      if (chunk == walk.begin && !p.reaches_initial(walk)) break;
     } else {
-      if (chunk > 0) numbers.keep(m, chunk - 1);
+      numbers.keep(m, chunk - 1);
       __syncthreads();  // the numbers of the chunk before are here
     }
 
@@ -274,14 +284,14 @@ __device__ __forceinline__ void walk_keys(const BackwardArguments& p, const Walk
       scale_rows(R[sign], factor);
     }
   }
-  if constexpr (kOnlySums) {
+  if (kOnlySums || p.reaches_initial(walk)) {
     __syncwarp();
     for (int sign = 0; sign < 2; ++sign)
       for (int x = 0; x < 2; ++x) sums.z[sign][x] = m.y[sign * kWide + l.row + 8 * x];
-    sums.store(p.reversed, walk.slot - 1, l);
-  } else {
-    store_weight_gradient<kWide>(p.dweight[1] + walk.slot * kWideTile, dweight, l);
+    sums.store(p.reversed, kOnlySums ? walk.slot - 1 : p.walks + walk.index, l);
   }
+  if constexpr (!kOnlySums) store_weight_gradient<kWide>(p.dweight[1] + walk.slot * kWideTile, dweight, l);
+  if (kGeneral && !kOnlySums && p.dbias[1]) store_bias_gradient<kWide>(p.dbias[1] + walk.slot * kWide, dbias, m.y);
 }
 
 }  // namespace hedgehog::cuda::linear_attention_mma

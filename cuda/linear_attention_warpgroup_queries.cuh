@@ -4,25 +4,30 @@
 
 namespace hedgehog::cuda::linear_attention_mma {
 
+template <bool kGeneral>
+using WarpgroupQueriesMemory = WithKeyNorm<QueriesTiles<kWide>, kGeneral>;
+
 /// dq and the part of dweight_q: the walk of linear_attention_backward_queries_kernel with products of a warpgroup. A block that
 /// meets rows that forward has redone in log space stops; gives the chunk where it stopped, else the end of the walk.
+template <bool kGeneral>
 __device__ __forceinline__ int walk_queries(const BackwardArguments& p, const Walk& walk) {
-  auto& m = *reinterpret_cast<QueriesTiles<kWide>*>(shared_bytes());
+  auto& m = *reinterpret_cast<WarpgroupQueriesMemory<kGeneral>*>(shared_bytes());
   SharedAddresses at(&m);
   const Sequence& s = p.s;
   const Lanes<kWide> l;
   const std::int64_t index = walk.index, b = walk.b, h = walk.h, begin = std::int64_t(walk.begin) * kWide;
   const int thread = int(threadIdx.x);
 
-  load_rows<kWide>(m.weight_q, s.weight_q + h * kWideTile, kWide, kWide, true, l);
-  load_rows<kWide>(m.weight_k, s.weight_k + h * kWideTile, kWide, kWide, true, l);
+  load_weight<kWide, kGeneral>(m.weight_q, s.weight_q, h, true, l);
+  load_weight<kWide, kGeneral>(m.weight_k, s.weight_k, h, true, l);
   load_rows<kWide>(m.k, s.k.at(b, begin, h), s.k.token, s.T - begin, true, l);
   if (thread < kWide) m.rows[walk.begin & 1][thread] = document_row(s, b, begin, thread);
+  if constexpr (kGeneral) m.key_norm[thread] = fetch_key_norm<kWide>(s.map, index, begin);
   Sums<kWide> sums;
-  start(sums, m.features, p.states, walk, l);
+  start(sums, m.features, p.states, s, walk, l);
   State& S = sums.S;
   int last = -1, stopped = walk.end;
-  float dweight[8][4] = {};
+  float dweight[8][4] = {}, dbias = 0;
 
   for (int chunk = walk.begin; chunk < walk.end; ++chunk) {
     at.forget();
@@ -40,7 +45,9 @@ __device__ __forceinline__ int walk_queries(const BackwardArguments& p, const Wa
     float den[2];
 #pragma unroll
     for (int x = 0; x < 2; ++x) den[x] = p.saved[(b * s.T + t0 + min(l.row + 8 * x, count - 1)) * s.H + h];
-    enter(S, at(m.weight_k), at(m.k), count, rows, last, at(m.phi), at(m.S), m.features, l);
+    RowNorm<kGeneral> norm;
+    norm.fetch(s.map, kOfQueries, index, t0, count, l.row);
+    enter<true>(S, at(m.weight_k), at(m.k), count, rows, last, at(m.phi), at(m.S), m.features, l, chunk_norm<kGeneral>(s.map, m.norm(), h, kWide));
     last = rows[kWide - 1];
     wait_all_copies();
     shared_written();
@@ -50,6 +57,7 @@ __device__ __forceinline__ int walk_queries(const BackwardArguments& p, const Wa
     if (goes_on) {
       load_rows<kWide>(m.k, s.k.at(b, t0 + kWide, h), s.k.token, left - kWide, true, l);
       if (thread < kWide) next_row = document_row(s, b, t0 + kWide, thread);
+      if constexpr (kGeneral) m.key_norm[thread] = fetch_key_norm<kWide>(s.map, index, t0 + kWide);
     }
 
     float u[8][4];
@@ -58,8 +66,9 @@ __device__ __forceinline__ int walk_queries(const BackwardArguments& p, const Wa
     bool small = false, sees[2] = {true, true};
     {
       float dscores[8][4];
+      if constexpr (kGeneral) start_by_token<true>(u, bias_of<true>(s.map, kOfQueries, h, kWide), l.column);
       start_products();
-      product<Side::straight, Side::transposed>(u, at(m.q), at(m.weight_q), true);
+      product<Side::straight, Side::transposed>(u, at(m.q), at(m.weight_q), !kGeneral);
       product<Side::straight, Side::straight>(dscores, at(m.dy), at(m.v), true);
       commit_products();
 #pragma unroll
@@ -99,15 +108,18 @@ __device__ __forceinline__ int walk_queries(const BackwardArguments& p, const Wa
       const float2 plus = pair_at(m.features.shift, 8 * n + l.column), minus = pair_at(m.features.shift, kWide + 8 * n + l.column);
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        largest[e / 2] = fmaxf(largest[e / 2], fmaxf(fmaf(u[n][e], kLog2e, e % 2 ? plus.y : plus.x), fmaf(u[n][e], -kLog2e, e % 2 ? minus.y : minus.x)));
+        largest[e / 2] = fmaxf(largest[e / 2], fmaxf(norm.minus(fmaf(u[n][e], norm.scale, e % 2 ? plus.y : plus.x), 0, e / 2),
+                                                     norm.minus(fmaf(u[n][e], -norm.scale, e % 2 ? minus.y : minus.x), 1, e / 2)));
       }
     }
 #pragma unroll
     for (int x = 0; x < 2; ++x) {
       const int row = l.row + 8 * x;
       small |= row_max(largest[x]) - den[x] > -kSmallestLog;
-      if (l.column == 0 && row < count)
-        p.delta[index * s.T + t0 + row] = delta[x], p.denominators[index * s.T + t0 + row] = den[x];
+      if (l.column == 0 && row < count) {
+        p.delta[index * s.T + t0 + row] = delta[x], p.denominators[index * s.T + t0 + row] = norm.plus(den[x], 0, x);
+        if constexpr (kGeneral) p.denominators[s.map.count + index * s.T + t0 + row] = norm.plus(den[x], 1, x);
+      }
     }
     // gradient of the features, through the state and through the chunk
     float dphi[2][8][4];
@@ -136,6 +148,8 @@ __device__ __forceinline__ int walk_queries(const BackwardArguments& p, const Wa
     own(dphi);
     // and through phi to u
     const float of_z[2] = {sees[0] ? delta[0] : 0.0f, sees[1] ? delta[1] : 0.0f};
+    const float less[2][2] = {{norm.plus(den[0], 0, 0), norm.plus(den[1], 0, 1)}, {norm.plus(den[0], 1, 0), norm.plus(den[1], 1, 1)}};
+    float du[8][4], gradients[2][2] = {};
 #pragma unroll
     for (int n = 0; n < 8; ++n) {
       const int column = 8 * n + l.column;
@@ -147,15 +161,31 @@ __device__ __forceinline__ int walk_queries(const BackwardArguments& p, const Wa
         float parts[2];
 #pragma unroll
         for (int sign = 0; sign < 2; ++sign) {
-          const float log_phi = fmaf(u[n][e], sign ? -kLog2e : kLog2e, e % 2 ? shift[sign].y : shift[sign].x);
-          parts[sign] = (dphi[sign][n][e] + of_z[x] * (e % 2 ? z[sign].y : z[sign].x)) * exp2_fast(log_phi - den[x]);
+          const float log_phi = fmaf(u[n][e], sign ? -norm.scale : norm.scale, e % 2 ? shift[sign].y : shift[sign].x);
+          parts[sign] = (dphi[sign][n][e] + of_z[x] * (e % 2 ? z[sign].y : z[sign].x)) * exp2_fast(log_phi - less[sign][x]);
+          if constexpr (kGeneral) gradients[sign][x] += parts[sign];
         }
-        u[n][e] = parts[0] - parts[1];
+        du[n][e] = parts[0] - parts[1];
       }
+    }
+    if constexpr (kGeneral) {
+      sum_rows(gradients, false);
+#pragma unroll
+      for (int n = 0; n < 8; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const float log_phi = u[n][e] * norm.scale;
+          if (s.map.normalises(kOfQueries)) {
+            du[n][e] -= true_feature(norm.minus(log_phi, 0, e / 2)) * gradients[0][e / 2] -
+                        true_feature(norm.minus(-log_phi, 1, e / 2)) * gradients[1][e / 2];
+          } else {
+            du[n][e] *= s.map.factor();  // over both signs the gradients of a row sum to 0
+          }
+        }
     }
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      pack_operand(w[k], u[2 * k], u[2 * k + 1]);
+      pack_operand(w[k], du[2 * k], du[2 * k + 1]);
       store_matrices(l.block(at(m.du), 16 * l.warp, 16 * k), w[k][0], w[k][1], w[k][2], w[k][3]);
     }
     shared_written();
@@ -164,6 +194,7 @@ __device__ __forceinline__ int walk_queries(const BackwardArguments& p, const Wa
       break;
     }
     if (thread == 0) p.redo[index * s.chunks + chunk] = 0;
+    if (kGeneral && p.dbias[0]) dbias = add_bias_gradient<kWide>(dbias, m.du, count);
     start_products();
     float dq[8][4];
     product<Side::straight>(dq, w, at(m.weight_q), true);
@@ -181,6 +212,7 @@ __device__ __forceinline__ int walk_queries(const BackwardArguments& p, const Wa
     if (goes_on && thread < kWide) m.rows[(chunk + 1) & 1][thread] = next_row;
   }
   store_weight_gradient<kWide>(p.dweight[0] + walk.slot * kWideTile, dweight, l);
+  if (kGeneral && p.dbias[0]) store_bias_gradient<kWide>(p.dbias[0] + walk.slot * kWide, dbias, m.features.z);
   return stopped;
 }
 

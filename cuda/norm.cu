@@ -29,6 +29,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) norm_forward_warp_kernel(const 
   const std::int64_t first = std::int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp;
   constexpr int kHeld = kFew ? kPackets : 1;
   Packet<float, N> weights[kHeld], biases[kHeld];
+  if constexpr (kFew) start_next_kernel();
   if (!kFew || !k.parameters) wait_for_kernels();
   if constexpr (kFew) {
 #pragma unroll
@@ -142,6 +143,8 @@ bool launch_warps(const char* op, const NormForward<T>& k) {
   });
 }
 
+}  // namespace
+
 void norm_forward(const Call& c, const NormPlaces& places) {
   const Ref& x = c.inputs[0];
   dispatch_floating(x.dtype, [&](auto zero) {
@@ -175,8 +178,6 @@ void norm_forward(const Call& c, const NormPlaces& places) {
     check_launch(places.op);
   });
 }
-
-}  // namespace
 
 void register_norm(KernelTable& table) {
   static constexpr NormPlaces kNorms[] = {

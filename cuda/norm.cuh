@@ -16,6 +16,7 @@ struct NormPlaces {
   std::size_t rstd() const { return centred ? 1 : 0; }
 };
 
+void norm_forward(const Call& c, const NormPlaces& places);
 void norm_backward(const Call& c, const NormPlaces& places);
 std::int64_t norm_backward_workspace(std::span<const Meta> in);
 

@@ -7,6 +7,7 @@ namespace {
 /// table[t] = (cos, sin) of (t + offset) base^(-2 i / D), computed and reduced in f64. A thread for each angle.
 template <class T>
 __global__ void rotary_table_forward_kernel(const std::int32_t* offset, double base, std::int64_t length, std::int64_t half, T* table) {
+  start_next_kernel();
   const std::int64_t begin = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x, stride = std::int64_t(gridDim.x) * blockDim.x;
   auto frequency = [&](std::int64_t n) { return pow(base, -double(n - quotient(n, half) * half) / double(half)); };
   double turn = frequency(begin);

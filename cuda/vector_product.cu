@@ -29,25 +29,104 @@ __device__ __forceinline__ void for_each_element(const uint4& packet, const Body
 
 /// The result that one thread finishes: what goes with its sum is on its way while the sum is made.
 struct Result {
-  bool mine;
-  std::int64_t row, column;
+  std::int64_t at;  // -1: none
   bf16 bias = {}, addend = {};
 
-  __device__ Result(bool mine, std::int64_t row, std::int64_t column) : mine(mine), row(row), column(column) {}
-  __device__ void fetch_bias(const VectorProduct& p) {
-    if (mine && p.bias) bias = static_cast<const bf16*>(p.bias)[column];
+  __device__ Result(const VectorProduct& p, bool mine, std::int64_t row, std::int64_t column) : at(mine ? row * p.n + column : -1) {}
+  __device__ bool mine() const { return at >= 0; }
+  __device__ void fetch_bias(const VectorProduct& p, std::int64_t column) {
+    if (mine() && p.bias) bias = static_cast<const bf16*>(p.bias)[column];
   }
   __device__ void fetch_addend(const VectorProduct& p) {
-    if (mine && p.addend) addend = static_cast<const bf16*>(p.addend)[row * p.n + column];
+    if (mine() && p.addend) addend = static_cast<const bf16*>(p.addend)[at];
   }
   __device__ void put(const VectorProduct& p, float h) const {
-    if (!mine) return;
-    const std::int64_t at = row * p.n + column;
+    if (!mine()) return;
     if (p.bias) h += convert<float>(bias);
     if (p.h) static_cast<bf16*>(p.h)[at] = convert<bf16>(h);
     float y = activate(p.activation, h);
     if (p.addend) y += convert<float>(addend);
     static_cast<bf16*>(p.y)[at] = convert<bf16>(y);
+  }
+};
+
+constexpr int kRowThreads = 128, kRowWarps = kRowThreads / kWarpLanes;  // that normalise a row
+constexpr int kRowPackets = int(kMostNormed) / (kRowThreads * kEach);   // of a row that a thread has
+
+/// Norms of the rows of x, in the shared memory of a block.
+template <int M>
+struct NormedRows {
+  static constexpr bool kStaged = M == 1;  // weights and biases are here before x is
+  bf16 rows[M][kMostNormed];
+  float weight[kStaged ? kMostNormed : 1], bias[kStaged ? kMostNormed : 1];
+  float2 sums[M][kRowWarps];
+
+  template <int kBlock>
+  __device__ __forceinline__ void fetch_parameters(const VectorProduct& p) {
+    if constexpr (kStaged) {
+      for (int i = int(threadIdx.x) * 4; i < int(p.k); i += kBlock * 4) {
+        *reinterpret_cast<float4*>(weight + i) = *reinterpret_cast<const float4*>(p.norm_weight + i);
+        *reinterpret_cast<float4*>(bias + i) =
+            p.norm_bias ? *reinterpret_cast<const float4*>(p.norm_bias + i) : make_float4(0, 0, 0, 0);
+      }
+    }
+  }
+
+  /// The whole block calls it. A row is the work of four warps, in one order whatever the kernel. Sums of both powers are made at
+  /// once, of distances from the row's first element: as that is one of the row, the square of its distance from the mean is at
+  /// most k variances, and what cancels is at most k roundings of an f32.
+  template <int kBlock>
+  __device__ __forceinline__ void make(const VectorProduct& p) {
+    constexpr int kAtOnce = kBlock / kRowThreads, kRounds = (M + kAtOnce - 1) / kAtOnce;
+    const int first = int(threadIdx.x) / kRowThreads, thread = int(threadIdx.x) % kRowThreads, packets = int(p.k) / kEach;
+    const float each = 1.0f / float(p.k);
+    uint4 x[kRounds][kRowPackets];
+    float pivot[kRounds];
+#pragma unroll
+    for (int round = 0; round < kRounds; ++round) {
+      const int r = first + round * kAtOnce;
+      pivot[round] = 0;
+      if (r >= p.m || r >= M) continue;
+      const bf16* const row = static_cast<const bf16*>(p.x) + r * p.ldx;
+      if (p.centred) pivot[round] = convert<float>(row[0]);
+#pragma unroll
+      for (int i = 0; i < kRowPackets; ++i)
+        if (const int at = thread + i * kRowThreads; at < packets) x[round][i] = *reinterpret_cast<const uint4*>(row + at * kEach);
+      float2 sum = {};
+#pragma unroll
+      for (int i = 0; i < kRowPackets; ++i)
+        if (thread + i * kRowThreads < packets)
+          for_each_element(x[round][i], [&](int, float value) {
+            const float distance = value - pivot[round];
+            sum.x += distance;
+            sum.y += distance * distance;
+          });
+      sum = {warp_sum(sum.x), warp_sum(sum.y)};
+      if (thread % kWarpLanes == 0) sums[r][thread / kWarpLanes] = sum;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int round = 0; round < kRounds; ++round) {
+      const int r = first + round * kAtOnce;
+      if (r >= p.m || r >= M) continue;
+      float2 sum = {};
+#pragma unroll
+      for (int w = 0; w < kRowWarps; ++w) sum.x += sums[r][w].x, sum.y += sums[r][w].y;
+      const float shift = p.centred ? sum.x * each : 0.0f, mean = pivot[round] + shift;
+      const float rstd = rsqrtf(fmaxf(sum.y * each - shift * shift, 0.0f) + p.eps);
+      const float *const weights = kStaged ? weight : p.norm_weight, *const biases = kStaged ? bias : p.norm_bias;
+#pragma unroll
+      for (int i = 0; i < kRowPackets; ++i)
+        if (const int at = (thread + i * kRowThreads) * kEach; at < int(p.k)) {
+          const Packet<float, kEach> w = load_packet<kEach>(weights + at);
+          Packet<float, kEach> b = {};
+          if (biases) b = load_packet<kEach>(biases + at);
+          Packet<bf16, kEach> y;
+          for_each_element(x[round][i], [&](int j, float value) { y[j] = convert<bf16>((value - mean) * rstd * w[j] + b[j]); });
+          store_packet(&rows[r][at], y);
+        }
+    }
+    __syncthreads();
   }
 };
 
@@ -87,48 +166,63 @@ template <int M, int kLanes>
 __global__ void __launch_bounds__(kThreads, M == 1 ? 2 : 1) vector_product_kernel(const __grid_constant__ VectorProduct p, unsigned parts) {
   constexpr int kColumns = kLanes * kEach, kGroups = kThreads / kLanes;
   static_assert(M * kColumns <= kThreads);
-  __shared__ float warp_sums[kWarps][M][kColumns], part_sums[kMostParts][M * kColumns];
-  if (parts > 1) cluster_arrive();
+  __shared__ float warp_sums[kWarps][M][kColumns], part_sums[kMostParts - 1][M * kColumns];
+  __shared__ __align__(16) NormedRows<M> normed;
+  __shared__ ClusterInbox inbox;
+  start_next_kernel();
   const int thread = int(threadIdx.x), lane = thread % kLanes;
   const unsigned part = parts > 1 ? blockIdx.x % parts : 0;
+  if (parts > 1) {
+    if (part == 0 && thread == 0) inbox.open((parts - 1) * M * kColumns * unsigned(sizeof(float)));
+    cluster_arrive_relaxed();
+  }
   const std::int64_t begin = std::int64_t(parts > 1 ? blockIdx.x / parts : blockIdx.x) * kColumns;
-  const std::int64_t step = std::int64_t(kGroups) * parts;
+  const int k = int(p.k), step = kGroups * int(parts);
   const bool inside = begin + lane * kEach < p.n;
-  std::int64_t row = std::int64_t(part) * kGroups + thread / kLanes;
+  int row = int(part) * kGroups + thread / kLanes;
   const bf16* weight = static_cast<const bf16*>(p.weight) + row * p.n + begin + lane * kEach;
+  const std::int64_t pitch = step * p.n;
   uint4 packets[kFlight];
   auto fetch = [&] {
 #pragma unroll
     for (int i = 0; i < kFlight; ++i) {
       packets[i] = make_uint4(0, 0, 0, 0);
-      if (inside && row + i * step < p.k) packets[i] = stream_in(weight + i * step * p.n);
+      if (inside && row + i * step < k) packets[i] = stream_in(weight + i * pitch);
     }
   };
   const int result_row = thread / kColumns, result_column = thread % kColumns;
-  Result result(part == 0 && result_row < p.m && result_row < M && begin + result_column < p.n, result_row, begin + result_column);
+  Result result(p, part == 0 && result_row < p.m && result_row < M && begin + result_column < p.n, result_row, begin + result_column);
   if (!p.parameters) wait_for_kernels();
   fetch();
-  result.fetch_bias(p);
+  result.fetch_bias(p, begin + result_column);
+  if (p.norm_weight) normed.template fetch_parameters<kThreads>(p);
   if (p.parameters) wait_for_kernels();
   result.fetch_addend(p);
 
-  const bf16* const x = static_cast<const bf16*>(p.x);
+  const bf16* x = static_cast<const bf16*>(p.x);
+  std::int64_t ldx = p.ldx;
+  if (p.norm_weight) {
+    normed.template make<kThreads>(p);
+    x = normed.rows[0], ldx = kMostNormed;
+  }
   float sums[M][kEach] = {};
-  while (row < p.k) {
+  for (int first = int(part) * kGroups; row < k; first += kFlight * step) {
     bf16 factors[kFlight][M];
 #pragma unroll
     for (int i = 0; i < kFlight; ++i)
 #pragma unroll
-      for (int r = 0; r < M; ++r) factors[i][r] = row + i * step < p.k && r < p.m ? x[r * p.ldx + row + i * step] : convert<bf16>(0.0f);
+      for (int r = 0; r < M; ++r) factors[i][r] = row + i * step < k && r < p.m ? x[r * ldx + row + i * step] : convert<bf16>(0.0f);
 #pragma unroll
-    for (int i = 0; i < kFlight; ++i)
+    for (int i = 0; i < kFlight; ++i) {
+      if (first + i * step >= k) break;  // no thread of the block has more
       for_each_element(packets[i], [&](int j, float w) {
 #pragma unroll
         for (int r = 0; r < M; ++r) sums[r][j] += convert<float>(factors[i][r]) * w;
       });
+    }
     row += kFlight * step;
-    weight += kFlight * step * p.n;
-    if (row < p.k) fetch();
+    weight += kFlight * pitch;
+    if (row < k) fetch();
   }
 
 #pragma unroll
@@ -145,13 +239,11 @@ __global__ void __launch_bounds__(kThreads, M == 1 ? 2 : 1) vector_product_kerne
     for (int w = 0; w < kWarps; ++w) sum += warp_sums[w][result_row][result_column];
   }
   if (parts > 1) {
-    cluster_wait();  // the first block has started
-    if (result_row < M) store_in_cluster(&part_sums[part][thread], 0, sum);
-    cluster_arrive();
-    cluster_wait();
-    if (!result.mine) return;
-    sum = part_sums[0][thread];
-    for (unsigned i = 1; i < parts; ++i) sum += part_sums[i][thread];
+    cluster_wait();  // the first block's inbox is open
+    if (part > 0 && result_row < M) inbox.send(&part_sums[part - 1][thread], 0, sum);
+    if (!result.mine()) return;  // nor does one of the other blocks go on
+    inbox.wait();
+    for (unsigned i = 1; i < parts; ++i) sum += part_sums[i - 1][thread];
   }
   result.put(p, sum);
 }
@@ -163,9 +255,12 @@ template <int M, int kRows>
 __global__ void __launch_bounds__(kTransposedThreads, M == 1 ? 3 : 1) vector_product_transposed_kernel(const __grid_constant__ VectorProduct p) {
   constexpr int kPieces = 3, kStep = kWarpLanes * kEach;
   static_assert(kRows * M <= kWarpLanes);
+  __shared__ __align__(16) NormedRows<M> normed;
+  start_next_kernel();
   const int lane = int(threadIdx.x) % kWarpLanes;
   const std::int64_t begin = (std::int64_t(blockIdx.x) * kTransposedWarps + threadIdx.x / kWarpLanes) * kRows;
-  const bf16* const x = static_cast<const bf16*>(p.x);
+  const bf16* x = static_cast<const bf16*>(p.x);
+  std::int64_t ldx = p.ldx;
   const bf16* const weight = static_cast<const bf16*>(p.weight);
   std::int64_t first = lane * kEach;
   uint4 packets[kPieces][kRows];
@@ -179,12 +274,17 @@ __global__ void __launch_bounds__(kTransposedThreads, M == 1 ? 3 : 1) vector_pro
       }
   };
   // lane r M + v finishes row v of column r
-  Result result(lane < kRows * M && lane % M < p.m && begin + lane / M < p.n, lane % M, begin + lane / M);
+  Result result(p, lane < kRows * M && lane % M < p.m && begin + lane / M < p.n, lane % M, begin + lane / M);
   if (!p.parameters) wait_for_kernels();
   fetch();
-  result.fetch_bias(p);
+  result.fetch_bias(p, begin + lane / M);
+  if (p.norm_weight) normed.template fetch_parameters<kTransposedThreads>(p);
   if (p.parameters) wait_for_kernels();
   result.fetch_addend(p);
+  if (p.norm_weight) {
+    normed.template make<kTransposedThreads>(p);
+    x = normed.rows[0], ldx = kMostNormed;
+  }
   if (begin >= p.n) return;
 
   float sums[kRows][M] = {};
@@ -196,7 +296,7 @@ __global__ void __launch_bounds__(kTransposedThreads, M == 1 ? 3 : 1) vector_pro
 #pragma unroll
       for (int i = 0; i < kPieces; ++i) {
         factors[i] = make_uint4(0, 0, 0, 0);
-        if (first + i * kStep < p.k) factors[i] = *reinterpret_cast<const uint4*>(x + v * p.ldx + first + i * kStep);
+        if (first + i * kStep < p.k) factors[i] = *reinterpret_cast<const uint4*>(x + v * ldx + first + i * kStep);
       }
 #pragma unroll
       for (int i = 0; i < kPieces; ++i) {
@@ -247,9 +347,11 @@ void launch(const VectorProduct& p) {
 }  // namespace
 
 bool multiply_vectors(const VectorProduct& p) {
-  const bool fits = p.m <= kMostVectors && (p.transposed ? p.k % kEach == 0 && p.ldx % kEach == 0 && aligned({p.x, p.weight})
+  const bool fits = p.m <= kMostVectors && p.k < (std::int64_t(1) << 30) && (p.transposed ? p.k % kEach == 0 && p.ldx % kEach == 0 && aligned({p.x, p.weight})
                                                          : p.n % kEach == 0 && aligned({p.weight}));
-  if (!fits) return false;
+  const bool normed = !p.norm_weight || (p.k <= kMostNormed && p.k % kEach == 0 && p.ldx % kEach == 0 &&
+                                         aligned({p.x, p.norm_weight, p.norm_bias}));
+  if (!fits || !normed) return false;
   p.m == 1 ? launch<1>(p) : launch<kMostVectors>(p);
   return true;
 }

@@ -1,7 +1,6 @@
 #include "nn/attention.h"
 
 #include <cmath>
-#include <utility>
 
 namespace hedgehog {
 
@@ -42,17 +41,15 @@ void Attention::start_mimetic(Parameters& parameters) {
   parameters.assign(output_.weight, out);
 }
 
-template <class Convolve>
-Attention::Heads Attention::project(const Tensor& x, const Tensor& rotary, const Convolve& convolve) const {
-  const std::int64_t B = x.shape()[0], T = x.shape()[1], C = options_.width, H = options_.heads;
-  const Tensor packed = qkv_(x), mixed = convolution_ ? convolve(packed) : packed;
+Attention::Heads Attention::heads_of(const Tensor& packed, const Tensor& rotary) const {
+  const std::int64_t B = packed.shape()[0], T = packed.shape()[1], C = options_.width, H = options_.heads;
   auto heads = [&](const Tensor& part) { return reshape(part, {B, T, H, C / H}); };
   if (!rotary) {
-    const Tensors parts = split(mixed, {C, C, C});
+    const Tensors parts = split(packed, {C, C, C});
     return {heads(parts[0]), heads(parts[1]), heads(parts[2])};
   }
   // queries and keys turn by the same angles: in one pass, as twice the heads
-  const Tensors parts = split(mixed, {2 * C, C});
+  const Tensors parts = split(packed, {2 * C, C});
   const Tensor turned = hedgehog::rotary(reshape(parts[0], {B, T, 2 * H, C / H}), rotary);
   const Tensors both = split(reshape(turned, {B, T, 2 * C}), {C, C});
   return {heads(both[0]), heads(both[1]), heads(parts[1])};
@@ -66,8 +63,9 @@ Tensor Attention::output(const Tensor& o, const Tensor& residual, const Tensor& 
 
 Tensor Attention::operator()(const Tensor& x, const Tensor& residual, const AttentionContext& context) const {
   const Scope scope("attention");
-  const auto [q, k, v] =
-      project(x, context.rotary, [&](const Tensor& qkv) { return short_convolution(qkv, convolution_, context.document_start); });
+  Tensor packed = qkv_(x);
+  if (convolution_) packed = short_convolution(packed, convolution_, context.document_start);
+  const auto [q, k, v] = heads_of(packed, context.rotary);
   if (options_.kind == "softmax") {
     SoftmaxAttentionOptions o;
     o.document_start = context.document_start;
@@ -81,17 +79,21 @@ Tensor Attention::operator()(const Tensor& x, const Tensor& residual, const Atte
   return output(linear_attention(q, k, v, o).o, residual, context.step);
 }
 
-Tensor Attention::step(const Tensor& x, const Tensor& residual, const AttentionState& state, const Tensor& position,
-                       const Tensor& rotary) const {
+Tensor Attention::step(const Tensor& x, const Norm& norm, const AttentionState& state, const Tensor& position, const Tensor& rotary) const {
   const Scope scope("attention");
-  const auto [q, k, v] =
-      project(x, rotary, [&](const Tensor& qkv) { return short_convolution_step(qkv, convolution_, state.convolution); });
-  if (options_.kind == "softmax") return output(softmax_attention_step(q, k, v, state.attention, position), residual, {});
+  Tensor packed = qkv_.step(x, norm);
+  if (convolution_) packed = short_convolution_step(packed, convolution_, state.convolution);
+  if (options_.kind == "softmax") {
+    const auto [q, k, v] = heads_of(packed, rotary);
+    return output(softmax_attention_step(q, k, v, state.attention, position), x, {});
+  }
+  const auto [q, k, v] = heads_of(packed, {});
   LinearAttentionStepOptions o;
   o.weight_q = map_q_;
   o.weight_k = map_k_;
   o.map = options_.kind;
-  return output(linear_attention_step(q, k, v, state.attention, o), residual, {});
+  o.rotary = rotary;
+  return output(linear_attention_step(q, k, v, state.attention, o), x, {});
 }
 
 AttentionState Attention::empty_state(std::int64_t batch, std::int64_t capacity, Dtype dtype) const {

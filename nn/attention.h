@@ -38,9 +38,8 @@ class Attention {
 
   /// x (B, T, C); returns residual + attention(x).
   Tensor operator()(const Tensor& x, const Tensor& residual, const AttentionContext& context) const;
-  /// The same for one token a stream, x (B, 1, C); advances `state` in place. position i32 (1): of this token.
-  Tensor step(const Tensor& x, const Tensor& residual, const AttentionState& state, const Tensor& position,
-              const Tensor& rotary) const;
+  /// x + attention(norm(x)) for one token a stream, x (B, 1, C); advances `state` in place. position i32 (1): of this token.
+  Tensor step(const Tensor& x, const Norm& norm, const AttentionState& state, const Tensor& position, const Tensor& rotary) const;
   /// The empty state of `batch` streams.
   AttentionState empty_state(std::int64_t batch, std::int64_t capacity, Dtype dtype) const;
 
@@ -48,9 +47,8 @@ class Attention {
   struct Heads {
     Tensor q, k, v;  // (B, T, H, D)
   };
-  /// `convolve` is the short convolution of the packed projection (B, T, 3 C), over a whole row or of a stream.
-  template <class Convolve>
-  Heads project(const Tensor& x, const Tensor& rotary, const Convolve& convolve) const;
+  /// Windows of the packed projection (B, T, 3 C), queries and keys turned if there is a table.
+  Heads heads_of(const Tensor& packed, const Tensor& rotary) const;
   void start_values_unmixed(Parameters& parameters);
   void start_mimetic(Parameters& parameters);
   Tensor output(const Tensor& o, const Tensor& residual, const Tensor& dropout_step) const;

@@ -125,11 +125,12 @@ TokenLosses Gpt::loss(const Tensor& tokens, const Tensor& targets, const Tensor&
 
 std::int64_t Gpt::table_rows(const GptOptions& o) { return (o.vocabulary + o.vocabulary_multiple - 1) / o.vocabulary_multiple * o.vocabulary_multiple; }
 
-Tensor Gpt::logits(const Tensor& hidden) const {
-  const Tensor all = matmul(hidden, head_, false, true);
+Tensor Gpt::of_vocabulary(const Tensor& all) const {
   const std::int64_t surplus = all.shape().last() - options_.vocabulary;
   return surplus ? split(all, {options_.vocabulary, surplus})[0] : all;
 }
+
+Tensor Gpt::logits(const Tensor& hidden) const { return of_vocabulary(matmul(hidden, head_, false, true)); }
 
 Tensors DecodingState::memory() const {
   Tensors all;
@@ -160,11 +161,12 @@ Tensor Gpt::decode(const Tensor& tokens, DecodingState& state) const {
   if (options_.positions == "rotary") angles = rotary_angles(1, state.position);
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
     const Scope scope(fmt::format("block{}", i));
-    x = blocks_[i].attention.step(blocks_[i].norm_1(x), x, state.layers[i], state.position, angles);
-    x = blocks_[i].mlp(blocks_[i].norm_2(x), x, {});
+    x = blocks_[i].attention.step(x, blocks_[i].norm_1, state.layers[i], state.position, angles);
+    x = blocks_[i].mlp.step(x, blocks_[i].norm_2);
   }
   const Scope scope("classifier");
-  return reshape(logits(final_norm_(x)), {tokens.shape()[0], options_.vocabulary});
+  const Tensor all = norm_linear(x, final_norm_.weight, final_norm_.bias, head_, {}, {.norm = final_norm_.kind, .transpose_weight = true});
+  return reshape(of_vocabulary(all), {tokens.shape()[0], options_.vocabulary});
 }
 
 std::int64_t parameter_count(const GptOptions& options) {

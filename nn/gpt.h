@@ -96,6 +96,7 @@ class Gpt {
  private:
   Gpt(const GptOptions& options, bool declared);
   Tensor rotary_angles(std::int64_t length, const Tensor& offset) const;
+  Tensor of_vocabulary(const Tensor& all) const;  // without the rows that pad the table
 
   GptOptions options_;
   std::unique_ptr<Parameters> parameters_;

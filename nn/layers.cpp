@@ -11,6 +11,10 @@ Tensor Linear::operator()(const Tensor& x, const Tensor& addend, const std::stri
   return linear(x, weight, bias, addend, activation);
 }
 
+Tensor Linear::step(const Tensor& x, const Norm& norm, const std::string& activation) const {
+  return norm_linear(x, norm.weight, norm.bias, weight, bias, {.norm = norm.kind, .activation = activation});
+}
+
 Norm::Norm(Parameters& parameters, const std::string& name, const std::string& kind, std::int64_t width, bool with_bias)
     : kind(kind), weight(parameters.add(name + ".weight", {width}, Init::ones(), 0, true)) {
   if (with_bias && kind == "layer") bias = parameters.add(name + ".bias", {width}, Init::zeros(), 0, true);
@@ -27,6 +31,11 @@ Tensor Mlp::operator()(const Tensor& x, const Tensor& residual, const Tensor& st
   const bool drops = dropout.rate > 0 && step;
   const Tensor y = mlp(x, fc.weight, out.weight, fc.bias, out.bias, drops ? Tensor{} : residual, activation);
   return drops ? residual + dropout(y, step) : y;
+}
+
+Tensor Mlp::step(const Tensor& x, const Norm& norm) const {
+  const Scope scope("mlp");
+  return out(fc.step(x, norm, activation), x);
 }
 
 }  // namespace hedgehog

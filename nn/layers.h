@@ -6,6 +6,8 @@
 
 namespace hedgehog {
 
+struct Norm;
+
 /// y = activation(x weight + bias) + addend. weight (in, out), named NAME.weight; bias named NAME.bias.
 struct Linear {
   Tensor weight, bias;
@@ -13,6 +15,8 @@ struct Linear {
   Linear() = default;
   Linear(Parameters& parameters, const std::string& name, std::int64_t in, std::int64_t out, bool with_bias, Init init);
   Tensor operator()(const Tensor& x, const Tensor& addend = {}, const std::string& activation = "none") const;
+  /// The same of norm(x) without an addend, in one pass and without a gradient: for decoding.
+  Tensor step(const Tensor& x, const Norm& norm, const std::string& activation = "none") const;
 };
 
 /// Layer norm ("layer") or RMS norm ("rms") over the last axis.
@@ -39,6 +43,8 @@ struct Mlp {
   std::string activation;
   Dropout dropout;
   Tensor operator()(const Tensor& x, const Tensor& residual, const Tensor& step) const;
+  /// Decoding: out(activation(fc(norm(x)))) + x.
+  Tensor step(const Tensor& x, const Norm& norm) const;
 };
 
 }  // namespace hedgehog

@@ -13,12 +13,12 @@ namespace hedgehog {
 
 extern const Op kLinear;
 
-Activation activation_of(const std::string& name) {
+Activation activation_of(const std::string& name, const char* op) {
   if (name == "none") return Activation::none;
   if (name == "gelu") return Activation::gelu;
   if (name == "silu") return Activation::silu;
   if (name == "relu") return Activation::relu;
-  fail(kLinear, fmt::format("activation must be none, gelu, silu or relu, but is '{}'", name));
+  fail(op, fmt::format("activation must be none, gelu, silu or relu, but is '{}'", name));
 }
 
 namespace {

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <atomic>
+
 #include "core/dispatch.h"
 #include "ops/attention_check.h"
 #include "ops/linear_attention_sizes.h"
@@ -112,8 +114,15 @@ Fault fault(const char* name, const char* what, Lost lost, const char* only = ""
   return {name, what, {}, [lost](const Attributes& a, const Tensors& in) { return composed(a, in, lost); }, only};
 }
 
+std::atomic<std::int64_t> slow_calls{0};
+
 }  // namespace
+
+void count_slow_call() { slow_calls.fetch_add(1, std::memory_order_relaxed); }
+
 }  // namespace linear_attention_detail
+
+std::int64_t linear_attention_slow_calls() { return linear_attention_detail::slow_calls.load(); }
 
 namespace la = linear_attention_detail;
 

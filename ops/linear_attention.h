@@ -48,7 +48,8 @@ struct LinearAttentionResult {
 ///
 /// State, last axis [S (Dv) | z (1) | c (1)]: row r stands for the true sums exp(c_r) S_r and exp(c_r) z_r; c is 0 for maps
 /// without logarithm. A row of an exp-type map with z <= 0 is empty, so zeros are the state before the first token.
-/// Gradients of both states are the partial derivatives with respect to the three blocks as stored, c included.
+/// Gradients of both states are the partial derivatives with respect to the three blocks as stored, c included. In bf16 keys' features
+/// enter a state as bf16 numbers, and the gradient of c is that of these.
 ///
 /// Backward, with phi_q divided by the denominator, G = do, delta_i = -G_i . o_i, W_ij = G_i . v_j + delta_i:
 ///   dphi_q = W phi_k,   dphi_k = W^T phi_q,   dv = A^T G   (sums over visible pairs, chunk by chunk with states)
@@ -62,5 +63,8 @@ LinearAttentionResult linear_attention(const Tensor& q, const Tensor& k, const T
 
 /// Rows that forward passes of this process have redone in log space so far (CPU).
 std::int64_t linear_attention_log_space_rows();
+/// Calls, forward or backward, that no kernel on tensor cores has taken so far (CUDA): those of other shapes and options are right, but
+/// many times slower.
+std::int64_t linear_attention_slow_calls();
 
 }  // namespace hedgehog

@@ -45,7 +45,7 @@ inline Sizes sizes_of(const Call& c) {
 }
 
 /// Arguments of linear_attention_step, and its extents; T counts the tokens of the call.
-enum StepInput : int { kStepQ, kStepK, kStepV, kState, kStepWeightQ, kStepWeightK, kStepBiasQ, kStepBiasK };
+enum StepInput : int { kStepQ, kStepK, kStepV, kState, kStepWeightQ, kStepWeightK, kStepBiasQ, kStepBiasK, kStepRotary };
 
 template <class In>
 Sizes step_sizes(const Attributes& a, const In& in) {
@@ -93,5 +93,8 @@ std::int64_t backward_bytes(const Sizes& s, Dtype dtype);
 /// Which path of the normaliser a wrong composition forgets; `mask_first` masks k before the map.
 enum class Lost { nothing, normaliser_to_k, normaliser_to_q, mask_first };
 Tensors composed(const Attributes& a, const Tensors& in, Lost lost);
+
+/// One more of linear_attention_slow_calls().
+void count_slow_call();
 
 }  // namespace hedgehog::linear_attention_detail

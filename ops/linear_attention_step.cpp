@@ -5,6 +5,7 @@
 #include "core/dispatch.h"
 #include "ops/attention_check.h"
 #include "ops/linear_attention_tile.h"
+#include "ops/rotary_vector.h"
 
 namespace hedgehog {
 
@@ -17,9 +18,10 @@ constexpr const char* kName = "linear_attention_step";
 
 template <class T>
 struct Scratch {
-  T *u, *q, *k, *factor;  // (D'), (F), (F), (F)
+  T *turned, *u, *q, *k, *factor;  // (D), (D'), (F), (F), (F)
   Scratch(Carver& carver, const Sizes& s)
-      : u(carver.take<T>(s.width)), q(carver.take<T>(s.F)), k(carver.take<T>(s.F)), factor(carver.take<T>(s.F)) {}
+      : turned(carver.take<T>(s.D)), u(carver.take<T>(s.width)), q(carver.take<T>(s.F)), k(carver.take<T>(s.F)),
+        factor(carver.take<T>(s.F)) {}
 };
 
 Layout infer(const Attributes& attributes, std::span<const Meta> in) {
@@ -30,6 +32,11 @@ Layout infer(const Attributes& attributes, std::span<const Meta> in) {
   const Sizes s = step_sizes(attributes, in);
   check_dtype(op, "state", state, accumulator_of(q.dtype), q.dtype == Dtype::bf16 ? nullptr : "q");
   check_shape(op, "state", state, s.state_shape(), "(B, Hq, F, Dv + 2)", "q", q);
+  if (const Meta& table = in[kStepRotary]; table.given) {
+    if (s.D % 2 != 0) fail(op, fmt::format("D must be even where rotary is given, since features turn in pairs, but q is {}", q.shape.text()));
+    check_dtype(op, "rotary", table, accumulator_of(q.dtype), q.dtype == Dtype::bf16 ? nullptr : "q");
+    check_shape(op, "rotary", table, {s.T, s.D}, "(n, D)", "q", q);
+  }
   Layout layout;
   layout.outputs = {{Shape{s.B, s.T, s.Hq, s.Dv}, q.dtype}};
   dispatch_workspace(q.dtype, [&](auto zero) {
@@ -84,6 +91,14 @@ void read_token(const Sizes& s, const T* state, T* __restrict o, const Scratch<T
   for (std::int64_t e = 0; e < s.Dv; ++e) o[e] *= inverse;
 }
 
+/// x, turned by the table's row of its token if there is a table.
+template <class T>
+const T* turn(const Sizes& s, const T* table, const T* x, T* turned) {
+  if (!table) return x;
+  turn_vector<false, false>(x, table, table + s.D / 2, T(1), turned, s.D / 2);
+  return turned;
+}
+
 template <class T>
 void forward(const Call& c) {
   const Sizes s = step_sizes(c.attributes, c.inputs);
@@ -99,8 +114,9 @@ void forward(const Call& c) {
     const Scratch<T>& x = scratch[worker];
     T* const state = c.inputs[kState].template as<T>() + task * s.F * (s.Dv + 2);
     for (std::int64_t t = 0; t < s.T; ++t) {
-      token_features(s, k.at(b, t, hkv), k.row, 1, weight_k, bias_k, x.u, x.k);
-      token_features(s, q.at(b, t, h), q.row, 1, weight_q, bias_q, x.u, x.q);
+      const T* const table = c.inputs[kStepRotary] ? c.inputs[kStepRotary].template as<T>() + t * s.D : nullptr;
+      token_features(s, turn<T>(s, table, k.at(b, t, hkv), x.turned), k.row, 1, weight_k, bias_k, x.u, x.k);
+      token_features(s, turn<T>(s, table, q.at(b, t, h), x.turned), q.row, 1, weight_q, bias_q, x.u, x.q);
       take_token(s, static_cast<const T*>(v.at(b, t, hkv)), state, x);
       read_token(s, static_cast<const T*>(state), o.at(b, t, h), x);
     }
@@ -114,29 +130,41 @@ std::vector<Sample> samples() {
     list.push_back({map,
                     {{"map", map}, {"temperature", std::string(map) == "exp" ? 0.75 : 1.0}},
                     {positive({2, 1, 4, 3}), positive({2, 1, 1, 3}), normal({2, 1, 1, 5}), positive({2, 4, F, 7}), normal({4, 3, 6}, 0.5, 1),
-                     normal({4, 3, 6}, 0.5, 1), omitted(), omitted()}});
+                     normal({4, 3, 6}, 0.5, 1), omitted(), omitted(), omitted()}});
   }
   list.push_back({"several tokens",
                   {},
                   {normal({2, 5, 3, 4}), normal({2, 5, 3, 4}), normal({2, 5, 3, 6}), positive({2, 3, 14, 8}), normal({3, 4, 7}), normal({3, 4, 7}),
-                   normal({3, 7}), normal({3, 7})}});
+                   normal({3, 7}), normal({3, 7}), normal({5, 4})}});
   // sizes that kernels hold in registers and share among blocks
   list.push_back({"two parts",
                   {},
                   {normal({2, 3, 2, 32}), normal({2, 3, 1, 32}), normal({2, 3, 1, 32}), positive({2, 2, 64, 34}), normal({2, 32, 32}, 0.2),
-                   normal({2, 32, 32}, 0.2), normal({2, 32}), normal({2, 32})}});
+                   normal({2, 32, 32}, 0.2), normal({2, 32}), normal({2, 32}), normal({3, 32})}});
+  list.push_back({"heads of 64",
+                  {},
+                  {normal({2, 1, 2, 64}), normal({2, 1, 2, 64}), normal({2, 1, 2, 64}), positive({2, 2, 128, 66}), normal({2, 64, 64}, 0.1),
+                   normal({2, 64, 64}, 0.1), omitted(), omitted(), omitted()}});
+  list.push_back({"heads of 64, turned",
+                  {},
+                  {normal({1, 3, 2, 64}), normal({1, 3, 1, 64}), normal({1, 3, 1, 64}), positive({1, 2, 128, 66}), normal({2, 64, 64}, 0.1),
+                   normal({2, 64, 64}, 0.1), normal({2, 64}), normal({2, 64}), normal({3, 64})}});
   list.push_back({"four parts",
                   {{"map", "hedgehog-softmax"}},
                   {normal({1, 2, 1, 96}), normal({1, 2, 1, 96}), normal({1, 2, 1, 64}), positive({1, 1, 192, 66}), normal({1, 96, 96}, 0.1),
-                   normal({1, 96, 96}, 0.1), omitted(), omitted()}});
+                   normal({1, 96, 96}, 0.1), omitted(), omitted(), omitted()}});
   list.push_back({"many features",
                   {},
                   {normal({1, 2, 1, 128}), normal({1, 2, 1, 128}), normal({1, 2, 1, 16}), positive({1, 1, 256, 18}), normal({1, 128, 128}, 0.1),
-                   normal({1, 128, 128}, 0.1), omitted(), omitted()}});
+                   normal({1, 128, 128}, 0.1), omitted(), omitted(), normal({2, 128})}});
+  list.push_back({"turned",
+                  {{"map", "elu"}},
+                  {positive({2, 3, 2, 6}), positive({2, 3, 1, 6}), normal({2, 3, 1, 5}), positive({2, 2, 6, 7}), omitted(), omitted(), omitted(),
+                   omitted(), normal({3, 6})}});
   list.push_back({"smallest",
                   {},
                   {normal({1, 1, 1, 1}), normal({1, 1, 1, 1}), normal({1, 1, 1, 1}), positive({1, 1, 2, 3}), omitted(), omitted(), omitted(),
-                   omitted()}});
+                   omitted(), omitted()}});
   return list;
 }
 
@@ -148,7 +176,7 @@ namespace la = linear_attention_detail;
 const Op kLinearAttentionStep{
     .name = la::kName,
     .arguments = {{"q", false, false}, {"k", false, false}, {"v", false, false}, {"state", false, false, true}, {"weight_q", true, false},
-                  {"weight_k", true, false}, {"bias_q", true, false}, {"bias_k", true, false}},
+                  {"weight_k", true, false}, {"bias_q", true, false}, {"bias_k", true, false}, {"rotary", true, false, true}},
     .results = {"o"},
     .constant_outputs = bits(0),
     .attributes = {{"map", "hedgehog"}, {"temperature", 1.0}},
@@ -169,7 +197,7 @@ const Op kLinearAttentionStep{
 Tensor linear_attention_step(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& state, const LinearAttentionStepOptions& o,
                              SourceLine where) {
   return apply(kLinearAttentionStep, {{"map", o.map}, {"temperature", o.temperature}},
-               {q, k, v, state, o.weight_q, o.weight_k, o.bias_q, o.bias_k}, where)[0];
+               {q, k, v, state, o.weight_q, o.weight_k, o.bias_q, o.bias_k, o.rotary}, where)[0];
 }
 
 }  // namespace hedgehog

@@ -5,12 +5,13 @@
 
 namespace hedgehog {
 
-/// Maps of linear_attention_step, as in LinearAttentionOptions.
+/// Maps of linear_attention_step, as in LinearAttentionOptions, and the positions of its tokens.
 struct LinearAttentionStepOptions {
   Tensor weight_q = {}, weight_k = {};  // (Hq, D, D'), both or neither
   Tensor bias_q = {}, bias_k = {};      // (Hq, D')
   std::string map = "hedgehog";
   double temperature = 1;
+  Tensor rotary = {};  // (n, D), table of rotary_table: queries and keys are turned before they are mapped
 };
 
 /// Decoding with linear attention: takes tokens into the state and reads it, at a cost that does not depend on how many
@@ -24,6 +25,8 @@ struct LinearAttentionStepOptions {
 /// v        (B, n, Hkv, Dv)
 /// state    (B, Hq, F, Dv + 2)  state, overwritten: [S | z | c] as linear_attention returns it; zeros before the first token;
 ///                              f32 where q is bf16
+/// rotary   (n, D)  table of rotary_table, dtype of q, f32 for bf16, or none: q and k are first turned as by rotary in layout "half",
+///                  and not rounded in between
 /// returns  (B, n, Hq, Dv), equal to the rows of linear_attention over the whole sequence up to rounding
 ///
 /// Backward: none.

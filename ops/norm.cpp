@@ -3,6 +3,7 @@
 #include "core/dispatch.h"
 #include "ops/check.h"
 #include "ops/elementwise.h"
+#include "ops/norm_row.h"
 #include "ops/reduce.h"
 #include "ops/rows.h"
 #include "ops/shape.h"
@@ -67,23 +68,7 @@ struct Norm {
           for (std::int64_t i = 0; i < columns; ++i) sum[i] = in[i] + residual[i];
           in = sum;
         }
-        T mean = 0, square = 0;
-        if constexpr (kCentred) {
-#pragma omp simd reduction(+ : mean)
-          for (std::int64_t i = 0; i < columns; ++i) mean += in[i];
-          mean /= T(columns);
-        }
-#pragma omp simd reduction(+ : square)
-        for (std::int64_t i = 0; i < columns; ++i) square += (in[i] - mean) * (in[i] - mean);
-        const T rstd = T(1) / std::sqrt(square / T(columns) + eps);
-        T* y = c.outputs[0].as<T>() + r * columns;
-        if (bias) {
-#pragma omp simd
-          for (std::int64_t i = 0; i < columns; ++i) y[i] = (in[i] - mean) * rstd * weight[i] + bias[i];
-        } else {
-#pragma omp simd
-          for (std::int64_t i = 0; i < columns; ++i) y[i] = (in[i] - mean) * rstd * weight[i];
-        }
+        const auto [mean, rstd] = norm_row<kCentred>(in, columns, eps, weight, bias, c.outputs[0].as<T>() + r * columns);
         if (kCentred && c.saved[0]) c.saved[0].as<T>()[r] = mean;
         if (c.saved[kRstd]) c.saved[kRstd].as<T>()[r] = rstd;
       }

@@ -12,6 +12,7 @@
 #include "ops/matmul.h"
 #include "ops/mlp.h"
 #include "ops/norm.h"
+#include "ops/norm_linear.h"
 #include "ops/optimizer.h"
 #include "ops/reduce.h"
 #include "ops/rotary.h"

@@ -5,6 +5,7 @@
 #include "core/dispatch.h"
 #include "ops/check.h"
 #include "ops/elementwise.h"
+#include "ops/rotary_vector.h"
 #include "ops/rows.h"
 #include "ops/shape.h"
 
@@ -63,19 +64,6 @@ Layout infer_rotary(const Attributes& a, std::span<const Meta> in) {
   return {{{x.shape, x.dtype, true}}, {}};
 }
 
-/// y (+)= x turned by sign * angle, one vector of D features. In place is fine: a pair is read before it is written.
-template <bool kPairs, bool kAdd, class T>
-inline void turn(const T* x, const T* cosines, const T* sines, T sign, T* y, std::int64_t half) {
-#pragma omp simd
-  for (std::int64_t i = 0; i < half; ++i) {
-    const std::int64_t first = kPairs ? 2 * i : i, second = kPairs ? 2 * i + 1 : half + i;
-    const T a = x[first], b = x[second], sine = sign * sines[i];
-    const T ya = a * cosines[i] - b * sine, yb = b * cosines[i] + a * sine;
-    y[first] = kAdd ? y[first] + ya : ya;
-    y[second] = kAdd ? y[second] + yb : yb;
-  }
-}
-
 template <bool kPairs, bool kAdd, class T>
 void turn_all(const Ref& x, const Ref& table, T sign, const Ref& y) {
   const std::int64_t length = x.shape[1], heads = x.shape[2], dimension = x.shape[3], half = dimension / 2, width = heads * dimension;
@@ -91,7 +79,7 @@ void turn_all(const Ref& x, const Ref& table, T sign, const Ref& y) {
           from = x.as<T>() + strided_offset(x, n * width + h * dimension);
           to = y.as<T>() + strided_offset(y, n * width + h * dimension);
         }
-        turn<kPairs, kAdd>(from, row, row + half, sign, to, half);
+        turn_vector<kPairs, kAdd>(from, row, row + half, sign, to, half);
         from += dimension;
         to += dimension;
       }

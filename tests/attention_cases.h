@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "ops/elementwise.h"
 #include "ops/linear_attention.h"
 #include "ops/shape.h"
 #include "ops/softmax_attention.h"
@@ -20,10 +21,12 @@ struct AttentionShape {
   // of linear attention
   bool weights = true;
   double temperature = 1;
+  bool initial = false, final = false;  // states
+  bool uneven = false;                  // of the initial state some rows are empty, and some so large that no key raises their shift
   std::string text() const {
-    return fmt::format("B {} T {} H {}/{} D {}{}{} scale {}{}{}", B, T, Hq, Hkv, D, causal ? " causal" : "",
-                       documents ? " documents" : "", scale, weights ? "" : " no weights",
-                       temperature == 1 ? "" : fmt::format(" temperature {}", temperature));
+    return fmt::format("B {} T {} H {}/{} D {}{}{}{}{} scale {}{}{}", B, T, Hq, Hkv, D, causal ? " causal" : "", documents ? " documents" : "",
+                       initial ? uneven ? " uneven initial state" : " initial state" : "", final ? " final state" : "", scale,
+                       weights ? "" : " no weights", temperature == 1 ? "" : fmt::format(" temperature {}", temperature));
   }
   SampleInput packed() const { return normal({B, T, (Hq + 2 * Hkv) * D}, scale); }
   Tensors parts(const Tensor& packed) const {
@@ -51,14 +54,26 @@ inline ParityCase softmax_case(const AttentionShape& s) {
   return c;
 }
 
-enum PackedLinear : int { kPacked, kWeightQ, kWeightK, kBiasQ, kBiasK, kStart };
+enum PackedLinear : int { kPacked, kWeightQ, kWeightK, kBiasQ, kBiasK, kStart, kInitial };
 
 inline const Op& packed_linear() {
   static const Op op{
       .name = "linear_attention of packed",
-      .arguments = {{"qkv"}, {"weight_q", true}, {"weight_k", true}, {"bias_q", true}, {"bias_k", true}, {"document_start", true, false}},
+      .arguments = {{"qkv"}, {"weight_q", true}, {"weight_k", true}, {"bias_q", true}, {"bias_k", true}, {"document_start", true, false},
+                    {"initial_state", true, true, true}},
   };
   return op;
+}
+
+/// Every third row gets z = 0, every third c = 6 more.
+inline Tensor uneven(const Tensor& state) {
+  const std::int64_t columns = state.shape().last(), D = columns - 2;
+  std::vector<double> factor(std::size_t(state.size()), 1), addend(std::size_t(state.size()), 0);
+  for (std::int64_t row = 0; row < state.size() / columns; ++row) {
+    if (row % 3 == 0) factor[std::size_t(row * columns + D)] = 0;
+    if (row % 3 == 1) addend[std::size_t(row * columns + D + 1)] = 6;
+  }
+  return state * constant(state.shape(), factor, state.dtype()) + constant(state.shape(), addend, state.dtype());
 }
 
 inline ParityCase linear_case(const AttentionShape& s, bool bias = false, const char* map = "hedgehog") {
@@ -71,7 +86,9 @@ inline ParityCase linear_case(const AttentionShape& s, bool bias = false, const 
   ParityCase c{.op = &packed_linear(),
                .sample = {s.text() + " " + map,
                           {},
-                          {identity ? positive({s.B, s.T, (s.Hq + 2 * s.Hkv) * s.D}, s.scale) : s.packed(), weight, weight, shift, shift, s.documents ? documents({s.B, s.T}) : omitted()}}};
+                          {identity ? positive({s.B, s.T, (s.Hq + 2 * s.Hkv) * s.D}, s.scale) : s.packed(), weight, weight, shift, shift,
+                           s.documents ? documents({s.B, s.T}) : omitted(),
+                           s.initial ? positive({s.B, s.Hq, 2 * s.D, s.D + 2}, 0.5) : omitted()}}};
   c.function = [s, map](const Tensors& in) -> Tensors {
     const Tensors p = s.parts(in[kPacked]);
     LinearAttentionOptions o;
@@ -83,7 +100,10 @@ inline ParityCase linear_case(const AttentionShape& s, bool bias = false, const 
     o.causal = s.causal;
     o.map = map;
     o.temperature = s.temperature;
-    return {linear_attention(p[0], p[1], p[2], o).o};
+    o.initial_state = s.uneven ? uneven(in[kInitial]) : in[kInitial];
+    o.final_state = s.final;
+    const LinearAttentionResult y = linear_attention(p[0], p[1], p[2], o);
+    return s.final ? Tensors{y.o, y.final_state} : Tensors{y.o};
   };
   c.draws = s.T == 1 ? 9 : 3;
   // one token sees itself alone: the gradients of q and k are exactly 0, and what is left of the terms that cancel, a dozen

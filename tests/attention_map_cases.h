@@ -115,4 +115,26 @@ inline Cases one_sided_map_cases() {
   return shortened(out);
 }
 
+/// States before the first token and after the last, on the shapes that tensor cores take: around the chunks and over several segments.
+inline Cases state_cases() {
+  Cases out;
+  for (const std::int64_t D : {32, 64}) {
+    for (const std::int64_t T : {std::int64_t(1), D - 1, D, D + 1, 3 * D + 8}) {
+      out.push_back(linear_case({.T = T, .D = D, .initial = true, .final = true}));
+      out.push_back(of_activations(out.back()));
+    }
+    out.push_back(linear_case({.T = 65, .D = D, .initial = true}));
+    out.push_back(linear_case({.T = 65, .D = D, .final = true}));
+    out.push_back(linear_case({.T = 65, .Hq = 4, .Hkv = 2, .D = D, .initial = true, .final = true}));
+    for (const std::int64_t T : {D + 9, 22 * D - 3}) {
+      out.push_back(linear_case({.B = 1, .T = T, .D = D, .initial = true, .final = true, .uneven = true}));
+      out.push_back(of_activations(out.back()));
+    }
+    out.push_back(linear_case({.B = 1, .T = 22 * D, .D = D, .initial = true}));
+    out.push_back(linear_case({.B = 1, .T = 22 * D, .D = D, .final = true}));
+    out.push_back(one_large_key({.B = 1, .T = D + 60, .D = D, .initial = true, .final = true}));
+  }
+  return shortened(out);
+}
+
 }  // namespace hedgehog::test

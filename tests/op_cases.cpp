@@ -166,7 +166,8 @@ const Tensors& KernelRun::forward(unsigned char garbage, bool save) {
   }
   for (const Meta& m : layout_.outputs) entry_.outputs.push_back(place(m.shape, m.dtype, Role::activation, garbage));
   if (save && differentiable_)
-    for (const Meta& m : layout_.saved) entry_.saved.push_back(place(m.shape, m.dtype, Role::activation, garbage));
+    for (const std::vector<Meta>& kept : {layout_.saved, current_device().kept(op_, entry_.attributes, detail::metas_of(drawn_))})
+      for (const Meta& m : kept) entry_.saved.push_back(place(m.shape, m.dtype, Role::activation, garbage));
   run(entry_, garbage);
   return entry_.outputs;
 }

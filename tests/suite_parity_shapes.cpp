@@ -224,6 +224,7 @@ const std::vector<std::pair<const char*, Cases (*)()>>& all_cases() {
       {"normalised maps", normalised_map_cases},
       {"biases", bias_cases},
       {"one-sided maps", one_sided_map_cases},
+      {"states", state_cases},
   };
   return list;
 }
@@ -255,6 +256,7 @@ TEST_SUITE("device") {
   TEST_CASE("parity: linear attention of the normalised maps") { on_cuda([] { check_cases("normalised maps"); }); }
   TEST_CASE("parity: linear attention with biases of the maps") { on_cuda([] { check_cases("biases"); }); }
   TEST_CASE("parity: linear attention with one feature a column") { on_cuda([] { check_cases("one-sided maps"); }); }
+  TEST_CASE("parity: linear attention from a state to a state") { on_cuda([] { check_cases("states"); }); }
 }
 
 TEST_CASE("parity: the shapes by hand are accepted") {

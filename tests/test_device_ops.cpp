@@ -4,15 +4,18 @@
 #include <cmath>
 
 #include "core/device.h"
+#include "core/executor.h"
 #include "nn/gpt.h"
 #include "ops/dropout.h"
 #include "ops/embedding.h"
+#include "ops/linear_attention.h"
 #include "ops/ops.h"
 #include "ops/optimizer.h"
 #include "ops/sample_token.h"
 #include "tests/device_cases.h"
 #include "tests/op_cases.h"
 #include "tests/tape_cases.h"
+#include "train/bench_attention.h"
 #include "train/bench_step.h"
 #include "train/config.h"
 #include "train/setup.h"
@@ -183,6 +186,24 @@ std::string without_kernel() {
   return names;
 }
 
+/// Every kind of call that `bench` times, on few tokens; and one that is known to be slow.
+void attention_is_fast() {
+  const auto slow_calls = [](const AttentionCase& c) {
+    const std::int64_t before = linear_attention_slow_calls();
+    Executor(attention_program(c, Dtype::bf16, true)).run();
+    return linear_attention_slow_calls() - before;
+  };
+  for (const std::int64_t D : {32, 64, 96, 128}) CHECK(slow_calls({.time = 130, .heads = 2, .head_size = D}) == 0);
+  for (const std::int64_t D : {32, 64}) {
+    for (const char* map : {"hedgehog-softmax", "hedgehog-joint", "elu", "relu", "exp", "identity"})
+      CHECK(slow_calls({.attention = map, .time = 130, .heads = 2, .head_size = D}) == 0);
+    CHECK(slow_calls({.time = 130, .heads = 2, .head_size = D, .causal = false}) == 0);
+    CHECK(slow_calls({.time = 130, .heads = 2, .head_size = D, .documents = true}) == 0);
+    CHECK(slow_calls({.time = 130, .heads = 2, .head_size = D, .states = true}) == 0);
+  }
+  CHECK(slow_calls({.time = 130, .heads = 2, .head_size = 40}) == 2);
+}
+
 }  // namespace
 
 TEST_CASE("adamw: the bf16 copy is the rounded weights") { copy_is_the_rounded_weights(); }
@@ -227,6 +248,8 @@ TEST_SUITE("device") {
   }
 
   TEST_CASE("device ops: nothing in a preset's step or decoding runs composed") { on_cuda(presets_run_fused); }
+
+  TEST_CASE("device ops: linear attention as models call it takes the tensor cores") { on_cuda(attention_is_fast); }
 
   TEST_CASE("device ops: an id out of range gives NaN and harms nothing else") {
     on_cuda([] {

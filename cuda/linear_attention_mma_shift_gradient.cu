@@ -1,0 +1,116 @@
+#include "cuda/linear_attention_mma_backward.cuh"
+
+namespace hedgehog::cuda::linear_attention_mma {
+namespace {
+
+constexpr int kThreads = 256;
+
+/// Whether no number before `r` equals that of r; asked by a whole warp.
+__device__ __forceinline__ bool is_first_of(const int* numbers, int r, int lane) {
+  bool first = true;
+  for (int other = lane; other < r; other += 32) first &= numbers[other] != numbers[r];
+  return __all_sync(0xffffffffu, first);
+}
+/// Calls visit(i) by a whole warp for the numbers from r on that equal that of r, in order.
+template <int kCount, class Visit>
+__device__ __forceinline__ void for_each_equal(const int (&numbers)[kCount], int r, int lane, const Visit& visit) {
+  for (int begin = r / 32 * 32; begin < kCount; begin += 32) {
+    unsigned equal = __ballot_sync(0xffffffffu, begin + lane >= r && numbers[begin + lane] == numbers[r]);
+    for (; equal; equal &= equal - 1) visit(begin + __ffs(int(equal)) - 1);
+  }
+}
+
+/// The final c of a feature is the largest of its logarithms: its gradient goes to the first key that has it, and through u = x W to dk
+/// and dweight_k, unless no key is above the initial state. One block a batch element and head.
+template <int kD>
+__global__ void __launch_bounds__(kThreads) linear_attention_shift_gradient_kernel(const __grid_constant__ BackwardArguments p) {
+  constexpr int kF = 2 * kD, kWarps = kThreads / 32;
+  __shared__ float weight[kD][kD], gradient[kF];
+  __shared__ int chunk[kF], token[kF];  // -1: none
+  const Sequence& s = p.s;
+  const std::int64_t index = blockIdx.x, b = index / s.H, h = index % s.H;
+  const int thread = int(threadIdx.x), warp = thread / 32, lane = thread % 32;
+  wait_for_kernels();
+  for (int i = thread; i < kD * kD; i += kThreads) weight[i / kD][i % kD] = __bfloat162float(s.weight_k[h * kD * kD + i]);
+  if (thread < kF) {
+    // the first chunk after which the shift, which never falls, is the final one
+    const float* const shifts = p.shifts + index * s.chunks * kF + thread;
+    const auto shift_of = [&](int chunk) { return shifts[std::int64_t(chunk) * kF]; };
+    int low = 0, high = s.chunks - 1;
+    const float final = shift_of(high);
+    while (low < high) {
+      const int middle = (low + high) / 2;
+      if (shift_of(middle) < final) low = middle + 1;
+      else high = middle;
+    }
+    const bool initial = s.initial && p.states.shift[s.state_slot(index, 0) * kF + thread] == final;
+    gradient[thread] = p.dshift[index * kF + thread];
+    chunk[thread] = initial ? -1 : low;
+    token[thread] = -1;
+  }
+  __syncthreads();
+
+  // a warp looks through a chunk for all features that have their key there; a lane has one or two keys
+  for (int r = warp; r < kF; r += kWarps) {
+    if (chunk[r] < 0 || !is_first_of(chunk, r, lane)) continue;
+    constexpr int kKeys = kD / 32;
+    const std::int64_t t0 = std::int64_t(chunk[r]) * kD;
+    Packet<bf16, 8> key[kKeys][kD / 8];
+#pragma unroll
+    for (int x = 0; x < kKeys; ++x) {
+      const std::int64_t t = t0 + lane + 32 * x;
+      const bf16* const row = s.k.at(b, t < s.T ? t : t0, h);
+#pragma unroll
+      for (int d = 0; d < kD; d += 8)
+        if (s.vector) key[x][d / 8] = load_packet<8>(row + d);
+        else for (int i = 0; i < 8; ++i) key[x][d / 8][i] = row[d + i];
+    }
+    for_each_equal(chunk, r, lane, [&](int feature) {
+      float largest = -INFINITY;
+      int of = kD;
+#pragma unroll
+      for (int x = 0; x < kKeys; ++x) {
+        float u = 0;
+#pragma unroll
+        for (int d = 0; d < kD; ++d) u += __bfloat162float(key[x][d / 8][d % 8]) * weight[d][feature % kD];
+        if (feature >= kD) u = -u;
+        if (t0 + lane + 32 * x < s.T && u > largest) largest = u, of = lane + 32 * x;
+      }
+      const float top = warp_max(largest);
+      if (largest != top) of = kD;
+      for (int offset = 16; offset > 0; offset /= 2) of = min(of, __shfl_xor_sync(0xffffffffu, of, offset));
+      if (lane == 0) token[feature] = int(t0) + of;
+    });
+  }
+  __syncthreads();
+
+  // features may share a key: a warp brings the gradients of all
+  HeadsTarget<bf16> dk = p.dk;
+  dk.adds = true;
+  for (int r = warp; r < kF && dk; r += kWarps) {
+    if (token[r] < 0 || !is_first_of(token, r, lane)) continue;
+    float sum[kD / 32] = {};
+    for_each_equal(token, r, lane, [&](int feature) {
+      const float g = feature < kD ? gradient[feature] : -gradient[feature];
+      for (int x = 0; x < kD / 32; ++x) sum[x] += g * weight[lane + 32 * x][feature % kD];
+    });
+    for (int x = 0; x < kD / 32; ++x) dk.put(dk.at(b, token[r], h) + lane + 32 * x, sum[x]);
+  }
+#pragma unroll
+  for (int i = thread; i < kD * kD; i += kThreads) {
+    const int d = i / kD, e = i % kD;
+    float sum = 0;
+    if (token[e] >= 0) sum += gradient[e] * __bfloat162float(s.k.at(b, token[e], h)[d]);
+    if (token[kD + e] >= 0) sum -= gradient[kD + e] * __bfloat162float(s.k.at(b, token[kD + e], h)[d]);
+    p.dweight[1][index * s.segments * kD * kD + i] += sum;
+  }
+}
+
+}  // namespace
+
+void add_shift_gradients(const BackwardArguments& p, std::int64_t batch, int D) {
+  const auto kernel = D == 64 ? linear_attention_shift_gradient_kernel<64> : linear_attention_shift_gradient_kernel<32>;
+  launch(kernel, batch * p.s.H, kThreads, 0, p);
+}
+
+}  // namespace hedgehog::cuda::linear_attention_mma
