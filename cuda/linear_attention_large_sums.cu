@@ -126,8 +126,8 @@ __global__ void __launch_bounds__(2 * kD, kBlocks<kD>) linear_attention_large_su
 }
 
 constexpr int kScanThreads = 64, kColumns = 4;
-/// Chunks that a scan has on their way from memory or in use at a time.
-constexpr int kAhead = 16;
+/// Chunks that a scan has on their way from memory at a time.
+constexpr int kAhead = 12;
 
 struct ScanArguments {
   Arguments p;
@@ -150,15 +150,14 @@ struct Piece {
   }
   __device__ __forceinline__ std::int64_t place(std::int64_t slot) const { return slot * 2 * D + row; }
 };
-/// What a thread needs of one slot.
-struct alignas(16) Stored {
+/// What a piece has in one slot, as it lies in memory.
+struct Stored {
   uint2 S;
-  float z, shift;  // z: where the thread has it
+  float z;
 
-  __device__ __forceinline__ void fetch(const Piece& e, const ChunkSums& from, const float* shifts, std::int64_t slot) {
-    copy_async_few<8>(shared_address(&S), from.S + e.place(slot) * e.D + e.column);
-    if (e.column == 0) copy_async_few<4>(shared_address(&z), from.z + e.place(slot));
-    copy_async_few<4>(shared_address(&shift), shifts + e.place(slot));
+  __device__ __forceinline__ void load(const Piece& e, const ChunkSums& from, std::int64_t slot) {
+    S = *reinterpret_cast<const uint2*>(from.S + e.place(slot) * e.D + e.column);
+    z = e.column == 0 ? from.z[e.place(slot)] : 0.0f;
   }
 };
 struct Running {
@@ -180,23 +179,19 @@ struct Running {
   }
 };
 
-/// Calls step(place, stored) for places 0 to count in order, fetch(place, stored) some places ahead. A thread reads what it has brought.
-/// By way of shared memory: registers of loads are waited for by few counters, each of many loads.
+/// Calls step(i, place) for places 0 to count in order, fetch(i, place) kAhead before that; i is place % kAhead.
 template <class Fetch, class Step>
 __device__ __forceinline__ void scan(int count, const Fetch& fetch, const Step& step) {
-  Stored* const stored = reinterpret_cast<Stored*>(shared_bytes()) + threadIdx.x;
-  for (int i = 0; i + 1 < kAhead; ++i) {
-    if (i < count) fetch(i, stored[i * kScanThreads]);
-    commit_copies();
-  }
-#pragma unroll 4
-  for (int i = 0; i < count; ++i) {
-    const int next = i + kAhead - 1;
-    if (next < count) fetch(next, stored[next % kAhead * kScanThreads]);
-    commit_copies();
-    wait_copies<kAhead - 1>();
-    step(i, stored[i % kAhead * kScanThreads]);
-  }
+#pragma unroll
+  for (int i = 0; i < kAhead; ++i)
+    if (i < count) fetch(i, i);
+  for (int begin = 0; begin < count; begin += kAhead)
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      if (begin + i >= count) break;
+      step(i, begin + i);
+      if (begin + i + kAhead < count) fetch(i, begin + i + kAhead);
+    }
 }
 
 /// Whether a token's document began before its chunk.
@@ -214,16 +209,19 @@ __global__ void linear_attention_large_states_kernel(const __grid_constant__ Sca
   if (!e.valid) return;
   const std::int64_t first = e.index * s.chunks, b = e.index / s.H;
   Running sum;
-  float shift = -INFINITY;
-  // the sums of the last chunk are not there, and not used
-  const auto fetch = [&](int chunk, Stored& to) { to.fetch(e, a.p.sums, shifts.local, first + chunk); };
-  const auto step = [&](int chunk, const Stored& added) {
+  float shift = -INFINITY, local[kAhead];
+  Stored added[kAhead];
+  const auto fetch = [&](int i, int chunk) {
+    local[i] = shifts.local[e.place(first + chunk)];
+    if (chunk + 1 < s.chunks) added[i].load(e, a.p.sums, first + chunk);
+  };
+  const auto step = [&](int i, int chunk) {
     if (!passes(s, b, chunk, a.D, false)) sum = Running{}, shift = -INFINITY;
     sum.store(e, a.p.sums, first + chunk);
-    const float before = passes(s, b, chunk, a.D, true) ? shift : -INFINITY, local = added.shift;
-    shift = fmaxf(before, local);
+    const float before = passes(s, b, chunk, a.D, true) ? shift : -INFINITY;
+    shift = fmaxf(before, local[i]);
     if (e.column == 0) shifts.after[e.place(first + chunk)] = shift;
-    sum.add(exp2_fast(before - shift), added, exp2_fast(local - shift));
+    if (chunk + 1 < s.chunks) sum.add(exp2_fast(before - shift), added[i], exp2_fast(local[i] - shift));
   };
   scan(s.chunks, fetch, step);
 }
@@ -238,13 +236,17 @@ __global__ void linear_attention_large_reversed_kernel(const __grid_constant__ S
   const std::int64_t first = e.index * s.chunks, b = e.index / s.H;
   const int last = s.chunks - 2;
   Running sum;
-  float later = after[e.place(first + last + 1)];
-  const auto fetch = [&](int place, Stored& to) { to.fetch(e, a.p.sums, after, first + last - place); };
-  const auto step = [&](int place, const Stored& added) {
+  float scale[kAhead];
+  Stored added[kAhead];
+  const auto fetch = [&](int i, int place) {
+    const std::int64_t slot = first + last - place;
+    added[i].load(e, a.p.sums, slot);
+    scale[i] = after[e.place(slot)] - after[e.place(slot + 1)];
+  };
+  const auto step = [&](int i, int place) {
     const int chunk = last - place;
-    sum.add(passes(s, b, chunk + 1, a.D, true) ? exp2_fast(added.shift - later) : 0.0f, added, 1);
+    sum.add(passes(s, b, chunk + 1, a.D, true) ? exp2_fast(scale[i]) : 0.0f, added[i], 1);
     sum.store(e, a.p.sums, first + chunk);
-    later = added.shift;
   };
   scan(last + 1, fetch, step);
 }
@@ -265,8 +267,8 @@ void sum_chunks(const Arguments& p, bool queries, std::int64_t batch, int D) {
 
 void scan_chunks(const Arguments& p, bool queries, std::int64_t batch, int D) {
   const std::int64_t heads = batch * p.s.H, blocks = (heads * 2 * D * (D / kColumns) + kScanThreads - 1) / kScanThreads;
-  launch(queries ? linear_attention_large_reversed_kernel : linear_attention_large_states_kernel, blocks, kScanThreads,
-         kAhead * kScanThreads * sizeof(Stored), ScanArguments{p, heads, D});
+  launch(queries ? linear_attention_large_reversed_kernel : linear_attention_large_states_kernel, blocks, kScanThreads, 0,
+         ScanArguments{p, heads, D});
 }
 
 }  // namespace hedgehog::cuda::linear_attention_large

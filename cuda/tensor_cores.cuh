@@ -40,11 +40,6 @@ __device__ __forceinline__ void multiply_add(float (&c)[4], const unsigned (&a)[
 __device__ __forceinline__ void copy_async(unsigned to, const void* from, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0) : "memory");
 }
-/// The same of 4 or 8 bytes.
-template <int kBytes>
-__device__ __forceinline__ void copy_async_few(unsigned to, const void* from) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(kBytes) : "memory");
-}
 /// Ends a group of copies.
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 /// Waits for the groups that this thread has ended, but for the kLeft newest.
