@@ -215,7 +215,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 96 ? 2 : 1) linear_attention_lar
   BackwardMemory<kD>& m = *reinterpret_cast<BackwardMemory<kD>*>(shared_bytes());
   const Sequence& s = p.s;
   const LargeLanes<kD> l;
-  const Chunk at(s, kD, block_from_the_end());
+  const Chunk at(s, kD);
   const int thread = int(threadIdx.x);
   wait_for_kernels();
   load_chunk<true, kD>(m, p, at, l);

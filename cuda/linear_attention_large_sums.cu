@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(2 * kD, kBlocks<kD>) linear_attention_large_su
   SumsMemory<kD>& m = *reinterpret_cast<SumsMemory<kD>*>(shared_bytes());
   const Sequence& s = p.s;
   const LargeLanes<kD> l;
-  const Chunk at(s, kD, kQueries ? block_from_the_end() : blockIdx.x);
+  const Chunk at(s, kD);
   const int thread = int(threadIdx.x);
   wait_for_kernels();
   if (!kQueries && at.slot == 0 && thread == 0) *p.any_redo = 0;
@@ -141,8 +141,8 @@ struct Piece {
   int column, D;
   bool valid;
 
-  __device__ Piece(std::int64_t heads, int D, unsigned block) : D(D) {
-    const unsigned i = block * kScanThreads + threadIdx.x, pieces = unsigned(D) / kColumns, rows = 2 * unsigned(D);
+  __device__ Piece(std::int64_t heads, int D) : D(D) {
+    const unsigned i = blockIdx.x * kScanThreads + threadIdx.x, pieces = unsigned(D) / kColumns, rows = 2 * unsigned(D);
     column = int(i % pieces) * kColumns;
     row = i / pieces % rows;
     index = i / pieces / rows;
@@ -202,7 +202,7 @@ __device__ __forceinline__ bool passes(const Sequence& s, std::int64_t b, int ch
 
 /// From what each chunk of keys adds to the state before each chunk, in the order of time.
 __global__ void linear_attention_large_states_kernel(const __grid_constant__ ScanArguments a) {
-  const Piece e(a.heads, a.D, block_from_the_end());
+  const Piece e(a.heads, a.D);
   const Sequence& s = a.p.s;
   const Shifts& shifts = a.p.shifts;
   wait_for_kernels();
@@ -228,7 +228,7 @@ __global__ void linear_attention_large_states_kernel(const __grid_constant__ Sca
 
 /// From what each chunk of queries adds to R and y after each chunk, against time; nobody reads those after the last.
 __global__ void linear_attention_large_reversed_kernel(const __grid_constant__ ScanArguments a) {
-  const Piece e(a.heads, a.D, blockIdx.x);
+  const Piece e(a.heads, a.D);
   const Sequence& s = a.p.s;
   const float* const after = a.p.shifts.after;
   wait_for_kernels();

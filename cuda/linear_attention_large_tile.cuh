@@ -82,9 +82,6 @@ int multiply_weight(ProductArguments p, std::int64_t batch, int D);
 enum class Rare : int { forward, queries, keys };
 void add_rare_rows(const Arguments& p, Rare what, std::int64_t batch, int D);
 
-/// The number of a block among those of a kernel that goes the other way than the one before it, to find in L2 what that one did last.
-__device__ __forceinline__ unsigned block_from_the_end() { return gridDim.x - 1 - blockIdx.x; }
-
 /// The chunk of a block.
 struct Chunk {
   std::int64_t slot, index, b, h, t0;  // slot = index chunks + chunk, index = b H + h
