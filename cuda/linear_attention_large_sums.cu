@@ -236,17 +236,18 @@ __global__ void linear_attention_large_reversed_kernel(const __grid_constant__ S
   const std::int64_t first = e.index * s.chunks, b = e.index / s.H;
   const int last = s.chunks - 2;
   Running sum;
-  float scale[kAhead];
+  float later = after[e.place(first + last + 1)], shift[kAhead];
   Stored added[kAhead];
   const auto fetch = [&](int i, int place) {
     const std::int64_t slot = first + last - place;
     added[i].load(e, a.p.sums, slot);
-    scale[i] = after[e.place(slot)] - after[e.place(slot + 1)];
+    shift[i] = after[e.place(slot)];
   };
   const auto step = [&](int i, int place) {
     const int chunk = last - place;
-    sum.add(passes(s, b, chunk + 1, a.D, true) ? exp2_fast(scale[i]) : 0.0f, added[i], 1);
+    sum.add(passes(s, b, chunk + 1, a.D, true) ? exp2_fast(shift[i] - later) : 0.0f, added[i], 1);
     sum.store(e, a.p.sums, first + chunk);
+    later = shift[i];
   };
   scan(last + 1, fetch, step);
 }

@@ -9,6 +9,7 @@
 #include "nn/recompute.h"
 #include "core/random.h"
 #include "tests/op_cases.h"
+#include "tests/shape_device.h"
 #include "ops/elementwise.h"
 #include "ops/matmul.h"
 #include "ops/reduce.h"
@@ -199,6 +200,36 @@ TEST_CASE("plan: executors may share one arena") {
     second.run();
     CHECK(bits_of(second.output(0)) == expected_large[0]);
   }
+}
+
+TEST_CASE("plan: what a device keeps for itself lives until backward") {
+  /// Keeps numbers of its own of every tanh.
+  class KeepingDevice final : public ShapeDevice {
+   public:
+    std::vector<Meta> kept(const Op& op, const Attributes&, std::span<const Meta>) const override {
+      return op.name == "tanh" ? std::vector<Meta>{{Shape{33}, Dtype::f32}} : std::vector<Meta>{};
+    }
+  } device;
+  const OnDevice guard(device);
+  const Tensor x = parameter({3, 5}, "x");
+  const Program program = record([&] {
+    const Tensor loss = sum(tanh(x));
+    backward(loss);
+    return Tensors{loss};
+  });
+  Tensor kept;
+  int written = 0, read = 0;
+  for (const Entry& e : program.entries) {
+    if (e.op->name != "tanh") continue;
+    REQUIRE(!e.saved.empty());
+    if (!e.backward) kept = e.saved.back();
+    CHECK(e.saved.back() == kept);
+    for_each_touched(e, [&](const Tensor& t, bool writes) { (t == kept && (writes ? ++written : ++read)); });
+  }
+  CHECK(kept.shape() == Shape{33});
+  CHECK(written == 1);
+  CHECK(read == 1);
+  Executor(program).run();
 }
 
 TEST_CASE("plan: recompute trades memory for repeated calls") {
