@@ -15,8 +15,8 @@
 ///
 /// A kernel starts early only behind one that was launched early, too, and that one lets it start when all before itself are
 /// complete, or, with start_next_kernel(), when its own blocks have started. What is fetched ahead of the wait can thus be changed
-/// by kernels launched early alone: never where it is a parameter (Ref::parameter), as optimisers are launched ordinarily. Products of the library in between do not break the
-/// chain: what they write is read behind the wait, and no parameter is among it.
+/// by kernels launched early alone: never where it is a parameter (Ref::parameter), as optimisers are launched ordinarily. Products of
+/// the library in between do not break the chain: what they write is read behind the wait, and no parameter is among it.
 namespace hedgehog::cuda {
 
 /// To be called once by every thread, before the first access to anything that kernels write. It also lets the next kernel

@@ -14,7 +14,7 @@ namespace hedgehog::cuda::linear_attention_mma {
 /// documents; if not causal there are no states.
 bool supports(const Attributes& attributes, std::span<const Meta> inputs);
 
-/// What forward keeps for backward: states at the ends of segments.
+/// What forward keeps for backward: states before its segments, final states, and what normalises features.
 std::vector<Meta> kept(const Attributes& attributes, std::span<const Meta> inputs);
 
 /// Bytes of workspace of a supported call.

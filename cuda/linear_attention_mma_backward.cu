@@ -104,6 +104,7 @@ void write_zeros(const Call& c) {
                 : cudaMemset2DAsync(x.data, pitch, 0, width, std::size_t(x.size() / x.columns), stream()),
           "linear_attention");
   }
+  note_launch(false);
 }
 
 void sum_parts(const Call& c, Input of_query_map, Input of_key_map, std::int64_t matrix, const float* query_parts,

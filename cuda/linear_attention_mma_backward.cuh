@@ -161,6 +161,14 @@ __device__ __forceinline__ void load_weight_gradient(float (&dweight)[kD / 8][4]
     }
 }
 
+/// An operand of a warp's 16 rows into its tile, from column k on.
+template <int kD>
+__device__ __forceinline__ void store_operand(bf16* tile, const unsigned (&a)[4], int k, const Lanes<kD>& l) {
+#pragma unroll
+  for (int e = 0; e < 4; ++e)
+    *reinterpret_cast<unsigned*>(tile + place<kD>(l.row + e % 2 * 8, k + e / 2 * 8 + l.column)) = a[e];
+}
+
 /// Rounds the gradient of u of a warp's rows into its tile and multiplies it by the transposed weight: dx = du W^T.
 template <int kD>
 __device__ __forceinline__ void through_weight(float (&dx)[kD / 8][4], const float (&du)[kD / 8][4], const bf16* weight, bf16* du_tile,
@@ -173,9 +181,7 @@ __device__ __forceinline__ void through_weight(float (&dx)[kD / 8][4], const flo
   for (int k = 0; k < kD / 16; ++k) {
     unsigned a[4];
     pack_operand(a, du[2 * k], du[2 * k + 1]);
-#pragma unroll
-    for (int e = 0; e < 4; ++e)
-      *reinterpret_cast<unsigned*>(du_tile + place<kD>(l.row + e % 2 * 8, 16 * k + e / 2 * 8 + l.column)) = a[e];
+    store_operand<kD>(du_tile, a, 16 * k, l);
     multiply_step(dx, a, [&](unsigned(&b)[4], int n) { l.b(b, weight, n, 16 * k); });
   }
 }
@@ -205,6 +211,24 @@ __device__ __forceinline__ void through_norm(float (&du)[kD / 8][4], float (&gra
       du[n][e] = factor * (du[n][e] - (parts[0] - parts[1]));
     }
   }
+}
+
+/// The same of queries, log_phi(n, e) being u of a lane's element in the scale of the map.
+template <int kD, class LogPhi>
+__device__ __forceinline__ void through_query_norm(float (&du)[kD / 8][4], float (&gradients)[2][2], const LogPhi& log_phi,
+                                                   const RowNorm<true>& norm, const GeneralMap& map) {
+  sum_rows(gradients, false);
+#pragma unroll
+  for (int n = 0; n < kD / 8; ++n)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      if (map.normalises(kOfQueries)) {
+        du[n][e] -= true_feature(norm.minus(log_phi(n, e), 0, e / 2)) * gradients[0][e / 2] -
+                    true_feature(norm.minus(-log_phi(n, e), 1, e / 2)) * gradients[1][e / 2];
+      } else {
+        du[n][e] *= map.factor();  // over both signs the gradients of a row sum to 0
+      }
+    }
 }
 
 /// Zeros in the rows of an operand of which keep[half] is false.

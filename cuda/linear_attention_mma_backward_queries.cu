@@ -254,20 +254,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
         }
       }
     }
-    if constexpr (kGeneral) {
-      sum_rows(gradients, false);
-#pragma unroll
-      for (int n = 0; n < kD / 8; ++n)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          if (s.map.normalises(kOfQueries)) {
-            du[n][e] -= true_feature(norm.minus(u[n][e], 0, e / 2)) * gradients[0][e / 2] -
-                        true_feature(norm.minus(-u[n][e], 1, e / 2)) * gradients[1][e / 2];
-          } else {
-            du[n][e] *= s.map.factor();  // over both signs the gradients of a row sum to 0
-          }
-        }
-    }
+    if constexpr (kGeneral) through_query_norm<kD>(du, gradients, [&](int n, int e) { return u[n][e]; }, norm, s.map);
     {
       float dq[kD / 8][4];
       through_weight<kD>(dq, du, m.weight_q, m.du, l);

@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kThreads) linear_attention_shift_gradient_kern
       const float top = warp_max(largest);
       if (largest != top) of = kD;
       for (int offset = 16; offset > 0; offset /= 2) of = min(of, __shfl_xor_sync(0xffffffffu, of, offset));
-      if (lane == 0) token[feature] = int(t0) + of;
+      if (lane == 0) token[feature] = of < kD ? int(t0) + of : -1;  // none where all are NaN
     });
   }
   __syncthreads();

@@ -17,7 +17,7 @@ struct KeyHeads : Heads<bf16> {
 struct Sequence {
   Heads<bf16> q;
   KeyHeads k, v;
-  const bf16 *weight_q, *weight_k;   // (H, D, D')
+  const bf16 *weight_q, *weight_k;   // (H, D, D'), or null
   const std::int32_t* document_start;  // (B, T) or null
   std::int64_t T;
   int H;
@@ -49,7 +49,7 @@ struct Walk {
   }
 };
 
-/// Sums at the ends of segments, one slot a segment.
+/// Sums at the ends of segments, each in a slot of its own: of states by Sequence::state_slot.
 struct SumSlots {
   float* S = nullptr;      // (slots, F, D)
   float* z = nullptr;      // (slots, F)

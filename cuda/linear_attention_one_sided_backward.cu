@@ -251,7 +251,8 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8)
 
 template <int kD, Of kOf>
 void run(const BackwardArguments& p, std::int64_t blocks) {
-  const auto kernel = p.causal ? linear_attention_one_sided_backward_kernel<kD, kOf, true> : linear_attention_one_sided_backward_kernel<kD, kOf, false>;
+  const auto kernel = p.causal ? linear_attention_one_sided_backward_kernel<kD, kOf, true>
+                               : linear_attention_one_sided_backward_kernel<kD, kOf, false>;
   launch(kernel, blocks, 2 * kD, sizeof(BackwardMemory<kD>), p);
 }
 template <Of kOf>

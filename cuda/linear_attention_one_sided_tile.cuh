@@ -82,10 +82,7 @@ __device__ __forceinline__ void pack_rows(unsigned (&a)[kSteps][4], const float 
 template <int kD>
 __device__ __forceinline__ void store_operands(bf16* tile, const unsigned (&a)[kD / 16][4], const Lanes<kD>& l) {
 #pragma unroll
-  for (int k = 0; k < kD / 16; ++k)
-#pragma unroll
-    for (int e = 0; e < 4; ++e)
-      *reinterpret_cast<unsigned*>(tile + place<kD>(l.row + e % 2 * 8, 16 * k + e / 2 * 8 + l.column)) = a[k][e];
+  for (int k = 0; k < kD / 16; ++k) store_operand<kD>(tile, a[k], 16 * k, l);
 }
 
 /// Sums over earlier keys, [S, z] = sum phi_k [v, 1]^T, or over later queries, [R, y] = sum phi_q [dy, delta]^T with phi_q over its

@@ -168,21 +168,7 @@ __device__ __forceinline__ int walk_queries(const BackwardArguments& p, const Wa
         du[n][e] = parts[0] - parts[1];
       }
     }
-    if constexpr (kGeneral) {
-      sum_rows(gradients, false);
-#pragma unroll
-      for (int n = 0; n < 8; ++n)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const float log_phi = u[n][e] * norm.scale;
-          if (s.map.normalises(kOfQueries)) {
-            du[n][e] -= true_feature(norm.minus(log_phi, 0, e / 2)) * gradients[0][e / 2] -
-                        true_feature(norm.minus(-log_phi, 1, e / 2)) * gradients[1][e / 2];
-          } else {
-            du[n][e] *= s.map.factor();  // over both signs the gradients of a row sum to 0
-          }
-        }
-    }
+    if constexpr (kGeneral) through_query_norm<kWide>(du, gradients, [&](int n, int e) { return u[n][e] * norm.scale; }, norm, s.map);
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       pack_operand(w[k], du[2 * k], du[2 * k + 1]);

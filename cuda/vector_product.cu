@@ -345,8 +345,9 @@ void launch(const VectorProduct& p) {
 }  // namespace
 
 bool multiply_vectors(const VectorProduct& p) {
-  const bool fits = p.m <= kMostVectors && p.k < (std::int64_t(1) << 30) && (p.transposed ? p.k % kEach == 0 && p.ldx % kEach == 0 && aligned({p.x, p.weight})
-                                                         : p.n % kEach == 0 && aligned({p.weight}));
+  const bool fits = p.m <= kMostVectors && p.k < (std::int64_t(1) << 30) &&
+                    (p.transposed ? p.k % kEach == 0 && p.ldx % kEach == 0 && aligned({p.x, p.weight})
+                                  : p.n % kEach == 0 && aligned({p.weight}));
   const bool normed = !p.norm_weight || (p.k <= kMostNormed && p.k % kEach == 0 && p.ldx % kEach == 0 &&
                                          aligned({p.x, p.norm_weight, p.norm_bias}));
   if (!fits || !normed) return false;

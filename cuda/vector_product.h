@@ -13,9 +13,9 @@ constexpr std::int64_t kMostNormed = 2048;
 
 /// A few rows through a linear layer, as decoding needs it.
 ///
-///   h = n W + bias;  y = activation(h) + addend,   all bf16, sums f32, each result rounded once
+///   h = x' W + bias;  y = activation(h) + addend,   all bf16, sums f32, each result rounded once
 ///
-/// n is x, or its norm with f32 weights, rounded to bf16.
+/// x' is x, or its norm with f32 weights, rounded to bf16.
 /// A row has the same bits whatever rows go with it.
 struct VectorProduct {
   std::int64_t m = 0, n = 0, k = 0;
@@ -28,7 +28,7 @@ struct VectorProduct {
   const void* weight = nullptr;  // (k, n)
   bool transposed = false;       // weight is (n, k)
   const void* bias = nullptr;    // (n), or null
-  bool parameters = false;       // weights and biases are parameters, which may be read before the kernels before are done
+  bool parameters = false;       // all weights and biases, the norm's too, are parameters, which may be read before the kernels before are done
   const void* addend = nullptr;  // (m, n), or null
   Activation activation = Activation::none;
   void* h = nullptr;             // (m, n), or null

@@ -38,7 +38,8 @@ class Attention {
 
   /// x (B, T, C); returns residual + attention(x).
   Tensor operator()(const Tensor& x, const Tensor& residual, const AttentionContext& context) const;
-  /// x + attention(norm(x)) for one token a stream, x (B, 1, C); advances `state` in place. position i32 (1): of this token.
+  /// x + attention(norm(x)) for one token a stream, x (B, 1, C); advances `state` in place. position i32 (1):
+  /// of this token; rotary: the table of that position, or none.
   Tensor step(const Tensor& x, const Norm& norm, const AttentionState& state, const Tensor& position, const Tensor& rotary) const;
   /// The empty state of `batch` streams.
   AttentionState empty_state(std::int64_t batch, std::int64_t capacity, Dtype dtype) const;

@@ -48,14 +48,14 @@ struct LinearAttentionResult {
 ///
 /// State, last axis [S (Dv) | z (1) | c (1)]: row r stands for the true sums exp(c_r) S_r and exp(c_r) z_r; c is 0 for maps
 /// without logarithm. A row of an exp-type map with z <= 0 is empty, so zeros are the state before the first token.
-/// Gradients of both states are the partial derivatives with respect to the three blocks as stored, c included. In bf16 keys' features
-/// enter a state as bf16 numbers, and the gradient of c is that of these.
+/// Gradients of both states are the partial derivatives with respect to the three blocks as stored, c included. Where tensor
+/// cores make a state (CUDA, bf16), keys' features enter it as bf16 numbers, and the gradient of c is that of these.
 ///
 /// Backward, with phi_q divided by the denominator, G = do, delta_i = -G_i . o_i, W_ij = G_i . v_j + delta_i:
 ///   dphi_q = W phi_k,   dphi_k = W^T phi_q,   dv = A^T G   (sums over visible pairs, chunk by chunk with states)
 /// then through the maps as in feature_map. delta carries the gradient of the normaliser.
 /// Saved:    ln of the denominator in true scale (B, T, Hq), or the denominator for maps without logarithm; f32 where
-///           q is bf16.
+///           q is bf16. On a GPU also states, for itself (Device::kept).
 /// Throws:   ShapeError on wrong shapes or dtypes, Hq not a multiple of Hkv, one weight without the other, unknown map.
 /// Source:   Zhang et al. 2024, arXiv:2402.04347; chunkwise form: Yang et al. 2024, arXiv:2312.06635.
 LinearAttentionResult linear_attention(const Tensor& q, const Tensor& k, const Tensor& v, const LinearAttentionOptions& options = {},
@@ -63,8 +63,8 @@ LinearAttentionResult linear_attention(const Tensor& q, const Tensor& k, const T
 
 /// Rows that forward passes of this process have redone in log space so far (CPU).
 std::int64_t linear_attention_log_space_rows();
-/// Calls, forward or backward, that no kernel on tensor cores has taken so far (CUDA): those of other shapes and options are right, but
-/// many times slower.
+/// Calls, forward or backward, that no kernel on tensor cores has taken so far (CUDA), as they are launched or captured: those in f32 and
+/// f64, which have none, and in bf16 those of other shapes and options, right, but many times slower.
 std::int64_t linear_attention_slow_calls();
 
 }  // namespace hedgehog

@@ -190,7 +190,7 @@ const Op kLinearAttentionStep{
           const double map = in[la::kStepWeightQ].given ? double(s.D * s.width) : 0;
           return std::pair<Work, Work>{{2.0 * double(s.B * s.T * s.Hq) * (2 * map + 2 * double(s.F * (s.Dv + 1)))}, {}};
         },
-    .formula_forward = "S += phi_k v^T;  z += phi_k;  o = phi_q^T S / (phi_q . z)",
+    .formula_forward = "q, k turned by rotary, if there is a table;  S += phi_k v^T;  z += phi_k;  o = phi_q^T S / (phi_q . z)",
     .samples = la::samples(),
 };
 

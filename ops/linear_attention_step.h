@@ -31,7 +31,7 @@ struct LinearAttentionStepOptions {
 ///
 /// Backward: none.
 /// Saved:    nothing.
-/// Throws:   ShapeError on wrong shapes or dtypes, one weight without the other, unknown map.
+/// Throws:   ShapeError on wrong shapes or dtypes, one weight without the other, unknown map, odd D with rotary.
 /// Source:   Katharopoulos et al. 2020, arXiv:2006.16236, section 3.4.
 Tensor linear_attention_step(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& state,
                              const LinearAttentionStepOptions& options = {}, SourceLine where = SourceLine::current());

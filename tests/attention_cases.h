@@ -22,10 +22,11 @@ struct AttentionShape {
   bool weights = true;
   double temperature = 1;
   bool initial = false, final = false;  // states
+  bool state_alone = false;             // nothing but the final state has a gradient
   bool uneven = false;                  // of the initial state some rows are empty, and some so large that no key raises their shift
   std::string text() const {
     return fmt::format("B {} T {} H {}/{} D {}{}{}{}{} scale {}{}{}", B, T, Hq, Hkv, D, causal ? " causal" : "", documents ? " documents" : "",
-                       initial ? uneven ? " uneven initial state" : " initial state" : "", final ? " final state" : "", scale,
+                       initial ? uneven ? " uneven initial state" : " initial state" : "", final ? state_alone ? " final state alone" : " final state" : "", scale,
                        weights ? "" : " no weights", temperature == 1 ? "" : fmt::format(" temperature {}", temperature));
   }
   SampleInput packed() const { return normal({B, T, (Hq + 2 * Hkv) * D}, scale); }
@@ -103,6 +104,7 @@ inline ParityCase linear_case(const AttentionShape& s, bool bias = false, const 
     o.initial_state = s.uneven ? uneven(in[kInitial]) : in[kInitial];
     o.final_state = s.final;
     const LinearAttentionResult y = linear_attention(p[0], p[1], p[2], o);
+    if (s.state_alone) return {y.final_state};
     return s.final ? Tensors{y.o, y.final_state} : Tensors{y.o};
   };
   c.draws = s.T == 1 ? 9 : 3;

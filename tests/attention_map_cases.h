@@ -50,6 +50,7 @@ inline Cases normalised_map_cases() {
         out.push_back(linear_case({.T = T, .Hq = 4, .Hkv = 2, .D = D}, false, map));
         out.push_back(linear_case({.T = T, .D = D, .causal = false}, false, map));
       }
+      out.push_back(linear_case({.T = 65, .D = D, .weights = false}, false, map));
       for (const bool documents : {false, true}) {
         out.push_back(linear_case({.B = 1, .T = 1100, .D = D, .documents = documents}, false, map));
         out.push_back(of_activations(out.back()));
@@ -136,6 +137,13 @@ inline Cases state_cases() {
     out.push_back(linear_case({.B = 1, .T = 22 * D, .D = D, .initial = true}));
     out.push_back(linear_case({.B = 1, .T = 22 * D, .D = D, .final = true}));
     out.push_back(one_large_key({.B = 1, .T = D + 60, .D = D, .initial = true, .final = true}));
+    for (const std::int64_t T : {D + 1, 22 * D}) out.push_back(linear_case({.B = 1, .T = T, .D = D, .initial = true, .final = true, .state_alone = true}));
+    // the gradient of the initial state alone, and all but that
+    ParityCase alone = linear_case({.T = 65, .D = D, .initial = true, .final = true}), others = alone;
+    for (const int i : {kPacked, kWeightQ, kWeightK}) alone.sample.inputs[std::size_t(i)] = constant_input(alone.sample.inputs[std::size_t(i)]);
+    others.sample.inputs[kInitial] = constant_input(others.sample.inputs[kInitial]);
+    alone.sample.label += ", gradient of the initial state alone", others.sample.label += ", none of the initial state";
+    out.insert(out.end(), {alone, others});
   }
   return shortened(out);
 }

@@ -88,10 +88,11 @@ Program with_rounded_results(Program program, const Kept& kept, const Op& op) {
   const bool products = op.name == "classifier_cross_entropy";
   // ops/mlp.h: dh is stored in the dtype of x before anything is made of it
   auto is_dh = [&](const Entry& e) { return op.name == "mlp" && e.backward && (e.op->name == "gelu" || e.op->name == "silu" || e.op->name == "relu"); };
-  // ops/linear_attention.h: features enter the final state as bf16 numbers, for its value and for the gradient of its shift
+  // ops/linear_attention.h: on tensor cores, which take the calls of attention_cases.h, features enter the final state as bf16 numbers,
+  // for its value and for the gradient of its shift
   Tensors features;
   for (const Entry& e : program.entries)
-    if (op.name.starts_with("linear_attention") && !e.backward && e.op->name == "matmul" && e.attributes.flag("transpose_a"))
+    if (op.name == "linear_attention of packed" && !e.backward && e.op->name == "matmul" && e.attributes.flag("transpose_a"))
       features.push_back(e.inputs[0]);
   std::vector<Entry> entries;
   for (Entry& e : program.entries) {

@@ -4,7 +4,7 @@
 namespace hedgehog::test {
 
 /// The CPU's memory as if it were a GPU's: what is asked of shapes and dtypes alone (infer, record, plan) gives a GPU's answers on
-/// any machine. Its kernels are the CPU's, for f32 and f64.
+/// any machine, but for what kernels there keep and work in. Its kernels are the CPU's, for f32 and f64.
 class ShapeDevice : public Device {
  public:
   const char* name() const override { return "shapes"; }

@@ -204,6 +204,27 @@ void attention_is_fast() {
   CHECK(slow_calls({.time = 130, .heads = 2, .head_size = 40}) == 2);
 }
 
+/// The final shift of a row without numbers has no key to give its gradient to. Rows are shorter than a chunk, so that one behind the
+/// end of the first would be one of the second.
+void nan_stays_in_its_row() {
+  const Shape shape{2, 40, 2, 64}, matrix{2, 64, 64};
+  const auto drawn = [](const Shape& of, const char* name, std::uint32_t id) {
+    const Tensor x = parameter(of, name, Dtype::bf16);
+    x.copy_from(draw(x.size(), 5, id));
+    return x;
+  };
+  const Tensor q = drawn(shape, "q", 1), k = drawn(shape, "k", 2), v = drawn(shape, "v", 3);
+  std::vector<double> keys = k.to_vector();
+  std::fill_n(keys.begin(), keys.size() / 2, std::nan(""));
+  k.copy_from(keys);
+  LinearAttentionOptions o;
+  o.weight_q = drawn(matrix, "weight_q", 4), o.weight_k = drawn(matrix, "weight_k", 5);
+  o.final_state = true;
+  backward(sum(linear_attention(q, k, v, o).final_state));
+  const std::vector<double> dk = k.grad().to_vector();
+  for (std::size_t i = dk.size() / 2; i < dk.size(); ++i) REQUIRE(std::isfinite(dk[i]));
+}
+
 }  // namespace
 
 TEST_CASE("adamw: the bf16 copy is the rounded weights") { copy_is_the_rounded_weights(); }
@@ -250,6 +271,8 @@ TEST_SUITE("device") {
   TEST_CASE("device ops: nothing in a preset's step or decoding runs composed") { on_cuda(presets_run_fused); }
 
   TEST_CASE("device ops: linear attention as models call it takes the tensor cores") { on_cuda(attention_is_fast); }
+
+  TEST_CASE("device ops: linear attention of keys that are NaN harms no other row of the batch") { on_cuda(nan_stays_in_its_row); }
 
   TEST_CASE("device ops: an id out of range gives NaN and harms nothing else") {
     on_cuda([] {
