@@ -50,14 +50,8 @@ __device__ __forceinline__ void start_next_kernel() {
 /// Brings a cache line to L2, ahead of the wait, too: what another kernel writes later is seen there.
 __device__ __forceinline__ void prefetch(const void* at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); }
 
-/// Threads of all blocks of a cluster meet: what was written before arriving is seen after waiting. Nothing where there are no
-/// clusters.
-__device__ __forceinline__ void cluster_arrive() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
-#endif
-}
-/// Arrives without a word on what was written, which costs no wait for it: says that a block has started, or has read.
+/// Threads of all blocks of a cluster meet, and nothing is said of what they wrote, which would have to arrive everywhere first:
+/// all have started, or have read. Nothing where there are no clusters.
 __device__ __forceinline__ void cluster_arrive_relaxed() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
@@ -68,14 +62,50 @@ __device__ __forceinline__ void cluster_wait() {
   asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
 #endif
 }
-/// Writes to where `at` lies in the shared memory of the cluster's block `rank`, which must have arrived once before.
-__device__ __forceinline__ void store_in_cluster(float* at, unsigned rank, float value) {
+
+/// Counts the bytes that other blocks of the cluster send to one of them, in its shared memory.
+///
+///   if (receives && threadIdx.x == 0) inbox.open(bytes);
+///   cluster_arrive_relaxed();
+///   ...
+///   cluster_wait();                           // it is open
+///   if (!receives) inbox.send(&there, 0, x);  // there: a place in the shared memory of block 0
+///   if (receives) inbox.wait();               // all of its threads, after a __syncthreads() behind open; what was sent is seen
+struct ClusterInbox {
+  alignas(8) std::uint64_t barrier;
+
+  static __device__ __forceinline__ unsigned shared_address_of(const void* at) { return unsigned(__cvta_generic_to_shared(at)); }
+  __device__ __forceinline__ void open(unsigned bytes) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  unsigned there;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(unsigned(__cvta_generic_to_shared(at))), "r"(rank));
-  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(there), "f"(value) : "memory");
+    const unsigned here = shared_address_of(&barrier);
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(here) : "memory");
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(here), "r"(bytes) : "memory");
 #endif
-}
+  }
+  /// To where `at` lies in the block `rank`, whose inbox is at this address there.
+  __device__ __forceinline__ void send(float* at, unsigned rank, float value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    unsigned to, counted;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(to) : "r"(shared_address_of(at)), "r"(rank));
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(counted) : "r"(shared_address_of(&barrier)), "r"(rank));
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(to), "r"(__float_as_uint(value)), "r"(counted)
+                 : "memory");
+#endif
+  }
+  __device__ __forceinline__ void wait() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "again:\n"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], 0;\n"
+        "@!done bra again;\n"
+        "}\n" ::"r"(shared_address_of(&barrier))
+        : "memory");
+#endif
+  }
+};
 
 /// Launches a kernel that calls wait_for_kernels (or waits in another way for what it reads). Each `cluster` neighbouring blocks
 /// form one; more than 1 only where has_early_launches().

@@ -25,7 +25,7 @@ __device__ __forceinline__ void for_each_equal(const int (&numbers)[kCount], int
 template <int kD>
 __global__ void __launch_bounds__(kThreads) linear_attention_shift_gradient_kernel(const __grid_constant__ BackwardArguments p) {
   constexpr int kF = 2 * kD, kWarps = kThreads / 32;
-  __shared__ float weight[kD][kD], gradient[kF];
+  __shared__ float weight[kD][kD], gradient[kF], largest[kF];
   __shared__ int chunk[kF], token[kF];  // -1: none
   const Sequence& s = p.s;
   const std::int64_t index = blockIdx.x, b = index / s.H, h = index % s.H;
@@ -46,41 +46,34 @@ __global__ void __launch_bounds__(kThreads) linear_attention_shift_gradient_kern
     const bool initial = s.initial && p.states.shift[s.state_slot(index, 0) * kF + thread] == final;
     gradient[thread] = p.dshift[index * kF + thread];
     chunk[thread] = initial ? -1 : low;
-    token[thread] = -1;
+    token[thread] = -1, largest[thread] = -INFINITY;
   }
   __syncthreads();
 
-  // a warp looks through a chunk for all features that have their key there; a lane has one or two keys
+  // a warp looks through a chunk for all features that have their key there, 32 keys at a time, one a lane
   for (int r = warp; r < kF; r += kWarps) {
     if (chunk[r] < 0 || !is_first_of(chunk, r, lane)) continue;
-    constexpr int kKeys = kD / 32;
     const std::int64_t t0 = std::int64_t(chunk[r]) * kD;
-    Packet<bf16, 8> key[kKeys][kD / 8];
-#pragma unroll
-    for (int x = 0; x < kKeys; ++x) {
-      const std::int64_t t = t0 + lane + 32 * x;
-      const bf16* const row = s.k.at(b, t < s.T ? t : t0, h);
+    for (int first = 0; first < kD && t0 + first < s.T; first += 32) {
+      const std::int64_t t = t0 + first + lane;
+      const bool valid = t < s.T;
+      const bf16* const row = s.k.at(b, valid ? t : t0, h);
+      Packet<bf16, 8> key[kD / 8];
 #pragma unroll
       for (int d = 0; d < kD; d += 8)
-        if (s.vector) key[x][d / 8] = load_packet<8>(row + d);
-        else for (int i = 0; i < 8; ++i) key[x][d / 8][i] = row[d + i];
-    }
-    for_each_equal(chunk, r, lane, [&](int feature) {
-      float largest = -INFINITY;
-      int of = kD;
-#pragma unroll
-      for (int x = 0; x < kKeys; ++x) {
+        if (s.vector) key[d / 8] = load_packet<8>(row + d);
+        else for (int i = 0; i < 8; ++i) key[d / 8][i] = row[d + i];
+      for_each_equal(chunk, r, lane, [&](int feature) {
         float u = 0;
 #pragma unroll
-        for (int d = 0; d < kD; ++d) u += __bfloat162float(key[x][d / 8][d % 8]) * weight[d][feature % kD];
+        for (int d = 0; d < kD; ++d) u += __bfloat162float(key[d / 8][d % 8]) * weight[d][feature % kD];
         if (feature >= kD) u = -u;
-        if (t0 + lane + 32 * x < s.T && u > largest) largest = u, of = lane + 32 * x;
-      }
-      const float top = warp_max(largest);
-      if (largest != top) of = kD;
-      for (int offset = 16; offset > 0; offset /= 2) of = min(of, __shfl_xor_sync(0xffffffffu, of, offset));
-      if (lane == 0) token[feature] = of < kD ? int(t0) + of : -1;  // none where all are NaN
-    });
+        if (!valid) u = -INFINITY;
+        const float top = warp_max(u);
+        const unsigned who = __ballot_sync(0xffffffffu, u == top && u > -INFINITY);
+        if (lane == 0 && who && top > largest[feature]) largest[feature] = top, token[feature] = int(t0) + first + __ffs(int(who)) - 1;
+      });
+    }
   }
   __syncthreads();
 
@@ -96,13 +89,15 @@ __global__ void __launch_bounds__(kThreads) linear_attention_shift_gradient_kern
     });
     for (int x = 0; x < kD / 32; ++x) dk.put(dk.at(b, token[r], h) + lane + 32 * x, sum[x]);
   }
-#pragma unroll
+#pragma unroll 4
   for (int i = thread; i < kD * kD; i += kThreads) {
-    const int d = i / kD, e = i % kD;
-    float sum = 0;
-    if (token[e] >= 0) sum += gradient[e] * __bfloat162float(s.k.at(b, token[e], h)[d]);
-    if (token[kD + e] >= 0) sum -= gradient[kD + e] * __bfloat162float(s.k.at(b, token[kD + e], h)[d]);
-    p.dweight[1][index * s.segments * kD * kD + i] += sum;
+    const int d = i / kD, e = i % kD, of[2] = {token[e], token[kD + e]};
+    float x[2], sum = p.dweight[1][index * s.segments * kD * kD + i];
+#pragma unroll
+    for (int sign = 0; sign < 2; ++sign) x[sign] = __bfloat162float(s.k.at(b, max(of[sign], 0), h)[d]);
+    if (of[0] >= 0) sum += gradient[e] * x[0];
+    if (of[1] >= 0) sum -= gradient[kD + e] * x[1];
+    p.dweight[1][index * s.segments * kD * kD + i] = sum;
   }
 }
 

@@ -166,12 +166,16 @@ template <int M, int kLanes>
 __global__ void __launch_bounds__(kThreads, M == 1 ? 2 : 1) vector_product_kernel(const __grid_constant__ VectorProduct p, unsigned parts) {
   constexpr int kColumns = kLanes * kEach, kGroups = kThreads / kLanes;
   static_assert(M * kColumns <= kThreads);
-  __shared__ float warp_sums[kWarps][M][kColumns], part_sums[kMostParts][M * kColumns];
+  __shared__ float warp_sums[kWarps][M][kColumns], part_sums[kMostParts - 1][M * kColumns];
   __shared__ __align__(16) NormedRows<M> normed;
+  __shared__ ClusterInbox inbox;
   start_next_kernel();
-  if (parts > 1) cluster_arrive_relaxed();
   const int thread = int(threadIdx.x), lane = thread % kLanes;
   const unsigned part = parts > 1 ? blockIdx.x % parts : 0;
+  if (parts > 1) {
+    if (part == 0 && thread == 0) inbox.open((parts - 1) * M * kColumns * unsigned(sizeof(float)));
+    cluster_arrive_relaxed();
+  }
   const std::int64_t begin = std::int64_t(parts > 1 ? blockIdx.x / parts : blockIdx.x) * kColumns;
   const int k = int(p.k), step = kGroups * int(parts);
   const bool inside = begin + lane * kEach < p.n;
@@ -235,13 +239,11 @@ __global__ void __launch_bounds__(kThreads, M == 1 ? 2 : 1) vector_product_kerne
     for (int w = 0; w < kWarps; ++w) sum += warp_sums[w][result_row][result_column];
   }
   if (parts > 1) {
-    cluster_wait();  // the first block has started
-    if (result_row < M) store_in_cluster(&part_sums[part][thread], 0, sum);
-    cluster_arrive();
-    cluster_wait();
-    if (!result.mine()) return;
-    sum = part_sums[0][thread];
-    for (unsigned i = 1; i < parts; ++i) sum += part_sums[i][thread];
+    cluster_wait();  // the first block's inbox is open
+    if (part > 0 && result_row < M) inbox.send(&part_sums[part - 1][thread], 0, sum);
+    if (!result.mine()) return;  // nor does one of the other blocks go on
+    inbox.wait();
+    for (unsigned i = 1; i < parts; ++i) sum += part_sums[i - 1][thread];
   }
   result.put(p, sum);
 }
