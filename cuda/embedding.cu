@@ -10,38 +10,29 @@ constexpr unsigned kWarps = 8;       // of a block
 constexpr int kChunk = 1024;         // tokens that one block puts in order at a time
 constexpr std::int64_t kItem = 32;   // rows of one token that one warp adds up
 
-/// A warp for each token, kAhead packets a lane on their way. A token outside the table gives a row of NaN.
+/// A warp for each token. A token outside the table gives a row of NaN.
 template <class T, int N>
 __global__ void embedding_forward_kernel(const std::int32_t* tokens, const T* table, const T* positions, T* y, std::int64_t rows,
                                          std::int64_t length, std::int64_t vocabulary, std::int64_t columns) {
   using A = Accumulator<T>;
-  constexpr int kAhead = 3;
   start_next_kernel();
   wait_for_kernels();
   const std::int64_t first = std::int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp;
   for (std::int64_t row = first; row < rows; row += std::int64_t(gridDim.x) * kWarps) {
     const std::int64_t id = tokens[row], t = row - quotient(row, length) * length;
     const bool known = id >= 0 && id < vocabulary;
-    for (std::int64_t begin = std::int64_t(threadIdx.x % kWarp) * N; begin < columns; begin += kAhead * kWarp * N) {
-      Packet<T, N> out[kAhead], position[kAhead];
+    for (std::int64_t c = std::int64_t(threadIdx.x % kWarp) * N; c < columns; c += kWarp * N) {
+      Packet<T, N> out;
+      if (known) out = load_packet<N>(table + id * columns + c);
+      if (!known) {
 #pragma unroll
-      for (int k = 0; k < kAhead; ++k) {
-        const std::int64_t c = begin + k * kWarp * N;
-        if (!known || c >= columns) continue;
-        out[k] = load_packet<N>(table + id * columns + c);
-        if (positions) position[k] = load_packet<N>(positions + t * columns + c);
+        for (int i = 0; i < N; ++i) out[i] = convert<T>(A(__int_as_float(0x7fffffff)));
+      } else if (positions) {
+        const Packet<T, N> position = load_packet<N>(positions + t * columns + c);
+#pragma unroll
+        for (int i = 0; i < N; ++i) out[i] = convert<T>(convert<A>(out[i]) + convert<A>(position[i]));
       }
-#pragma unroll
-      for (int k = 0; k < kAhead; ++k) {
-        const std::int64_t c = begin + k * kWarp * N;
-        if (c >= columns) continue;
-#pragma unroll
-        for (int i = 0; i < N; ++i) {
-          if (!known) out[k][i] = convert<T>(A(__int_as_float(0x7fffffff)));
-          else if (positions) out[k][i] = convert<T>(convert<A>(out[k][i]) + convert<A>(position[k][i]));
-        }
-        store_packet(y + row * columns + c, out[k]);
-      }
+      store_packet(y + row * columns + c, out);
     }
   }
 }
