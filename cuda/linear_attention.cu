@@ -18,11 +18,14 @@ struct Path {
   Kernel forward, backward;
   std::int64_t (*forward_workspace)(const Attributes&, std::span<const Meta>);
   std::int64_t (*backward_workspace)(const Attributes&, std::span<const Meta>);
+  std::vector<Meta> (*kept)(const Attributes&, std::span<const Meta>) = [](const Attributes&, std::span<const Meta>) {
+    return std::vector<Meta>{};
+  };
 };
 
 /// The tensor-core kernels take the shapes they know; forward and backward of one entry agree, as this looks at the inputs alone.
 Path path_of(const Attributes& a, std::span<const Meta> in) {
-  if (mma::supports(a, in)) return {mma::forward, mma::backward, mma::forward_workspace, mma::backward_workspace};
+  if (mma::supports(a, in)) return {mma::forward, mma::backward, mma::forward_workspace, mma::backward_workspace, mma::kept};
   if (large::supports(a, in)) return {large::forward, large::backward, large::forward_workspace, large::backward_workspace};
   if (one_sided::supports(a, in))
     return {one_sided::forward, one_sided::backward, one_sided::forward_workspace, one_sided::backward_workspace};
@@ -48,7 +51,7 @@ void register_linear_attention(KernelTable& table) {
       .backward = [](const Call& c) { path_of(c).backward(c); },
       .forward_workspace = [](const Attributes& a, std::span<const Meta> in) { return path_of(a, in).forward_workspace(a, in); },
       .backward_workspace = [](const Attributes& a, std::span<const Meta> in) { return path_of(a, in).backward_workspace(a, in); },
-      .kept = [](const Attributes& a, std::span<const Meta> in) { return mma::supports(a, in) ? mma::kept(a, in) : std::vector<Meta>{}; },
+      .kept = [](const Attributes& a, std::span<const Meta> in) { return path_of(a, in).kept(a, in); },
   };
 }
 

@@ -36,9 +36,10 @@ inline Sequence cut(Sequence s, const Segments& g) {
 }
 
 inline SumSlots take_parts(Workspace& w, const Shape& q, std::int64_t segments) { return w.take_slots(q[0] * q[2] * segments, q[3], true); }
-inline Totals take_totals(Workspace& w, const Shape& q) {
-  const std::int64_t rows = q[0] * q[2] * 2 * q[3];
-  return {w.take<bf16>(rows * q[3]), w.take<float>(rows), w.take<float>(rows)};
+/// Of 2 D features with their shifts, or of so many without.
+inline Totals take_totals(Workspace& w, const Shape& q, std::int64_t features = 0) {
+  const std::int64_t rows = q[0] * q[2] * (features ? features : 2 * q[3]);
+  return {w.take<bf16>(rows * q[3]), w.take<float>(rows), features ? nullptr : w.take<float>(rows)};
 }
 
 /// S of one batch element and head into a tile of F rows, kD for each of one sign or two, and its rows of numbers; a thread has one

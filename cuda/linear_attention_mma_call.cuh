@@ -75,9 +75,9 @@ struct Workspace {
     used += (count * std::int64_t(sizeof(T)) + 255) / 256 * 256;
     return at;
   }
-  /// `slots` of sums in heads of D, with shifts or without.
-  SumSlots take_slots(std::int64_t slots, std::int64_t D, bool shifts) {
-    const std::int64_t rows = slots * 2 * D;
+  /// `slots` of sums in heads of D, of 2 D features or so many, with shifts or without.
+  SumSlots take_slots(std::int64_t slots, std::int64_t D, bool shifts, std::int64_t features = 0) {
+    const std::int64_t rows = slots * (features ? features : 2 * D);
     return {take<float>(rows * D), take<float>(rows), shifts ? take<float>(rows) : nullptr};
   }
   /// Room for the sums that normalise features, if the map does; "hedgehog-joint" has none of queries.

@@ -178,7 +178,7 @@ bool supports(const Attributes& attributes, std::span<const Meta> inputs) {
 std::int64_t forward_workspace(const Attributes& attributes, std::span<const Meta> inputs) {
   Workspace w;
   take_sums(w, inputs[kQ].shape, attributes.flag("causal"));
-  take_totals(w, inputs[kQ].shape, attributes.flag("causal"));
+  if (!attributes.flag("causal")) take_totals(w, inputs[kQ].shape, inputs[kQ].shape[3]);
   return w.used;
 }
 
@@ -188,7 +188,8 @@ void forward(const Call& c) {
   Workspace w{static_cast<std::byte*>(c.workspace)};
   BackwardArguments keys{};
   keys.s = sequence_of(c), keys.map = OneSidedMap(c.attributes), keys.causal = causal;
-  keys.sums = take_sums(w, q, causal), keys.totals = take_totals(w, q, causal);
+  keys.sums = take_sums(w, q, causal);
+  if (!causal) keys.totals = take_totals(w, q, q[3]);
   make_sums(keys, kOfKeys, q[0], int(q[3]));
   const ForwardArguments p{keys.s, keys.map, HeadsTarget<bf16>("linear_attention", c.outputs[0], false), c.saved[0].as<float>(),
                            keys.sums, keys.totals, c.outputs[1].as<float>()};

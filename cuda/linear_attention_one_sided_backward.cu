@@ -269,7 +269,7 @@ void take(Workspace& w, BackwardArguments& p, const Attributes& attributes, std:
   p.causal = attributes.flag("causal");
   const std::int64_t heads = q[0] * q[2], T = q[1], D = q[3], walks = heads * segments_of(q, p.causal).count;
   p.sums = take_sums(w, q, p.causal);
-  p.totals = take_totals(w, q, p.causal);
+  if (!p.causal) p.totals = take_totals(w, q, q[3]);
   p.delta = w.take<float>(heads * T);
   p.inverse = w.take<float>(heads * T);
   for (int of : {kOfQueries, kOfKeys}) {

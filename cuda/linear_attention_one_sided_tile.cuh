@@ -212,12 +212,7 @@ inline Segments segments_of(const Shape& q, bool causal) {
 /// Slots for all segments; none for one segment that is causal.
 inline SumSlots take_sums(Workspace& w, const Shape& q, bool causal) {
   const Segments g = segments_of(q, causal);
-  const std::int64_t rows = causal && g.count == 1 ? 0 : q[0] * q[2] * g.count * q[3];
-  return {.S = w.take<float>(rows * q[3]), .z = w.take<float>(rows)};
-}
-inline Totals take_totals(Workspace& w, const Shape& q, bool causal) {
-  const std::int64_t rows = causal ? 0 : q[0] * q[2] * q[3];
-  return {.S = w.take<bf16>(rows * q[3]), .z = w.take<float>(rows)};
+  return w.take_slots(causal && g.count == 1 ? 0 : q[0] * q[2] * g.count, q[3], false, q[3]);
 }
 /// The call with those segments.
 inline Sequence sequence_of(const Call& c) {

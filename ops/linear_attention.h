@@ -55,7 +55,7 @@ struct LinearAttentionResult {
 ///   dphi_q = W phi_k,   dphi_k = W^T phi_q,   dv = A^T G   (sums over visible pairs, chunk by chunk with states)
 /// then through the maps as in feature_map. delta carries the gradient of the normaliser.
 /// Saved:    ln of the denominator in true scale (B, T, Hq), or the denominator for maps without logarithm; f32 where
-///           q is bf16. On a GPU also states, for itself (Device::kept).
+///           q is bf16. On a GPU also what its kernels need (Device::kept).
 /// Throws:   ShapeError on wrong shapes or dtypes, Hq not a multiple of Hkv, one weight without the other, unknown map.
 /// Source:   Zhang et al. 2024, arXiv:2402.04347; chunkwise form: Yang et al. 2024, arXiv:2312.06635.
 LinearAttentionResult linear_attention(const Tensor& q, const Tensor& k, const Tensor& v, const LinearAttentionOptions& options = {},
