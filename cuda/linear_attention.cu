@@ -3,6 +3,8 @@
 #include "cuda/linear_attention_large.cuh"
 #include "cuda/linear_attention_mma.cuh"
 #include "cuda/linear_attention_one_sided.cuh"
+#include "cuda/linear_products.h"
+#include "cuda/rotary.h"
 #include "ops/linear_attention_sizes.h"
 
 namespace hedgehog::cuda {
@@ -12,19 +14,75 @@ namespace generic = linear_attention_generic;
 namespace large = linear_attention_large;
 namespace mma = linear_attention_mma;
 namespace one_sided = linear_attention_one_sided;
+namespace la = linear_attention_detail;
 
 /// What takes the calls of some shapes.
 struct Path {
   Kernel forward, backward;
-  std::int64_t (*forward_workspace)(const Attributes&, std::span<const Meta>);
-  std::int64_t (*backward_workspace)(const Attributes&, std::span<const Meta>);
-  std::vector<Meta> (*kept)(const Attributes&, std::span<const Meta>) = [](const Attributes&, std::span<const Meta>) {
-    return std::vector<Meta>{};
-  };
+  WorkspaceBytes forward_workspace, backward_workspace;
+  KeptMetas kept = [](const Attributes&, std::span<const Meta>) { return std::vector<Meta>{}; };
 };
 
+/// A call whose queries and keys have been turned in its workspace, for kernels that do not turn them as they load them. Backward finds
+/// their gradients beside them and turns those back.
+struct TurnedCall {
+  std::vector<Ref> inputs, dx;
+  std::vector<Mode> modes;
+  void* rest;  // of the workspace
+
+  explicit TurnedCall(const Call& c)
+      : inputs(c.inputs.begin(), c.inputs.end()), dx(c.dx.begin(), c.dx.end()), modes(c.modes.begin(), c.modes.end()) {
+    std::byte* at = static_cast<std::byte*>(c.workspace);
+    const auto take = [&](const Ref& like) {
+      const Ref x = packed(at, like.shape, like.dtype);
+      at += bytes_of(like.shape, like.dtype);
+      return x;
+    };
+    for (int i : kTurned) {
+      Ref& x = inputs[i];
+      const Ref turned = take(x);
+      turn_heads(x, c.inputs[la::kRotary], false, turned, false);
+      x = turned;
+    }
+    inputs[la::kRotary] = Ref{};
+    for (int i : kTurned)
+      if (!dx.empty() && dx[i]) dx[i] = take(c.inputs[i]), modes[i] = Mode::write;
+    rest = at;
+  }
+  Call of(const Call& c) const { return {c.attributes, inputs, c.outputs, c.saved, c.dy, dx, modes, rest}; }
+  void turn_gradients_back(const Call& c) const {
+    for (int i : kTurned)
+      if (dx[i]) turn_heads(dx[i], c.inputs[la::kRotary], true, c.dx[i], adds(c, i));
+  }
+
+  static constexpr int kTurned[] = {la::kQ, la::kK};
+  static std::int64_t bytes_of(const Shape& shape, Dtype dtype) { return aligned_bytes(shape.rows(), shape.last(), dtype); }
+  /// Of the turned vectors, and as many for their gradients.
+  static std::int64_t bytes(std::span<const Meta> in) {
+    std::int64_t sum = 0;
+    for (int i : kTurned) sum += bytes_of(in[i].shape, in[i].dtype);
+    return sum;
+  }
+};
+
+Path with_turned_calls(const Path& path) {
+  return {
+      .forward = [path](const Call& c) { path.forward(TurnedCall(c).of(c)); },
+      .backward =
+          [path](const Call& c) {
+            const TurnedCall turned(c);
+            path.backward(turned.of(c));
+            turned.turn_gradients_back(c);
+          },
+      .forward_workspace = [path](const Attributes& a, std::span<const Meta> in) { return path.forward_workspace(a, in) + TurnedCall::bytes(in); },
+      .backward_workspace =
+          [path](const Attributes& a, std::span<const Meta> in) { return path.backward_workspace(a, in) + 2 * TurnedCall::bytes(in); },
+      .kept = path.kept,
+  };
+}
+
 /// The tensor-core kernels take the shapes they know; forward and backward of one entry agree, as this looks at the inputs alone.
-Path path_of(const Attributes& a, std::span<const Meta> in) {
+Path path_of_turned(const Attributes& a, std::span<const Meta> in) {
   if (mma::supports(a, in)) return {mma::forward, mma::backward, mma::forward_workspace, mma::backward_workspace, mma::kept};
   if (large::supports(a, in)) return {large::forward, large::backward, large::forward_workspace, large::backward_workspace};
   if (one_sided::supports(a, in))
@@ -36,6 +94,10 @@ Path path_of(const Attributes& a, std::span<const Meta> in) {
     };
   };
   return {slow(generic::forward), slow(generic::backward), generic::forward_workspace, generic::backward_workspace};
+}
+Path path_of(const Attributes& a, std::span<const Meta> in) {
+  const Path path = path_of_turned(a, in);
+  return !in[la::kRotary].given || (mma::supports(a, in) && mma::turns(a, in)) ? path : with_turned_calls(path);
 }
 Path path_of(const Call& c) {
   std::vector<Meta> metas;

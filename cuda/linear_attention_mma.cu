@@ -31,14 +31,14 @@ __device__ __noinline__ void forward_log_space_rows(const ForwardArguments& p, c
   const Lanes<kD> l;
   float* const logs = reinterpret_cast<float*>(m.S);  // (chunk, D'): the state has been read
   float* const before = m.features.z;                 // shifts before the chunk; z has been read, too
-  plain_logs<kD>(logs, p.s.k.at(b, t0, h), p.s.k.token, count, m.weight_k, scale, bias_of<kGeneral>(p.s.map, kOfKeys, h, kD));
+  plain_logs<kD>(logs, p.s.k.at(b, t0, h), p.s.k.token, count, m.weight_k, scale, bias_of<kGeneral>(p.s.map, kOfKeys, h, kD), p.s.rotary, t0);
   if (l.column == 0)
     for (int s = 0; s < 2; ++s)
       for (int x = 0; x < 2; ++x) before[s * kD + l.row + 8 * x] = state.shift[s][x];
   __syncthreads();
   for (int i = 0; i < count; ++i) {
     if (!m.redo[i]) continue;
-    plain_logs<kD>(m.a, p.s.q.at(b, t0 + i, h), 0, 1, m.weight_q, scale, bias_of<kGeneral>(p.s.map, kOfQueries, h, kD));
+    plain_logs<kD>(m.a, p.s.q.at(b, t0 + i, h), 0, 1, m.weight_q, scale, bias_of<kGeneral>(p.s.map, kOfQueries, h, kD), p.s.rotary, t0 + i);
     __syncthreads();
     const int first = rows[i] < 0 ? 0 : rows[i];
     const float of_query[2] = {plus_norm<kGeneral>(0, p.s.map, kOfQueries, 0, index, t0 + i),
@@ -109,7 +109,7 @@ __device__ __noinline__ void forward_log_space_rows(const ForwardArguments& p, c
 /// o and the logarithm of its denominator. One block a batch element, head and segment walks the chunks with the state of keys in
 /// registers. By feature, it makes phi of the keys; by token, phi of the queries, which stay in registers as operands of the
 /// products with the keys of the chunk and with the state before it. Nothing but q, k, v is read, in time for the next chunk.
-template <int kD, bool kGeneral>
+template <int kD, bool kGeneral, bool kTurned>
 __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8) linear_attention_forward_kernel(const __grid_constant__ ForwardArguments p) {
   constexpr int kSteps = kD / 16;
   ForwardMemory<kD>& m = *reinterpret_cast<ForwardMemory<kD>*>(shared_bytes());
@@ -137,6 +137,8 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8) linear_attention_for
     const bool goes_on = chunk + 1 < walk.end, ends = p.final_state && chunk + 1 == s.chunks;
     const signed char* const rows = m.rows[chunk & 1];
     wait_all_copies();
+    if constexpr (kTurned)
+      for (bf16* const tile : {m.k, m.q}) turn_rows<kD>(tile, s.rotary + t0 * kD, kD, count - 1, l);
     __syncthreads();  // q, k and rows are here; the chunk before is done with v
     load_rows<kD>(m.v, s.v.at(b, t0, h), s.v.token, left, s.vector, l);
     if (keeps(p, chunk)) keep_state(p, state, kept_slot(p, walk, chunk), l);
@@ -256,9 +258,11 @@ void take(Workspace& w, ForwardArguments& p, const Attributes& attributes, std::
   p.rare = w.take<int>(q[0] * q[2] * g.count);
 }
 
-template <int kD, bool kGeneral>
+template <int kD>
 void run(const ForwardArguments& p, std::int64_t blocks) {
-  launch(linear_attention_forward_kernel<kD, kGeneral>, blocks, 2 * kD, sizeof(ForwardMemory<kD>), p);
+  with_form(p.s, [&](auto general, auto turned) {
+    launch(linear_attention_forward_kernel<kD, general, turned>, blocks, 2 * kD, sizeof(ForwardMemory<kD>), p);
+  });
 }
 
 }  // namespace
@@ -270,6 +274,10 @@ bool supports(const Attributes& attributes, std::span<const Meta> inputs) {
   if ((states || !attributes.flag("causal")) && (inputs[kDocumentStart].given || is_general(attributes, inputs))) return false;
   const std::int64_t D = inputs[kQ].shape[3];
   return D == 32 || D == 64;
+}
+
+bool turns(const Attributes& attributes, std::span<const Meta> inputs) {
+  return attributes.flag("causal") && !attributes.flag("final_state") && !is_general(attributes, inputs);
 }
 
 std::int64_t forward_workspace(const Attributes& attributes, std::span<const Meta> inputs) {
@@ -304,8 +312,7 @@ void forward(const Call& c) {
   const std::int64_t blocks = q[0] * q[2] * p.s.segments;
   if (p.s.warpgroups && p.o.vector) warpgroup_forward(p, blocks);
   else p.rare = nullptr;
-  if (p.s.map.general) return q[3] == 64 ? run<64, true>(p, blocks) : run<32, true>(p, blocks);
-  return q[3] == 64 ? run<64, false>(p, blocks) : run<32, false>(p, blocks);
+  return q[3] == 64 ? run<64>(p, blocks) : run<32>(p, blocks);
 }
 
 }  // namespace hedgehog::cuda::linear_attention_mma

@@ -14,6 +14,9 @@ namespace hedgehog::cuda::linear_attention_mma {
 /// documents; if not causal there are no states.
 bool supports(const Attributes& attributes, std::span<const Meta> inputs);
 
+/// Whether they turn queries and keys of a supported call by a table of rotary as they load them.
+bool turns(const Attributes& attributes, std::span<const Meta> inputs);
+
 /// What forward keeps for backward: states before its segments, final states, and what normalises features.
 std::vector<Meta> kept(const Attributes& attributes, std::span<const Meta> inputs);
 

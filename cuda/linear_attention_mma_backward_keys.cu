@@ -14,7 +14,7 @@ __device__ __forceinline__ void copy(float (&to)[kTiles][4], const float (&from)
 /// dk, dv and the part of dweight_k of one batch element, head and segment. One block walks the chunks from the last to the
 /// first with the sums over later queries in registers: the mirror image of the pass in the order of time, with queries by
 /// feature in shared memory and keys by token in registers. With kOnlySums it gives what the segment alone adds to R and y.
-template <int kD, bool kGeneral, bool kOnlySums>
+template <int kD, bool kGeneral, bool kTurned, bool kOnlySums>
 __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
     linear_attention_backward_keys_kernel(const __grid_constant__ BackwardArguments p) {
   constexpr int kSteps = kD / 16, kHalf = kD / 2;
@@ -47,6 +47,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
     const signed char* const rows = m.rows[chunk & 1];
     const float *const deltas = m.delta[chunk & 1], *const dens = m.den[chunk & 1], *const shift = m.shift[chunk & 1];
     wait_all_copies();
+    if constexpr (kTurned) turn_rows<kD>(m.q, s.rotary + t0 * kD, kD, count - 1, l);
     __syncthreads();  // q and the numbers of the rows are here; the chunk after is done with all tiles
     if constexpr (!kOnlySums) {
       load_rows<kD>(m.k, s.k.at(b, t0, h), s.k.token, left, s.vector, l);
@@ -90,6 +91,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
       R.publish(ones, m.R, m.y, l);
     }
     wait_all_copies();
+    if constexpr (kTurned && !kOnlySums) turn_rows<kD>(m.k, s.rotary + t0 * kD, kD, count - 1, l);
     __syncthreads();  // k, v, dy, phi and R are here; all are done with q
     if (chunk > walk.begin) load_rows<kD>(m.q, s.q.at(b, t0 - kD, h), s.q.token, kD, s.vector, l);
     if (chunk > 0 || p.reaches_initial(walk)) numbers.fetch(p, walk, chunk - 1);
@@ -225,6 +227,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
       {
         float dk[kD / 8][4];
         through_weight<kD>(dk, du, m.weight_k, m.du, l);
+        if constexpr (kTurned) turn_back<kD>(dk, s.rotary + t0 * kD, kD, count - 1, l);
         store_rows<kD>(p.dk, p.dk.at(b, t0, h), dk, count, l);
       }
     }
@@ -263,24 +266,25 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
     if (p.dbias[1]) store_bias_gradient<kD>(p.dbias[1] + walk.slot * kD, dbias, m.y);
 }
 
-template <int kD, bool kGeneral>
+template <int kD>
 void run(const BackwardArguments& p, std::int64_t batch) {
   const std::int64_t blocks = batch * p.s.H * p.s.segments;
-  constexpr std::size_t kBytes = sizeof(KeysMemory<kD, kGeneral>);
-  if (p.s.segments > 1) {
-    if (p.handover) warpgroup_backward(p, WarpgroupPass::sums);
-    launch(linear_attention_backward_keys_kernel<kD, kGeneral, true>, blocks, 2 * kD, kBytes, p);
-    scan_reversed(p, batch, kD, 2 * kD);
-    if (p.handover) warpgroup_backward(p, WarpgroupPass::keys);
-  }
-  launch(linear_attention_backward_keys_kernel<kD, kGeneral, false>, blocks, 2 * kD, kBytes, p);
+  with_form(p.s, [&](auto general, auto turned) {
+    constexpr std::size_t kBytes = sizeof(KeysMemory<kD, general>);
+    if (p.s.segments > 1) {
+      if (p.handover) warpgroup_backward(p, WarpgroupPass::sums);
+      launch(linear_attention_backward_keys_kernel<kD, general, turned, true>, blocks, 2 * kD, kBytes, p);
+      scan_reversed(p, batch, kD, 2 * kD);
+      if (p.handover) warpgroup_backward(p, WarpgroupPass::keys);
+    }
+    launch(linear_attention_backward_keys_kernel<kD, general, turned, false>, blocks, 2 * kD, kBytes, p);
+  });
 }
 
 }  // namespace
 
 void backward_keys(const BackwardArguments& p, std::int64_t batch, int D) {
-  if (p.s.map.general) return D == 64 ? run<64, true>(p, batch) : run<32, true>(p, batch);
-  return D == 64 ? run<64, false>(p, batch) : run<32, false>(p, batch);
+  return D == 64 ? run<64>(p, batch) : run<32>(p, batch);
 }
 
 }  // namespace hedgehog::cuda::linear_attention_mma

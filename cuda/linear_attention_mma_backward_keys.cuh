@@ -33,7 +33,7 @@ __device__ __noinline__ void keys_log_space_rows(const BackwardArguments& p, uns
     if (!(redo >> i & 1)) continue;
     __syncthreads();
     plain_logs<kD>(m.a, p.s.q.at(b, t0 + i, h), 0, 1, m.weight_q, exponent_scale<kGeneral>(p.s.map),
-                   bias_of<kGeneral>(p.s.map, kOfQueries, h, kD));
+                   bias_of<kGeneral>(p.s.map, kOfQueries, h, kD), p.s.rotary, t0 + i);
     __syncthreads();
     const float den = p.saved[(b * p.s.T + t0 + i) * p.s.H + h] * kLog2e;
     const float dens[2] = {plus_norm<kGeneral>(den, p.s.map, kOfQueries, 0, b * p.s.H + h, t0 + i),
@@ -97,7 +97,7 @@ __device__ __noinline__ void reverse_log_space_rows(const BackwardArguments& p, 
     if (!(redo >> i & 1) || rows[i] >= 0) continue;
     __syncthreads();
     plain_logs<kD>(m.a, p.s.q.at(b, t0 + i, h), 0, 1, m.weight_q, exponent_scale<kGeneral>(p.s.map),
-                   bias_of<kGeneral>(p.s.map, kOfQueries, h, kD));
+                   bias_of<kGeneral>(p.s.map, kOfQueries, h, kD), p.s.rotary, t0 + i);
     __syncthreads();
     const float den = p.saved[(b * p.s.T + t0 + i) * p.s.H + h] * kLog2e;
     const float dens[2] = {plus_norm<kGeneral>(den, p.s.map, kOfQueries, 0, b * p.s.H + h, t0 + i),

@@ -23,10 +23,10 @@ __device__ __noinline__ void queries_log_space_rows(const BackwardArguments& p, 
   QueriesMemory<kD>& m = *reinterpret_cast<QueriesMemory<kD>*>(shared_bytes());
   const Lanes<kD> l;
   float* const logs = reinterpret_cast<float*>(m.S);  // (chunk, D'): the state has been read
-  plain_logs<kD>(logs, p.s.k.at(b, t0, h), p.s.k.token, count, m.weight_k, scale, bias_of<kGeneral>(map, kOfKeys, h, kD));
+  plain_logs<kD>(logs, p.s.k.at(b, t0, h), p.s.k.token, count, m.weight_k, scale, bias_of<kGeneral>(map, kOfKeys, h, kD), p.s.rotary, t0);
   for (int i = 0; i < count; ++i) {
     if (!m.redo[i]) continue;
-    plain_logs<kD>(m.a, p.s.q.at(b, t0 + i, h), 0, 1, m.weight_q, scale, bias_of<kGeneral>(map, kOfQueries, h, kD));
+    plain_logs<kD>(m.a, p.s.q.at(b, t0 + i, h), 0, 1, m.weight_q, scale, bias_of<kGeneral>(map, kOfQueries, h, kD), p.s.rotary, t0 + i);
     __syncthreads();
     const float den = p.saved[(b * p.s.T + t0 + i) * p.s.H + h] * kLog2e, delta = m.delta[i];
     const bf16* const dy = p.dy.at(b, t0 + i, h);
@@ -93,15 +93,19 @@ __device__ __noinline__ void queries_log_space_rows(const BackwardArguments& p, 
     if (threadIdx.x < kD && p.dq.data) {
       float sum = 0;
       for (int e = 0; e < kD; ++e) sum += m.a[e] * __bfloat162float(m.weight_q[place<kD>(int(threadIdx.x), e)]);
-      p.dq.put(p.dq.at(b, t0 + i, h) + threadIdx.x, sum);
+      m.part[0][threadIdx.x] = sum;
     }
+    __syncthreads();
+    if (threadIdx.x < kD && p.dq.data)
+      p.dq.put(p.dq.at(b, t0 + i, h) + threadIdx.x,
+               turned_back_element<kD>(m.part[0], int(threadIdx.x), p.s.rotary ? p.s.rotary + (t0 + i) * kD : nullptr));
     __syncthreads();
   }
 }
 
 /// dq, the part of dweight_q of one batch element, head and segment, and what the pass against time needs. One block walks the
 /// chunks of a segment; states are made again as in forward, and stay in registers with the sum of dweight_q.
-template <int kD, bool kGeneral>
+template <int kD, bool kGeneral, bool kTurned>
 __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
     linear_attention_backward_queries_kernel(const __grid_constant__ BackwardArguments p) {
   constexpr int kSteps = kD / 16, kHalf = kD / 2;
@@ -132,6 +136,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
     const bool goes_on = chunk + 1 < walk.end;
     const signed char* const rows = m.rows[chunk & 1];
     wait_all_copies();
+    if constexpr (kTurned) turn_rows<kD>(m.k, s.rotary + t0 * kD, kD, count - 1, l);
     __syncthreads();  // k and rows are here; the chunk before is done with all tiles
     load_rows<kD>(m.v, s.v.at(b, t0, h), s.v.token, left, s.vector, l);
     load_rows<kD>(m.dy, p.dy.at(b, t0, h), p.dy.token, left, s.vector, l);
@@ -147,6 +152,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
     norm.fetch(s.map, kOfQueries, index, t0, count, l.row);
     state.enter(m.weight_k, m.k, count, rows, m.phi, m.S, m.features, l, chunk_norm<kGeneral>(s.map, m.key_norm[0], h, kD));
     wait_all_copies();
+    if constexpr (kTurned) turn_rows<kD>(m.q, s.rotary + t0 * kD, kD, count - 1, l);
     __syncthreads();  // v, dy, o, q, phi and the state are here; all are done with k
     p.shifts[(index * s.chunks + chunk) * 2 * kD + thread] = m.features.shift[thread];
     signed char next_row = -1;
@@ -258,6 +264,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
     {
       float dq[kD / 8][4];
       through_weight<kD>(dq, du, m.weight_q, m.du, l);
+      if constexpr (kTurned) turn_back<kD>(dq, s.rotary + t0 * kD, kD, count - 1, l);
       if (chunk >= first_chunk) store_rows<kD>(p.dq, p.dq.at(b, t0, h), dq, count, l);
     }
 
@@ -283,16 +290,17 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
   if (kGeneral && p.dbias[0]) store_bias_gradient<kD>(p.dbias[0] + walk.slot * kD, dbias, m.features.z);
 }
 
-template <int kD, bool kGeneral>
+template <int kD>
 void run(const BackwardArguments& p, std::int64_t batch) {
-  launch(linear_attention_backward_queries_kernel<kD, kGeneral>, batch * p.s.H * p.s.segments, 2 * kD, sizeof(QueriesMemory<kD>), p);
+  with_form(p.s, [&](auto general, auto turned) {
+    launch(linear_attention_backward_queries_kernel<kD, general, turned>, batch * p.s.H * p.s.segments, 2 * kD, sizeof(QueriesMemory<kD>), p);
+  });
 }
 
 }  // namespace
 
 void backward_queries(const BackwardArguments& p, std::int64_t batch, int D) {
-  if (p.s.map.general) return D == 64 ? run<64, true>(p, batch) : run<32, true>(p, batch);
-  return D == 64 ? run<64, false>(p, batch) : run<32, false>(p, batch);
+  return D == 64 ? run<64>(p, batch) : run<32>(p, batch);
 }
 
 }  // namespace hedgehog::cuda::linear_attention_mma

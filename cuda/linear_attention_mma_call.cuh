@@ -10,7 +10,7 @@
 namespace hedgehog::cuda::linear_attention_mma {
 
 /// Arguments of linear_attention, in order.
-enum Input : int { kQ, kK, kV, kWeightQ, kWeightK, kBiasQ, kBiasK, kDocumentStart, kMask, kInitialState };
+enum Input : int { kQ, kK, kV, kWeightQ, kWeightK, kBiasQ, kBiasK, kDocumentStart, kMask, kInitialState, kRotary };
 
 /// How the chunks of a sequence are shared out to blocks.
 struct Segments {
@@ -131,6 +131,13 @@ void scan_states(const Sequence& s, const SumSlots& states, const float* local, 
 /// What the keys of each segment alone add, with products of a warpgroup: part of make_states.
 void warpgroup_states(const Sequence& s, const SumSlots& states, float* local, std::int64_t blocks);
 
+/// Calls f(general, turned) with the compile-time form of the kernels that a call needs.
+template <class F>
+void with_form(const Sequence& s, const F& f) {
+  if (s.map.general) return f(std::true_type{}, std::false_type{});
+  s.rotary ? f(std::false_type{}, std::true_type{}) : f(std::false_type{}, std::false_type{});
+}
+
 inline Sequence sequence_of(const Call& c, Pass pass) {
   const Shape& q = c.inputs[kQ].shape;
   const std::int64_t q_heads = q[2];
@@ -140,9 +147,10 @@ inline Sequence sequence_of(const Call& c, Pass pass) {
   const Segments g = segments_of(q, pass);
   Sequence s{heads(kQ), key_heads(kK), key_heads(kV), weight(kWeightQ), weight(kWeightK), c.inputs[kDocumentStart].as<const std::int32_t>(),
              q[1], int(q[2]), false, c.inputs[kInitialState].given, g.chunks, g.count, g.length};
-  s.vector = aligned(s.q) && aligned(s.k) && aligned(s.v) && aligned({s.weight_q, s.weight_k});
+  s.vector = aligned(s.q) && aligned(s.k) && aligned(s.v) && aligned({s.weight_q, s.weight_k, c.inputs[kRotary].data});
   s.map.general = is_general(c.attributes, c.inputs);
   s.map.bias[kOfQueries] = weight(kBiasQ), s.map.bias[kOfKeys] = weight(kBiasK);
+  s.rotary = c.inputs[kRotary].as<const float>();
   s.warpgroups = s.vector && q[3] == 64 && has_warpgroups();
   return s;
 }

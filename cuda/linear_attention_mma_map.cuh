@@ -1,5 +1,5 @@
 #pragma once
-#include "cuda/linear_attention_mma_tile.cuh"
+#include "cuda/linear_attention_mma_rotary.cuh"
 
 /// Maps other than the plain one, [exp(u), exp(-u)] with u = x W, on the tensor-core path of linear attention: biases, no weights,
 /// features that a softmax normalises, and those of one sign. In base 2

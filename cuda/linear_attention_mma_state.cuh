@@ -21,13 +21,14 @@ struct Sequence {
   const std::int32_t* document_start;  // (B, T) or null
   std::int64_t T;
   int H;
-  bool vector;   // rows of q, k, v, the weights and dy may be read 16 bytes at a time
+  bool vector;   // rows of q, k, v, the weights, the table and dy may be read 16 bytes at a time
   bool initial;  // there is a state before the first token
   int chunks;    // of the sequence
   int segments;  // that blocks walk side by side
   int segment_chunks;
   bool warpgroups;  // products are made by warpgroups
   GeneralMap map;
+  const float* rotary = nullptr;  // (T, D), or null: queries and keys are turned as they are loaded
 
   /// Slot of the state before a segment: the first of a head has one only if something is before it.
   __device__ __forceinline__ std::int64_t state_slot(std::int64_t index, int segment) const {
@@ -343,14 +344,17 @@ struct KeyState {
   }
 };
 
-/// u = scale (x W + bias) of `count` rows by plain sums, for the rare rows in log space. weight is a tile, bias may be null.
+/// u = scale (x W + bias) of `count` rows from token t on by plain sums, for the rare rows in log space. weight is a tile, bias may be
+/// null, as may the table of rotary.
 template <int kD>
 __device__ __noinline__ void plain_logs(float* u, const bf16* x, std::int64_t step, int count, const bf16* weight, float scale,
-                                         const bf16* bias) {
+                                         const bf16* bias, const float* rotary, std::int64_t t) {
   for (int i = int(threadIdx.x); i < count * kD; i += 2 * kD) {
-    const bf16* row = x + i / kD * step;
+    const bf16* const row = x + i / kD * step;
+    const float* const angles = rotary ? rotary + (t + i / kD) * kD : nullptr;
     float sum = bias ? __bfloat162float(bias[i % kD]) : 0.0f;
-    for (int d = 0; d < kD; ++d) sum += __bfloat162float(row[d]) * __bfloat162float(weight[place<kD>(d, i % kD)]);
+#pragma unroll 1
+    for (int d = 0; d < kD; ++d) sum += turned_element<kD>(row, d, angles) * __bfloat162float(weight[place<kD>(d, i % kD)]);
     u[i] = sum * scale;
   }
 }

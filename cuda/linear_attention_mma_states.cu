@@ -22,7 +22,7 @@ struct StatesMemory {
 };
 
 /// What the keys of one segment alone add to the state, in the slot of the next segment. One block a segment.
-template <int kD, bool kGeneral>
+template <int kD, bool kGeneral, bool kTurned>
 __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8) linear_attention_states_kernel(const __grid_constant__ StatesArguments p) {
   StatesMemory<kD>& m = *reinterpret_cast<StatesMemory<kD>*>(shared_bytes());
   const Sequence& s = p.s;
@@ -43,6 +43,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8) linear_attention_sta
     const std::int64_t t0 = std::int64_t(chunk) * kD;
     const signed char* const rows = m.rows[chunk & 1];
     wait_all_copies();
+    if constexpr (kTurned) turn_rows<kD>(m.k, s.rotary + t0 * kD, kD, kD - 1, l);
     __syncthreads();  // k and rows are here; the chunk before is done with v
     load_rows<kD>(m.v, s.v.at(b, t0, h), s.v.token, kD, s.vector, l);
     state.enter(m.weight_k, m.k, kD, rows, m.phi, m.S, m.features, l, chunk_norm<kGeneral>(s.map, m.key_norm[0], h, kD));
@@ -62,9 +63,11 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8) linear_attention_sta
       for (int x = 0; x < 2; ++x) p.local[slot * 2 * kD + sign * kD + l.row + 8 * x] = state.shift[sign][x];
 }
 
-template <int kD, bool kGeneral>
+template <int kD>
 void run(const StatesArguments& p, std::int64_t blocks) {
-  launch(linear_attention_states_kernel<kD, kGeneral>, blocks, 2 * kD, sizeof(StatesMemory<kD>), p);
+  with_form(p.s, [&](auto general, auto turned) {
+    launch(linear_attention_states_kernel<kD, general, turned>, blocks, 2 * kD, sizeof(StatesMemory<kD>), p);
+  });
 }
 
 /// Whether the document at the end of a segment began before the segment.
@@ -257,8 +260,7 @@ void make_states(const Sequence& s, const SumSlots& states, float* local, const 
   const StatesArguments p{s, states, local};
   if (s.segments == 1) {}  // the scan alone, for what there is before the first token
   else if (s.warpgroups) warpgroup_states(s, states, local, blocks);
-  else if (s.map.general) D == 64 ? run<64, true>(p, blocks) : run<32, true>(p, blocks);
-  else D == 64 ? run<64, false>(p, blocks) : run<32, false>(p, blocks);
+  else D == 64 ? run<64>(p, blocks) : run<32>(p, blocks);
   scan_states(s, states, local, initial_state, batch, D, 2 * D);
 }
 

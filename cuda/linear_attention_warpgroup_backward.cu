@@ -7,10 +7,10 @@ namespace {
 /// Blocks a multiprocessor, and their shared memory.
 template <WarpgroupPass kPass>
 constexpr int kBlocks = kPass == WarpgroupPass::sums ? 3 : 2;
-template <WarpgroupPass kPass, bool kGeneral>
-constexpr std::size_t kMemory = kPass == WarpgroupPass::queries ? sizeof(WarpgroupQueriesMemory<kGeneral>)
-                                : kPass == WarpgroupPass::sums  ? sizeof(WarpgroupSumsMemory<kGeneral>)
-                                                                : sizeof(WarpgroupKeysMemory<kGeneral>);
+template <WarpgroupPass kPass, bool kGeneral, bool kTurned>
+constexpr std::size_t kMemory = kPass == WarpgroupPass::queries ? sizeof(WarpgroupQueriesMemory<kGeneral, kTurned>)
+                                : kPass == WarpgroupPass::sums  ? sizeof(WarpgroupSumsMemory<kGeneral, kTurned>)
+                                                                : sizeof(WarpgroupKeysMemory<kGeneral, kTurned>);
 [[maybe_unused]] constexpr std::size_t kOwn = 2048;  // of the system, and of the kernel itself
 
 /// Waits until a walk in the order of time has ended, and gives the chunk where.
@@ -24,10 +24,10 @@ constexpr std::size_t kMemory = kPass == WarpgroupPass::queries ? sizeof(Warpgro
 /// One block a walk. Without segments the pass against time does not wait for all of the pass in the order of time: its blocks
 /// start as soon as all of that are under way, on multiprocessors that those leave idle, and wait for their counterparts, which wait
 /// for nothing. Walks handed over are left out.
-template <WarpgroupPass kPass, bool kGeneral>
+template <WarpgroupPass kPass, bool kGeneral, bool kTurned>
 __global__ void __launch_bounds__(128, kBlocks<kPass>) linear_attention_warpgroup_backward_kernel(const __grid_constant__ BackwardArguments p) {
 #if HEDGEHOG_WARPGROUPS
-  static_assert(kBlocks<kPass> * (kMemory<kPass, kGeneral> + kOwn) <= 228 * 1024);
+  static_assert(kBlocks<kPass> * (kMemory<kPass, kGeneral, kTurned> + kOwn) <= 228 * 1024);
   const Walk walk(p.s);
   const int thread = int(threadIdx.x);
   if constexpr (kPass == WarpgroupPass::queries) {
@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(128, kBlocks<kPass>) linear_attention_warpgrou
       if (thread == 0) atomicExch(p.handover + walk.slot, -1);
       __threadfence();
     });
-    const int stopped = walk_queries<kGeneral>(p, walk);
+    const int stopped = walk_queries<kGeneral, kTurned>(p, walk);
     __threadfence();
     __syncthreads();
     if (thread == 0) atomicExch(p.handover + walk.slot, stopped);
@@ -47,15 +47,16 @@ __global__ void __launch_bounds__(128, kBlocks<kPass>) linear_attention_warpgrou
     if (thread == 0) shared = wait_for(p.handover + walk.slot) >= walk.end;
     __syncthreads();
     if (!shared) return;
-    walk_keys<kGeneral, kSums>(p, walk);
+    walk_keys<kGeneral, kTurned, kSums>(p, walk);
   }
 #endif
 }
 
 template <WarpgroupPass kPass>
 void start(const BackwardArguments& p) {
-  if (p.s.map.general) launch(linear_attention_warpgroup_backward_kernel<kPass, true>, p.walks, 128, kMemory<kPass, true>, p);
-  else launch(linear_attention_warpgroup_backward_kernel<kPass, false>, p.walks, 128, kMemory<kPass, false>, p);
+  with_form(p.s, [&](auto general, auto turned) {
+    launch(linear_attention_warpgroup_backward_kernel<kPass, general, turned>, p.walks, 128, kMemory<kPass, general, turned>, p);
+  });
 }
 
 }  // namespace

@@ -10,7 +10,7 @@ static_assert(3 * (sizeof(Memory<true>) + 1024) <= 228 * 1024, "three blocks a m
 
 /// o and the logarithm of its denominator; the walk of linear_attention_forward_kernel with products of a warpgroup. A block that
 /// meets a row to be redone in log space says so and stops: that kernel then does its whole walk.
-template <bool kGeneral>
+template <bool kGeneral, bool kTurned>
 __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_forward_kernel(const __grid_constant__ ForwardArguments p) {
 #if HEDGEHOG_WARPGROUPS
   auto& m = *reinterpret_cast<Memory<kGeneral>*>(shared_bytes());
@@ -42,6 +42,7 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_forward_ker
     const bool goes_on = chunk + 1 < walk.end, ends = p.final_state && chunk + 1 == s.chunks;
     const signed char* const rows = m.rows[chunk & 1];
     wait_copies<1>();  // q may be on its way
+    if constexpr (kTurned) turn_rows<kWide>(m.k, s.rotary + t0 * kWide, kWide, count - 1, l);
     shared_written();
     __syncthreads();  // k and rows are here; the chunk before is done with v, phi and the state
     load_rows<kWide>(m.v, s.v.at(b, t0, h), s.v.token, left, true, l);
@@ -51,6 +52,7 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_forward_ker
     float u[8][4];
     enter<true>(S, at(m.weight_k), at(m.k), count, rows, last, at(m.phi), at(m.S), m.features, l, chunk_norm<kGeneral>(s.map, m.norm(), h, kWide));
     wait_all_copies();
+    if constexpr (kTurned) turn_rows<kWide>(m.q, s.rotary + t0 * kWide, kWide, count - 1, l);
     shared_written();
     __syncthreads();  // q, v, phi and the state are here; all are done with k
     signed char next_row = -1;
@@ -185,8 +187,9 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_forward_ker
 }  // namespace
 
 void warpgroup_forward(const ForwardArguments& p, std::int64_t blocks) {
-  if (p.s.map.general) launch(linear_attention_warpgroup_forward_kernel<true>, blocks, 128, sizeof(Memory<true>), p);
-  else launch(linear_attention_warpgroup_forward_kernel<false>, blocks, 128, sizeof(Memory<false>), p);
+  with_form(p.s, [&](auto general, auto turned) {
+    launch(linear_attention_warpgroup_forward_kernel<general, turned>, blocks, 128, sizeof(Memory<general>), p);
+  });
 }
 
 }  // namespace hedgehog::cuda::linear_attention_mma

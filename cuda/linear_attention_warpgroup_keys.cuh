@@ -6,7 +6,7 @@ namespace hedgehog::cuda::linear_attention_mma {
 
 /// Shared memory of walk_keys: what its sums alone need, and the rest.
 template <bool kGeneral>
-struct WarpgroupSumsMemory {
+struct SumsTiles {
   bf16 weight_q[kWideTile];                 // (D, D')
   bf16 q[kWideTile], dy[kWideTile];         // (chunk, D)
   bf16 phi[2 * kWideTile];                  // (F, chunk) of queries over their denominators
@@ -16,18 +16,23 @@ struct WarpgroupSumsMemory {
   signed char rows[2][kWide];
 };
 template <bool kGeneral>
-struct alignas(1024) WarpgroupKeysMemory : WarpgroupSumsMemory<kGeneral> {
+struct alignas(1024) KeysTiles : SumsTiles<kGeneral> {
   alignas(1024) bf16 weight_k[kWideTile];   // (D, D')
   bf16 k[kWideTile], v[kWideTile];          // (chunk, D)
   bf16 du[kWideTile];                       // (chunk, D')
   bf16 R[2 * kWideTile];                    // (F, Dv), in the scale of the chunk
 };
+template <bool kGeneral, bool kTurned>
+using WarpgroupSumsMemory = WithAngles<SumsTiles<kGeneral>, kWide, kTurned>;
+template <bool kGeneral, bool kTurned>
+using WarpgroupKeysMemory = WithAngles<KeysTiles<kGeneral>, kWide, kTurned>;
 
 /// dk, dv and the part of dweight_k: the walk of linear_attention_backward_keys_kernel with products of a warpgroup. Walks with
 /// rows in log space are not for it. With kOnlySums it gives what the segment alone adds to R and y.
-template <bool kGeneral, bool kOnlySums>
+template <bool kGeneral, bool kTurned, bool kOnlySums>
 __device__ __forceinline__ void walk_keys(const BackwardArguments& p, const Walk& walk) {
-  auto& m = *reinterpret_cast<WarpgroupKeysMemory<kGeneral>*>(shared_bytes());
+  using Memory = std::conditional_t<kOnlySums, WarpgroupSumsMemory<kGeneral, kTurned>, WarpgroupKeysMemory<kGeneral, kTurned>>;
+  auto& m = *reinterpret_cast<Memory*>(shared_bytes());
   SharedAddresses at(&m);
   const Sequence& s = p.s;
   const Lanes<kWide> l;
@@ -41,6 +46,7 @@ __device__ __forceinline__ void walk_keys(const BackwardArguments& p, const Walk
   load_rows<kWide>(m.q, s.q.at(b, end, h), s.q.token, s.T - end, true, l);
   numbers.fetch(p, walk, walk.end - 1);
   numbers.keep(m, walk.end - 1);
+  m.load_angles(s.rotary, end, s.T - end, l);
   Sums<kWide> sums;  // z: y
   if (kOnlySums || (walk.segment + 1 == s.segments && !p.dfinal)) sums.clear();
   else sums.load(p.reversed, walk.slot, l);
@@ -57,6 +63,7 @@ __device__ __forceinline__ void walk_keys(const BackwardArguments& p, const Walk
     const signed char* const rows = m.rows[chunk & 1];
     const float *const deltas = m.delta[chunk & 1], *const dens = m.den[chunk & 1], *const shift = m.shift[chunk & 1];
     wait_all_copies();
+    m.turn(m.q, l);
     shared_written();
     __syncthreads();  // q and the numbers of the rows are here; the chunk after is done with all tiles
     if constexpr (!kOnlySums) {
@@ -107,6 +114,7 @@ __device__ __forceinline__ void walk_keys(const BackwardArguments& p, const Walk
       store_tile(at(m.R), kWide, R[1], l);
     }
     wait_all_copies();
+    if constexpr (!kOnlySums) m.turn(m.k, l);
     shared_written();
     __syncthreads();  // k, v, dy, phi and R are here; all are done with q
     if (chunk > walk.begin) load_rows<kWide>(m.q, s.q.at(b, t0 - kWide, h), s.q.token, kWide, true, l);
@@ -252,6 +260,7 @@ __device__ __forceinline__ void walk_keys(const BackwardArguments& p, const Walk
       finish_products();
       own(dk);
       own(dweight);
+      m.turn_back(dk, l);
       store_rows<kWide>(p.dk, p.dk.at(b, t0, h), dk, count, l);
       if (kGeneral && p.dbias[1]) dbias = add_bias_gradient<kWide>(dbias, m.du, count);
       if (chunk == walk.begin && !p.reaches_initial(walk)) break;
@@ -260,6 +269,7 @@ __device__ __forceinline__ void walk_keys(const BackwardArguments& p, const Walk
       __syncthreads();  // the numbers of the chunk before are here
     }
 
+    if (chunk > walk.begin) m.load_angles(s.rotary, t0 - kWide, kWide, l);
     // queries of the chunk, as the keys before it see them; those of a later document have seen no state from here
     if (cut) {
       start_add(R, at(m.phi), at(m.dy), true, [&](int token) { return rows[token] < 0; }, l);

@@ -4,14 +4,14 @@
 
 namespace hedgehog::cuda::linear_attention_mma {
 
-template <bool kGeneral>
-using WarpgroupQueriesMemory = WithKeyNorm<QueriesTiles<kWide>, kGeneral>;
+template <bool kGeneral, bool kTurned>
+using WarpgroupQueriesMemory = WithAngles<WithKeyNorm<QueriesTiles<kWide>, kGeneral>, kWide, kTurned>;
 
 /// dq and the part of dweight_q: the walk of linear_attention_backward_queries_kernel with products of a warpgroup. A block that
 /// meets rows that forward has redone in log space stops; gives the chunk where it stopped, else the end of the walk.
-template <bool kGeneral>
+template <bool kGeneral, bool kTurned>
 __device__ __forceinline__ int walk_queries(const BackwardArguments& p, const Walk& walk) {
-  auto& m = *reinterpret_cast<WarpgroupQueriesMemory<kGeneral>*>(shared_bytes());
+  auto& m = *reinterpret_cast<WarpgroupQueriesMemory<kGeneral, kTurned>*>(shared_bytes());
   SharedAddresses at(&m);
   const Sequence& s = p.s;
   const Lanes<kWide> l;
@@ -23,6 +23,7 @@ __device__ __forceinline__ int walk_queries(const BackwardArguments& p, const Wa
   load_rows<kWide>(m.k, s.k.at(b, begin, h), s.k.token, s.T - begin, true, l);
   if (thread < kWide) m.rows[walk.begin & 1][thread] = document_row(s, b, begin, thread);
   if constexpr (kGeneral) m.key_norm[thread] = fetch_key_norm<kWide>(s.map, index, begin);
+  m.load_angles(s.rotary, begin, s.T - begin, l);
   Sums<kWide> sums;
   start(sums, m.features, p.states, s, walk, l);
   State& S = sums.S;
@@ -36,6 +37,7 @@ __device__ __forceinline__ int walk_queries(const BackwardArguments& p, const Wa
     const bool goes_on = chunk + 1 < walk.end;
     const signed char* const rows = m.rows[chunk & 1];
     wait_all_copies();
+    m.turn(m.k, l);
     shared_written();
     __syncthreads();  // k and rows are here; the chunk before is done with all tiles
     load_rows<kWide>(m.q, s.q.at(b, t0, h), s.q.token, left, true, l);
@@ -50,6 +52,7 @@ __device__ __forceinline__ int walk_queries(const BackwardArguments& p, const Wa
     enter<true>(S, at(m.weight_k), at(m.k), count, rows, last, at(m.phi), at(m.S), m.features, l, chunk_norm<kGeneral>(s.map, m.norm(), h, kWide));
     last = rows[kWide - 1];
     wait_all_copies();
+    m.turn(m.q, l);
     shared_written();
     __syncthreads();  // v, dy, o, q, phi and the state are here; all are done with k
     p.shifts[(index * s.chunks + chunk) * 2 * kWide + thread] = m.features.shift[thread];
@@ -189,7 +192,9 @@ __device__ __forceinline__ int walk_queries(const BackwardArguments& p, const Wa
     finish_products();
     own(dq);
     own(dweight);
+    m.turn_back(dq, l);
     if (goes_on) {
+      m.load_angles(s.rotary, t0 + kWide, left - kWide, l);
       start_leave(S, at(m.phi), at(m.v), last, l);
       finish_products();
       own(S);

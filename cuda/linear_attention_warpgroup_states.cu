@@ -17,15 +17,15 @@ struct Tiles {
   FeatureRows<kWide> features;
   signed char rows[2][kWide];
 };
-template <bool kGeneral>
-using Memory = WithKeyNorm<Tiles, kGeneral>;
-static_assert(3 * (sizeof(Memory<true>) + 1024) <= 228 * 1024, "three blocks a multiprocessor");
+template <bool kGeneral, bool kTurned>
+using Memory = WithAngles<WithKeyNorm<Tiles, kGeneral>, kWide, kTurned>;
+static_assert(3 * (sizeof(Memory<false, true>) + 1024) <= 228 * 1024, "three blocks a multiprocessor");
 
 /// linear_attention_states_kernel with products of a warpgroup.
-template <bool kGeneral>
+template <bool kGeneral, bool kTurned>
 __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_states_kernel(const __grid_constant__ Arguments p) {
 #if HEDGEHOG_WARPGROUPS
-  auto& m = *reinterpret_cast<Memory<kGeneral>*>(shared_bytes());
+  auto& m = *reinterpret_cast<Memory<kGeneral, kTurned>*>(shared_bytes());
   SharedAddresses at(&m);
   const Sequence& s = p.s;
   const Lanes<kWide> l;
@@ -40,6 +40,7 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_states_kern
   load_rows<kWide>(m.v[walk.begin & 1], s.v.at(b, begin, h), s.v.token, kWide, true, l);
   if (thread < kWide) m.rows[walk.begin & 1][thread] = document_row(s, b, begin, thread);
   if constexpr (kGeneral) m.key_norm[thread] = fetch_key_norm<kWide>(s.map, walk.index, begin);
+  m.load_angles(s.rotary, begin, kWide, l);
   Sums<kWide> sums;
   KeyState<kWide> nothing;
   nothing.clear();
@@ -51,6 +52,7 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_states_kern
     const std::int64_t next = std::int64_t(chunk + 1) * kWide;
     const signed char* const rows = m.rows[chunk & 1];
     wait_all_copies();
+    m.turn(m.k, l);
     shared_written();
     __syncthreads();  // k, v and rows are here; the chunk before is done with phi and its v
     enter<false>(S, at(m.weight_k), at(m.k), kWide, rows, last, at(m.phi), 0, m.features, l, chunk_norm<kGeneral>(s.map, m.norm(), h, kWide));
@@ -62,6 +64,7 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_states_kern
       load_rows<kWide>(m.v[(chunk + 1) & 1], s.v.at(b, next, h), s.v.token, kWide, true, l);
       if (thread < kWide) m.rows[(chunk + 1) & 1][thread] = document_row(s, b, next, thread);
       if constexpr (kGeneral) m.key_norm[thread] = fetch_key_norm<kWide>(s.map, walk.index, next);
+      m.load_angles(s.rotary, next, kWide, l);
     }
     start_leave(S, at(m.phi), at(m.v[chunk & 1]), last, l);
     finish_products();
@@ -83,8 +86,9 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_states_kern
 
 void warpgroup_states(const Sequence& s, const SumSlots& states, float* local, std::int64_t blocks) {
   const Arguments p{s, states, local};
-  if (s.map.general) launch(linear_attention_warpgroup_states_kernel<true>, blocks, 128, sizeof(Memory<true>), p);
-  else launch(linear_attention_warpgroup_states_kernel<false>, blocks, 128, sizeof(Memory<false>), p);
+  with_form(s, [&](auto general, auto turned) {
+    launch(linear_attention_warpgroup_states_kernel<general, turned>, blocks, 128, sizeof(Memory<general, turned>), p);
+  });
 }
 
 }  // namespace hedgehog::cuda::linear_attention_mma

@@ -1,3 +1,5 @@
+#include "cuda/rotary.h"
+
 #include "cuda/early_launch.cuh"
 #include "cuda/packet.cuh"
 
@@ -87,10 +89,9 @@ __global__ void rotary_forward_kernel(const RotarySizes s, const Rows<T> x, cons
 }
 
 template <class T, class Y>
-void rotate(const Call& c, const Ref& x, const Ref& y, Accumulator<T> sign, bool adds) {
+void launch_turn(const Ref& x, const Ref& table, bool pairs, Accumulator<T> sign, const Ref& y, bool adds) {
   const Shape& shape = y.shape;
-  const RotarySizes s{shape[1], shape[2], shape[3] / 2, shape[0] * shape[1] * shape[2], c.attributes.text("layout") == "pairs"};
-  const Ref& table = c.inputs[1];
+  const RotarySizes s{shape[1], shape[2], shape[3] / 2, shape[0] * shape[1] * shape[2], pairs};
   auto launch = [&](auto width) {
     constexpr int N = width.value;
     launch_early("rotary", rotary_forward_kernel<T, Y, N>, blocks_for(s.vectors * (s.half / N), 256, 132 * 64), 256, 0, s, Rows<T>(x),
@@ -101,20 +102,27 @@ void rotate(const Call& c, const Ref& x, const Ref& y, Accumulator<T> sign, bool
   even ? launch(std::integral_constant<int, N>{}) : launch(std::integral_constant<int, 1>{});
 }
 
-void forward(const Call& c) {
-  dispatch_floating(c.inputs[0].dtype, [&](auto zero) { rotate<decltype(zero), decltype(zero)>(c, c.inputs[0], c.outputs[0], 1, false); });
-}
-
-void backward(const Call& c) {
-  const Ref& dx = c.dx[0];
-  if (!dx) return;
-  dispatch_floating(c.inputs[0].dtype, [&](auto zero) {
+void turn(const Ref& x, const Ref& table, bool pairs, bool back, const Ref& y, bool adds) {
+  dispatch_floating(x.dtype, [&](auto zero) {
     using T = decltype(zero);
-    dispatch_gradient<T>(dx, [&](auto gradient) { rotate<T, decltype(gradient)>(c, c.dy[0], dx, -1, adds(c, 0)); });
+    dispatch_gradient<T>(y, [&](auto result) { launch_turn<T, decltype(result)>(x, table, pairs, back ? -1 : 1, y, adds); });
   });
 }
 
+bool has_pairs(const Call& c) { return c.attributes.text("layout") == "pairs"; }
+
+void forward(const Call& c) { turn(c.inputs[0], c.inputs[1], has_pairs(c), false, c.outputs[0], false); }
+
+void backward(const Call& c) {
+  if (!c.dx[0]) return;
+  Ref dy = c.dy[0];
+  dy.dtype = c.inputs[0].dtype;  // also where there is none
+  turn(dy, c.inputs[1], has_pairs(c), true, c.dx[0], adds(c, 0));
+}
+
 }  // namespace
+
+void turn_heads(const Ref& x, const Ref& table, bool back, const Ref& y, bool adds) { turn(x, table, false, back, y, adds); }
 
 void register_rotary(KernelTable& table) {
   table["rotary_table"] = {table_forward, {}, {}, {}};

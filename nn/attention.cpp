@@ -65,17 +65,19 @@ Tensor Attention::operator()(const Tensor& x, const Tensor& residual, const Atte
   const Scope scope("attention");
   Tensor packed = qkv_(x);
   if (convolution_) packed = short_convolution(packed, convolution_, context.document_start);
-  const auto [q, k, v] = heads_of(packed, context.rotary);
   if (options_.kind == "softmax") {
+    const auto [q, k, v] = heads_of(packed, context.rotary);
     SoftmaxAttentionOptions o;
     o.document_start = context.document_start;
     return output(softmax_attention(q, k, v, o), residual, context.step);
   }
+  const auto [q, k, v] = heads_of(packed, {});
   LinearAttentionOptions o;
   o.weight_q = map_q_;
   o.weight_k = map_k_;
   o.map = options_.kind;
   o.document_start = context.document_start;
+  o.rotary = context.rotary;
   return output(linear_attention(q, k, v, o).o, residual, context.step);
 }
 

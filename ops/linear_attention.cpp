@@ -22,6 +22,7 @@ Layout infer(const Attributes& attributes, std::span<const Meta> in) {
   check_attention_maps(op, q, in.subspan(kWeightQ, 4));
   check_token_numbers(op, "document_start", in[kDocumentStart], q);
   check_token_numbers(op, "mask", in[kMask], q);
+  check_rotary(op, in[kRotary], q);
   const std::int64_t chunk = attributes.integer("chunk");
   if (chunk < 0) fail(op, fmt::format("chunk must be positive, or 0 to let the op choose, but is {}", chunk));
   const Sizes s = sizes_of(attributes, q.shape, in[kK].shape, in[kV].shape, in[kWeightQ].given ? &in[kWeightQ].shape : nullptr);
@@ -56,7 +57,7 @@ struct SampleShape {
 };
 
 struct SampleArguments {
-  bool weights = true, bias = false, documents = false, mask = false, initial = false, positive = false, only_v = false;
+  bool weights = true, bias = false, documents = false, mask = false, initial = false, positive = false, only_v = false, rotary = false;
 };
 
 Sample sample(std::string label, Attributes attributes, const SampleShape& s, const SampleArguments& g) {
@@ -74,7 +75,7 @@ Sample sample(std::string label, Attributes attributes, const SampleShape& s, co
           {features({s.B, s.T, s.Hq, s.D}), features({s.B, s.T, s.Hkv, s.D}), normal({s.B, s.T, s.Hkv, s.Dv}), optional(g.weights, weight),
            optional(g.weights, weight), optional(g.bias, bias), optional(g.bias, bias),
            g.documents ? documents({s.B, s.T}) : omitted(), g.mask ? mask({s.B, s.T}) : omitted(),
-           g.initial ? positive({s.B, s.Hq, F, s.Dv + 2}, 0.5) : omitted()}};
+           g.initial ? positive({s.B, s.Hq, F, s.Dv + 2}, 0.5) : omitted(), g.rotary ? normal({s.T, s.D}) : omitted()}};
 }
 
 std::vector<Sample> samples() {
@@ -101,6 +102,9 @@ std::vector<Sample> samples() {
     list.push_back(sample("relu mask" + suffix, {{"map", "relu"}, {"causal", causal}, {"chunk", 3}}, usual, {.bias = true, .mask = true}));
     list.push_back(sample("documents and mask" + suffix, plain, {.T = 17, .Hkv = 4}, {.documents = true, .mask = true}));
     list.push_back(sample("no weights" + suffix, plain, {.T = 7, .D = 5, .Dv = 3}, {.weights = false}));
+    list.push_back(sample("turned" + suffix, plain, {.T = 13, .D = 6, .width = 7}, {.bias = true, .documents = true, .rotary = true}));
+    list.push_back(sample("turned, no weights" + suffix, {{"map", "elu"}, {"causal", causal}, {"chunk", 4}}, {.Hkv = 4, .D = 8},
+                          {.weights = false, .rotary = true}));
     for (std::int64_t T : {3, 4, 5, 17})
       list.push_back(sample(fmt::format("T = {}{}", T, suffix), plain, {.B = 3, .T = T, .Hq = 2, .Hkv = 2, .D = 6, .width = 7}, {}));
     list.push_back(sample("chosen chunk" + suffix, {{"causal", causal}}, {.B = 1, .T = 37, .Hq = 2, .Hkv = 2}, {}));
@@ -129,7 +133,7 @@ namespace la = linear_attention_detail;
 const Op kLinearAttention{
     .name = "linear_attention",
     .arguments = {{"q"}, {"k"}, {"v"}, {"weight_q", true}, {"weight_k", true}, {"bias_q", true}, {"bias_k", true},
-                  {"document_start", true, false}, {"mask", true, false}, {"initial_state", true, true, true}},
+                  {"document_start", true, false}, {"mask", true, false}, {"initial_state", true, true, true}, {"rotary", true, false, true}},
     .results = {"o", "final_state"},
     .saved_names = {"denominator"},
     .attributes = {{"map", "hedgehog"}, {"causal", true}, {"temperature", 1.0}, {"chunk", 0}, {"final_state", false}},
@@ -140,7 +144,7 @@ const Op kLinearAttention{
     .strided = bits(0, 1, 2),
     .cost = la::cost,
     .reference = [](const Attributes& a, const Tensors& in) { return la::composed(a, in, la::Lost::nothing); },
-    .formula_forward = "A_ij = phi_q(q_i) . phi_k(k_j);  o_i = sum_j A_ij v_j / sum_j A_ij",
+    .formula_forward = "q, k turned by rotary, if there is a table;  A_ij = phi_q(q_i) . phi_k(k_j);  o_i = sum_j A_ij v_j / sum_j A_ij",
     .formula_backward = "W_ij = (G_i . (v_j - o_i)) / den_i;  dphi_q = W phi_k;  dphi_k = W^T phi_q;  dv = (A / den)^T G",
     .samples = la::samples(),
     .faults = {la::fault("normaliser to k", "the path of the normaliser to k is lost (dk alone is wrong)",
@@ -156,7 +160,8 @@ LinearAttentionResult linear_attention(const Tensor& q, const Tensor& k, const T
   const Attributes attributes{
       {"map", o.map}, {"causal", o.causal}, {"temperature", o.temperature}, {"chunk", o.chunk}, {"final_state", o.final_state}};
   const Tensors results = apply(kLinearAttention, attributes,
-                                {q, k, v, o.weight_q, o.weight_k, o.bias_q, o.bias_k, o.document_start, o.mask, o.initial_state}, where);
+                                {q, k, v, o.weight_q, o.weight_k, o.bias_q, o.bias_k, o.document_start, o.mask, o.initial_state, o.rotary},
+                                where);
   return {results[0], results[1]};
 }
 

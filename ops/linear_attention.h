@@ -12,6 +12,7 @@ struct LinearAttentionOptions {
   Tensor document_start = {};           // i32 (B, T): index of the first token of each token's document
   Tensor mask = {};                     // i32 (B, T): 1 where there is a token, 0 for padding
   Tensor initial_state = {};            // (B, Hq, F, Dv + 2), belongs to the document of the first token
+  Tensor rotary = {};                   // (T, D), table of rotary_table: queries and keys are turned before they are mapped
   std::string map = "hedgehog";         // as feature_map
   bool causal = true;
   double temperature = 1;               // of the map "exp"
@@ -35,6 +36,9 @@ struct LinearAttentionResult {
 /// options see above; the map of keys is one per query head. Weights and biases have the dtype of q; states are f32 where q is bf16
 /// returns o, and the state on request
 ///
+/// With a rotary table (dtype of q, f32 for bf16) q and k stand for the vectors turned by it, as by rotary in layout "half", and
+/// their gradients are turned back.
+///
 /// Scores are not scaled. A row that sees no token gives o = 0 and no gradient. Masked tokens produce an o of their own (they
 /// are hidden as keys, not as queries).
 ///
@@ -56,7 +60,7 @@ struct LinearAttentionResult {
 /// then through the maps as in feature_map. delta carries the gradient of the normaliser.
 /// Saved:    ln of the denominator in true scale (B, T, Hq), or the denominator for maps without logarithm; f32 where
 ///           q is bf16. On a GPU also what its kernels need (Device::kept).
-/// Throws:   ShapeError on wrong shapes or dtypes, Hq not a multiple of Hkv, one weight without the other, unknown map.
+/// Throws:   ShapeError on wrong shapes or dtypes, Hq not a multiple of Hkv, one weight without the other, unknown map, odd D with rotary.
 /// Source:   Zhang et al. 2024, arXiv:2402.04347; chunkwise form: Yang et al. 2024, arXiv:2312.06635.
 LinearAttentionResult linear_attention(const Tensor& q, const Tensor& k, const Tensor& v, const LinearAttentionOptions& options = {},
                                        SourceLine where = SourceLine::current());

@@ -8,7 +8,7 @@ namespace hedgehog::linear_attention_detail {
 template <class T>
 struct BackwardScratch {
   T *q, *k, *dq, *dk, *spare;     // (chunk, F)
-  T *u, *du;                      // (chunk, D')
+  T *u, *du, *turned;             // (chunk, D'), (chunk, D'), (chunk, D)
   T *scores, *dscores;            // (chunk, chunk)
   T *delta, *no_gradient;         // (chunk), (chunk, Dv) zeros
   T *factor, *row, *R, *y, *gamma;  // (F), (F), (F, Dv), (F), (F)
@@ -19,6 +19,7 @@ struct BackwardScratch {
   BackwardScratch(Carver& carver, const Sizes& s) {
     for (T** block : {&q, &k, &dq, &dk, &spare}) *block = carver.take<T>(s.chunk * s.F);
     for (T** block : {&u, &du}) *block = carver.take<T>(s.chunk * s.width);
+    turned = carver.take<T>(s.chunk * s.D);
     for (T** block : {&scores, &dscores}) *block = carver.take<T>(s.causal ? s.chunk * s.chunk : 0);
     delta = carver.take<T>(s.chunk);
     no_gradient = carver.take<T>(s.chunk * s.Dv);
@@ -90,11 +91,17 @@ class Backward {
   static constexpr const char* kName = "linear_attention";
 
   T saved(const Head<T>& head, std::int64_t t) const { return saved_[(head.b * s_.T + t) * s_.Hq + head.h]; }
-  void key_features(const Head<T>& head, std::int64_t t0, std::int64_t n, T* u, T* k) const {
-    token_features(s_, k_.at(head.b, t0, head.hkv), k_.row, n, head.weight_k, head.bias_k, u, k);
+  TokenRows<T> keys(const Head<T>& head, std::int64_t t0, std::int64_t n, const BackwardScratch<T>& x) const {
+    return turned_rows<T>(s_, head.rotary, {k_.at(head.b, t0, head.hkv), k_.row}, t0, n, x.turned);
   }
-  void query_features(const Head<T>& head, std::int64_t t0, std::int64_t n, T* u, T* q) const {
-    token_features(s_, q_.at(head.b, t0, head.h), q_.row, n, head.weight_q, head.bias_q, u, q);
+  TokenRows<T> queries(const Head<T>& head, std::int64_t t0, std::int64_t n, const BackwardScratch<T>& x) const {
+    return turned_rows<T>(s_, head.rotary, {q_.at(head.b, t0, head.h), q_.row}, t0, n, x.turned);
+  }
+  void key_features(const Head<T>& head, std::int64_t t0, std::int64_t n, const BackwardScratch<T>& x, T* k) const {
+    token_features(s_, keys(head, t0, n, x), n, head.weight_k, head.bias_k, x.u, k);
+  }
+  void query_features(const Head<T>& head, std::int64_t t0, std::int64_t n, const BackwardScratch<T>& x, T* q) const {
+    token_features(s_, queries(head, t0, n, x), n, head.weight_q, head.bias_q, x.u, q);
   }
   Chunk<T> chunk(const Head<T>& head, std::int64_t t0, std::int64_t end, const BackwardScratch<T>& x) const {
     Chunk<T> c{t0, std::min(s_.chunk, end - t0), x.no_gradient, v_.at(head.b, t0, head.hkv), s_.Dv, v_.row};
@@ -109,12 +116,21 @@ class Backward {
   /// Factor of what earlier query heads of the group have left there.
   T earlier(const Head<T>& head) const { return head.h % s_.group() == 0 ? T(0) : T(1); }
 
+  /// y (+)= the gradient of a vector from that of the vector turned.
+  void turn_back(const Head<T>& head, std::int64_t t, const T* x, bool adds, T* y) const {
+    const std::int64_t half = s_.D / 2;
+    const T *cosines = head.rotary + t * s_.D, *sines = cosines + half;
+    if (adds) turn_vector<false, true>(x, cosines, sines, T(-1), y, half);
+    else turn_vector<false, false>(x, cosines, sines, T(-1), y, half);
+  }
+
   void store_rows(const T* sums, const HeadRows<T>& to, Input i, const Head<T>& head, std::int64_t t0, std::int64_t n,
                   std::int64_t depth) const {
     for (std::int64_t t = 0; t < n && to; ++t) {
       T* __restrict row = to.at(head.b, t0 + t, head.hkv);
       const T* __restrict from = sums + t * depth;
-      if (c_.modes[i] == Mode::write) std::copy_n(from, depth, row);
+      if (i == kK && head.rotary) turn_back(head, t0 + t, from, c_.modes[i] == Mode::accumulate, row);
+      else if (c_.modes[i] == Mode::write) std::copy_n(from, depth, row);
       else
         for (std::int64_t e = 0; e < depth; ++e) row[e] += from[e];
     }
@@ -139,7 +155,7 @@ class Backward {
       const std::int64_t n = std::min(s_.chunk, end - t0);
       const State<T>& before = x.states[index];
       State<T>& after = x.states[index + 1];
-      key_features(head, t0, n, x.u, x.k);
+      key_features(head, t0, n, x, x.k);
       const bool raised = raise_shift(s_, head, t0, n, x.k, before.shift, after.shift, x.factor);
       after.filled = before.filled;
       const bool visible = any_visible(head, t0, n);
@@ -303,29 +319,34 @@ class Backward {
   void through_map(const Head<T>& head, const Chunk<T>& c, int side, BackwardScratch<T>& x) const {
     const T* dworking = side ? x.dk : x.dq;
     if (s_.map.normalised() || !s_.map.logarithmic()) {
-      if (side) key_features(head, c.t0, c.n, x.u, x.spare);
-      else query_features(head, c.t0, c.n, x.u, x.spare);
+      if (side) key_features(head, c.t0, c.n, x, x.spare);
+      else query_features(head, c.t0, c.n, x, x.spare);
       for (std::int64_t e = 0; s_.map.normalised() && e < c.n * s_.F; ++e) x.spare[e] = vector_exp(x.spare[e]);
     }
     for (std::int64_t i = 0; i < c.n; ++i)
       working_features_backward<T>(s_.map, s_.width, x.spare + i * s_.F, dworking + i * s_.F, x.du + i * s_.width);
     const T* weight = side ? head.weight_k : head.weight_q;
-    const HeadRows<T>& from = side ? k_ : q_;
-    const std::int64_t h = side ? head.hkv : head.h, index = head.b * s_.Hq + head.h;
-    const T add = side ? earlier(head) : T(c_.modes[kQ] == Mode::accumulate);
-    T* const to = side ? (dk_ ? dkeys(c.t0, x) : nullptr) : dq_ ? dq_.at(head.b, c.t0, h) : nullptr;
-    const std::int64_t to_row = side ? s_.D : dq_.row;
+    const std::int64_t index = head.b * s_.Hq + head.h;
+    if (wants_weight_[side]) {
+      const TokenRows<T> from = side ? keys(head, c.t0, c.n, x) : queries(head, c.t0, c.n, x);
+      gemm_serial<T>(true, false, s_.D, s_.width, c.n, 1, from.at, from.row, x.du, s_.width, 1, dweight_[side] + index * s_.D * s_.width,
+                     s_.width);
+    }
+    for (std::int64_t i = 0; i < c.n && wants_bias_[side]; ++i)
+      for (std::int64_t e = 0; e < s_.width; ++e) dbias_[side][index * s_.width + e] += x.du[i * s_.width + e];
+    // keys stay turned until they are stored
+    const bool turns = side == 0 && head.rotary, adds = c_.modes[kQ] == Mode::accumulate;
+    const T add = side ? earlier(head) : T(adds && !turns);
+    T* const to = side ? (dk_ ? dkeys(c.t0, x) : nullptr) : !dq_ ? nullptr : turns ? x.turned : dq_.at(head.b, c.t0, head.h);
+    const std::int64_t to_row = side || turns ? s_.D : dq_.row;
     if (to && weight) gemm_serial<T>(false, true, c.n, s_.D, s_.width, 1, x.du, s_.width, weight, s_.width, add, to, to_row);
     for (std::int64_t i = 0; i < c.n && to && !weight; ++i) {
       T* __restrict row = to + i * to_row;
       const T* __restrict du = x.du + i * s_.width;
       for (std::int64_t e = 0; e < s_.D; ++e) row[e] = add == T(0) ? du[e] : row[e] + du[e];
     }
-    if (wants_weight_[side])
-      gemm_serial<T>(true, false, s_.D, s_.width, c.n, 1, from.at(head.b, c.t0, h), from.row, x.du, s_.width, 1,
-                     dweight_[side] + index * s_.D * s_.width, s_.width);
-    for (std::int64_t i = 0; i < c.n && wants_bias_[side]; ++i)
-      for (std::int64_t e = 0; e < s_.width; ++e) dbias_[side][index * s_.width + e] += x.du[i * s_.width + e];
+    for (std::int64_t i = 0; i < c.n && to && turns; ++i)
+      turn_back(head, c.t0 + i, to + i * s_.D, adds, dq_.at(head.b, c.t0 + i, head.h));
   }
 
   void causal(const Head<T>& head, std::int64_t begin, std::int64_t end, const T* dfinal, T* dinitial, BackwardScratch<T>& x) const;

@@ -15,6 +15,7 @@ template <class T>
 struct Scratch {
   T *q, *k, *spare;    // (chunk, F)
   T *u, *scores;       // (chunk, D'), (chunk, chunk)
+  T* turned;           // (chunk, D)
   T *m, *den, *weight;  // (chunk)
   T *shift, *factor, *row;  // (F)
   State<T> state;
@@ -24,6 +25,7 @@ struct Scratch {
     k = carver.take<T>(s.chunk * s.F);
     spare = carver.take<T>(s.chunk * s.F);
     u = carver.take<T>(s.chunk * s.width);
+    turned = carver.take<T>(s.chunk * s.D);
     scores = carver.take<T>(s.causal ? s.chunk * s.chunk : 0);
     m = carver.take<T>(s.chunk);
     den = carver.take<T>(s.chunk);
@@ -57,11 +59,17 @@ class Forward {
 
  private:
   T* saved_row(const Head<T>& head, std::int64_t t) const { return saved_ ? saved_ + (head.b * s_.T + t) * s_.Hq + head.h : nullptr; }
-  void key_features(const Head<T>& head, std::int64_t t0, std::int64_t n, T* u, T* k) const {
-    token_features(s_, k_.at(head.b, t0, head.hkv), k_.row, n, head.weight_k, head.bias_k, u, k);
+  TokenRows<T> keys(const Head<T>& head, std::int64_t t0, std::int64_t n, const Scratch<T>& x) const {
+    return turned_rows<T>(s_, head.rotary, {k_.at(head.b, t0, head.hkv), k_.row}, t0, n, x.turned);
   }
-  void query_features(const Head<T>& head, std::int64_t t0, std::int64_t n, T* u, T* q) const {
-    token_features(s_, q_.at(head.b, t0, head.h), q_.row, n, head.weight_q, head.bias_q, u, q);
+  TokenRows<T> queries(const Head<T>& head, std::int64_t t0, std::int64_t n, const Scratch<T>& x) const {
+    return turned_rows<T>(s_, head.rotary, {q_.at(head.b, t0, head.h), q_.row}, t0, n, x.turned);
+  }
+  void key_features(const Head<T>& head, std::int64_t t0, std::int64_t n, const Scratch<T>& x, T* k) const {
+    token_features(s_, keys(head, t0, n, x), n, head.weight_k, head.bias_k, x.u, k);
+  }
+  void query_features(const Head<T>& head, std::int64_t t0, std::int64_t n, const Scratch<T>& x, T* q) const {
+    token_features(s_, queries(head, t0, n, x), n, head.weight_q, head.bias_q, x.u, q);
   }
 
   void causal(const Head<T>& head, std::int64_t begin, std::int64_t end, bool final, Scratch<T>& x) const {
@@ -72,10 +80,10 @@ class Forward {
         for (std::int64_t i = 0; i < n; ++i) empty_row(s_, o_.at(head.b, t0 + i, head.h), saved_row(head, t0 + i));
         continue;
       }
-      key_features(head, t0, n, x.u, x.k);
+      key_features(head, t0, n, x, x.k);
       const bool raised = raise_shift(s_, head, t0, n, x.k, x.state.shift, x.shift, x.factor);
       scale_keys(s_, head, t0, n, x.shift, x.k);
-      query_features(head, t0, n, x.u, x.q);
+      query_features(head, t0, n, x, x.q);
       scale_queries(s_, n, x.shift, x.q, x.m);
       inside_chunk(head, t0, n, x);
       if (x.state.filled) before_chunk(head, t0, n, raised, x);
@@ -114,7 +122,7 @@ class Forward {
       if (!seen) {
         empty_row(s_, o, saved);
       } else if (s_.map.logarithmic() && x.den[i] < kSmallest<T>) {
-        if (!raw) key_features(head, t0, n, x.u, x.spare);
+        if (!raw) key_features(head, t0, n, x, x.spare);
         raw = true;
         log_space_row(head, t0, i, o, saved, x);
         ++redone;
@@ -128,7 +136,7 @@ class Forward {
   /// One row with the exponents of its own keys only; x.spare holds ln phi of the chunk's keys.
   void log_space_row(const Head<T>& head, std::int64_t t0, std::int64_t i, T* __restrict o, T* saved, Scratch<T>& x) const {
     T* __restrict a = x.row;
-    query_features(head, t0 + i, 1, x.u, a);
+    query_features(head, t0 + i, 1, x, a);
     T largest = -kInfinity<T>;
     const T* __restrict before = x.state.shift;
     for (std::int64_t r = 0; r < s_.F && x.state.filled; ++r) largest = std::max(largest, a[r] + before[r]);
@@ -156,7 +164,7 @@ class Forward {
     for (std::int64_t t0 = begin; t0 < end; t0 += s_.chunk) {
       const std::int64_t n = std::min(s_.chunk, end - t0);
       if (!any_visible(head, t0, n)) continue;
-      key_features(head, t0, n, x.u, x.k);
+      key_features(head, t0, n, x, x.k);
       const bool raised = raise_shift(s_, head, t0, n, x.k, x.state.shift, x.shift, x.factor);
       scale_keys(s_, head, t0, n, x.shift, x.k);
       absorb(s_, n, x.k, v_.at(head.b, t0, head.hkv), v_.row, x.factor, raised, x.state);
@@ -166,7 +174,7 @@ class Forward {
     for (std::int64_t t0 = begin; t0 < end; t0 += s_.chunk) {
       const std::int64_t n = std::min(s_.chunk, end - t0);
       if (x.state.filled) {
-        query_features(head, t0, n, x.u, x.q);
+        query_features(head, t0, n, x, x.q);
         scale_queries(s_, n, x.state.shift, x.q, x.m);
         read_state(s_, n, x.q, x.state, T(0), o_.at(head.b, t0, head.h), o_.row, x.den);
       }

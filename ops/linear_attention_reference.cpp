@@ -3,6 +3,7 @@
 #include "ops/linear_attention_sizes.h"
 #include "ops/matmul.h"
 #include "ops/reduce.h"
+#include "ops/rotary.h"
 #include "ops/shape.h"
 
 namespace hedgehog::linear_attention_detail {
@@ -44,10 +45,11 @@ void add_visibility(const Tensors& in, const Sizes& s, bool masked, Parts& p) {
 Parts parts_of(const Attributes& a, const Tensors& in, const Sizes& s, Lost lost) {
   Parts p;
   const bool logarithmic = s.map.logarithmic(), mask_first = lost == Lost::mask_first && in[kMask];
-  Tensor k = repeat_heads(in[kK], s.group());
+  const auto turned = [&](const Tensor& x) { return in[kRotary] ? rotary(x, in[kRotary]) : x; };
+  Tensor k = repeat_heads(turned(in[kK]), s.group());
   if (mask_first) k = k * reshape(cast(in[kMask], k.dtype()), Shape{s.B, s.T, 1, 1});
   const std::string& map = a.text("map");
-  p.q = heads_first(feature_map(in[kQ], in[kWeightQ], in[kBiasQ], map, s.map.temperature, logarithmic));
+  p.q = heads_first(feature_map(turned(in[kQ]), in[kWeightQ], in[kBiasQ], map, s.map.temperature, logarithmic));
   p.k = heads_first(feature_map(k, in[kWeightK], in[kBiasK], map, s.map.temperature, logarithmic));
   p.v = heads_first(repeat_heads(in[kV], s.group()));
   if (in[kInitialState]) {

@@ -8,7 +8,7 @@
 /// What the kernels of linear attention share, on every device. Internal to ops/ and cuda/.
 namespace hedgehog::linear_attention_detail {
 
-enum Input : int { kQ, kK, kV, kWeightQ, kWeightK, kBiasQ, kBiasK, kDocumentStart, kMask, kInitialState, kInputs };
+enum Input : int { kQ, kK, kV, kWeightQ, kWeightK, kBiasQ, kBiasK, kDocumentStart, kMask, kInitialState, kRotary, kInputs };
 
 struct Sizes {
   std::int64_t B, T, Hq, Hkv, D, Dv, width, F, chunk;
@@ -72,6 +72,7 @@ struct Head {
   const T *weight_q = nullptr, *weight_k = nullptr, *bias_q = nullptr, *bias_k = nullptr;
   std::int64_t b, h, hkv;
   const std::int32_t *mask = nullptr, *document_start = nullptr;  // (T)
+  const T* rotary = nullptr;                                      // (T, D)
 
   Head(const Call& c, const Sizes& s, std::int64_t batch, std::int64_t head) : b(batch), h(head), hkv(head / s.group()) {
     auto part = [&](Input i, std::int64_t size) { return c.inputs[i] ? c.inputs[i].template as<T>() + head * size : nullptr; };
@@ -79,6 +80,7 @@ struct Head {
     weight_k = part(kWeightK, s.D * s.width);
     bias_q = part(kBiasQ, s.width);
     bias_k = part(kBiasK, s.width);
+    rotary = c.inputs[kRotary].as<T>();
     if (c.inputs[kMask]) mask = c.inputs[kMask].as<std::int32_t>() + batch * s.T;
     if (c.inputs[kDocumentStart]) document_start = c.inputs[kDocumentStart].as<std::int32_t>() + batch * s.T;
   }

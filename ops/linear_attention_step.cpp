@@ -5,7 +5,6 @@
 #include "core/dispatch.h"
 #include "ops/attention_check.h"
 #include "ops/linear_attention_tile.h"
-#include "ops/rotary_vector.h"
 
 namespace hedgehog {
 
@@ -32,11 +31,7 @@ Layout infer(const Attributes& attributes, std::span<const Meta> in) {
   const Sizes s = step_sizes(attributes, in);
   check_dtype(op, "state", state, accumulator_of(q.dtype), q.dtype == Dtype::bf16 ? nullptr : "q");
   check_shape(op, "state", state, s.state_shape(), "(B, Hq, F, Dv + 2)", "q", q);
-  if (const Meta& table = in[kStepRotary]; table.given) {
-    if (s.D % 2 != 0) fail(op, fmt::format("D must be even where rotary is given, since features turn in pairs, but q is {}", q.shape.text()));
-    check_dtype(op, "rotary", table, accumulator_of(q.dtype), q.dtype == Dtype::bf16 ? nullptr : "q");
-    check_shape(op, "rotary", table, {s.T, s.D}, "(n, D)", "q", q);
-  }
+  check_rotary(op, in[kStepRotary], q);
   Layout layout;
   layout.outputs = {{Shape{s.B, s.T, s.Hq, s.Dv}, q.dtype}};
   dispatch_workspace(q.dtype, [&](auto zero) {
@@ -91,14 +86,6 @@ void read_token(const Sizes& s, const T* state, T* __restrict o, const Scratch<T
   for (std::int64_t e = 0; e < s.Dv; ++e) o[e] *= inverse;
 }
 
-/// x, turned by the table's row of its token if there is a table.
-template <class T>
-const T* turn(const Sizes& s, const T* table, const T* x, T* turned) {
-  if (!table) return x;
-  turn_vector<false, false>(x, table, table + s.D / 2, T(1), turned, s.D / 2);
-  return turned;
-}
-
 template <class T>
 void forward(const Call& c) {
   const Sizes s = step_sizes(c.attributes, c.inputs);
@@ -113,10 +100,10 @@ void forward(const Call& c) {
     const T *bias_q = of_head(kStepBiasQ, s.width), *bias_k = of_head(kStepBiasK, s.width);
     const Scratch<T>& x = scratch[worker];
     T* const state = c.inputs[kState].template as<T>() + task * s.F * (s.Dv + 2);
+    const T* const table = c.inputs[kStepRotary].template as<T>();
     for (std::int64_t t = 0; t < s.T; ++t) {
-      const T* const table = c.inputs[kStepRotary] ? c.inputs[kStepRotary].template as<T>() + t * s.D : nullptr;
-      token_features(s, turn<T>(s, table, k.at(b, t, hkv), x.turned), k.row, 1, weight_k, bias_k, x.u, x.k);
-      token_features(s, turn<T>(s, table, q.at(b, t, h), x.turned), q.row, 1, weight_q, bias_q, x.u, x.q);
+      token_features(s, turned_rows<T>(s, table, {k.at(b, t, hkv), k.row}, t, 1, x.turned), 1, weight_k, bias_k, x.u, x.k);
+      token_features(s, turned_rows<T>(s, table, {q.at(b, t, h), q.row}, t, 1, x.turned), 1, weight_q, bias_q, x.u, x.q);
       take_token(s, static_cast<const T*>(v.at(b, t, hkv)), state, x);
       read_token(s, static_cast<const T*>(state), o.at(b, t, h), x);
     }

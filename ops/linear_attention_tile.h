@@ -6,6 +6,7 @@
 #include "ops/blas.h"
 #include "ops/head_rows.h"
 #include "ops/linear_attention_sizes.h"
+#include "ops/rotary_vector.h"
 
 /// Steps on one chunk of n tokens of one head, shared by forward, backward and decoding. Internal to ops/.
 namespace hedgehog::linear_attention_detail {
@@ -19,18 +20,35 @@ constexpr T kSmallest = T(1) / T(std::int64_t(1) << 60);
 template <class T>
 constexpr T kInfinity = std::numeric_limits<T>::infinity();
 
+/// Vectors of tokens, `row` elements apart.
+template <class T>
+struct TokenRows {
+  const T* at;
+  std::int64_t row;
+};
+
+/// n vectors from token t0 on, turned by the rows of the table (T, D) into `turned` (n, D) if there is one.
+template <class T>
+TokenRows<T> turned_rows(const Sizes& s, const T* table, TokenRows<T> x, std::int64_t t0, std::int64_t n, T* turned) {
+  if (!table) return x;
+  for (std::int64_t i = 0; i < n; ++i) {
+    const T* const angles = table + (t0 + i) * s.D;
+    turn_vector<false, false>(x.at + i * x.row, angles, angles + s.D / 2, T(1), turned + i * s.D, s.D / 2);
+  }
+  return {turned, s.D};
+}
+
 /// Features of n tokens in working form (see working_features).
 ///
-/// x (n rows x_row apart, D)   u (n, D') scratch   y (n, F)
+/// x (n, D)   u (n, D') scratch   y (n, F)
 template <class T>
-void token_features(const Sizes& s, const T* x, std::int64_t x_row, std::int64_t n, const T* weight, const T* bias, T* u, T* y) {
+void token_features(const Sizes& s, TokenRows<T> x, std::int64_t n, const T* weight, const T* bias, T* u, T* y) {
   if (weight) {
     for (std::int64_t i = 0; bias && i < n; ++i) std::copy_n(bias, s.width, u + i * s.width);
-    gemm_serial<T>(false, false, n, s.width, s.D, 1, x, x_row, weight, s.width, bias ? T(1) : T(0), u, s.width);
-    x = u;
-    x_row = s.width;
+    gemm_serial<T>(false, false, n, s.width, s.D, 1, x.at, x.row, weight, s.width, bias ? T(1) : T(0), u, s.width);
+    x = {u, s.width};
   }
-  for (std::int64_t i = 0; i < n; ++i) working_features(s.map, s.width, x + i * x_row, y + i * s.F);
+  for (std::int64_t i = 0; i < n; ++i) working_features(s.map, s.width, x.at + i * x.row, y + i * s.F);
 }
 
 /// Raises the running shift to cover the visible keys of a chunk. Writes factor = exp(old - new); returns whether any

@@ -6,6 +6,7 @@
 
 #include "ops/elementwise.h"
 #include "ops/linear_attention.h"
+#include "ops/rotary.h"
 #include "ops/shape.h"
 #include "ops/softmax_attention.h"
 #include "tests/parity.h"
@@ -23,11 +24,13 @@ struct AttentionShape {
   double temperature = 1;
   bool initial = false, final = false;  // states
   bool state_alone = false;             // nothing but the final state has a gradient
+  bool turned = false;                  // by rotary positions
+  bool quarter_turns = false;           // by 0, 1, 2 or 3 right angles, which rounds nothing
   bool uneven = false;                  // of the initial state some rows are empty, and some so large that no key raises their shift
   std::string text() const {
-    return fmt::format("B {} T {} H {}/{} D {}{}{}{}{} scale {}{}{}", B, T, Hq, Hkv, D, causal ? " causal" : "", documents ? " documents" : "",
+    return fmt::format("B {} T {} H {}/{} D {}{}{}{}{} scale {}{}{}{}{}", B, T, Hq, Hkv, D, causal ? " causal" : "", documents ? " documents" : "",
                        initial ? uneven ? " uneven initial state" : " initial state" : "", final ? state_alone ? " final state alone" : " final state" : "", scale,
-                       weights ? "" : " no weights", temperature == 1 ? "" : fmt::format(" temperature {}", temperature));
+                       turned ? " turned" : "", quarter_turns ? " turned by right angles" : "", weights ? "" : " no weights", temperature == 1 ? "" : fmt::format(" temperature {}", temperature));
   }
   SampleInput packed() const { return normal({B, T, (Hq + 2 * Hkv) * D}, scale); }
   Tensors parts(const Tensor& packed) const {
@@ -77,6 +80,16 @@ inline Tensor uneven(const Tensor& state) {
   return state * constant(state.shape(), factor, state.dtype()) + constant(state.shape(), addend, state.dtype());
 }
 
+/// A table that turns pair i of token t by t + i right angles.
+inline Tensor quarter_turns(std::int64_t T, std::int64_t D, Dtype dtype) {
+  constexpr double kCosines[] = {1, 0, -1, 0}, kSines[] = {0, 1, 0, -1};
+  std::vector<double> table(std::size_t(T * D));
+  for (std::int64_t t = 0; t < T; ++t)
+    for (std::int64_t i = 0; i < D / 2; ++i)
+      table[std::size_t(t * D + i)] = kCosines[(t + i) % 4], table[std::size_t(t * D + D / 2 + i)] = kSines[(t + i) % 4];
+  return constant({T, D}, table, dtype);
+}
+
 inline ParityCase linear_case(const AttentionShape& s, bool bias = false, const char* map = "hedgehog") {
   // features of "identity" must be positive, or denominators come near 0
   const bool identity = std::string(map) == "identity";
@@ -103,6 +116,8 @@ inline ParityCase linear_case(const AttentionShape& s, bool bias = false, const 
     o.temperature = s.temperature;
     o.initial_state = s.uneven ? uneven(in[kInitial]) : in[kInitial];
     o.final_state = s.final;
+    if (s.quarter_turns) o.rotary = quarter_turns(s.T, s.D, accumulator_of(p[0].dtype()));
+    if (s.turned) o.rotary = rotary_table(s.T, s.D, 10000, {}, accumulator_of(p[0].dtype()));
     const LinearAttentionResult y = linear_attention(p[0], p[1], p[2], o);
     if (s.state_alone) return {y.final_state};
     return s.final ? Tensors{y.o, y.final_state} : Tensors{y.o};

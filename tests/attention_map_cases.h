@@ -148,4 +148,28 @@ inline Cases state_cases() {
   return shortened(out);
 }
 
+/// Rotary positions: where kernels turn queries and keys as they load them, and where they are turned beforehand.
+inline Cases turned_cases() {
+  Cases out;
+  for (const std::int64_t D : {32, 64}) {
+    for (const std::int64_t T : {1, 63, 64, 65, 200}) {
+      out.push_back(linear_case({.T = T, .D = D, .turned = true}));
+      out.push_back(of_activations(out.back()));
+    }
+    for (const bool documents : {false, true}) out.push_back(linear_case({.B = 1, .T = 1100, .D = D, .documents = documents, .turned = true}));
+    out.push_back(linear_case({.T = 65, .Hq = 4, .Hkv = 2, .D = D, .turned = true}));
+    out.push_back(linear_case({.T = 200, .D = D, .initial = true, .turned = true}));
+    out.push_back(linear_case({.T = 200, .D = D, .turned = true}, true, "hedgehog-softmax"));
+    out.push_back(linear_case({.T = 65, .D = D, .weights = false, .turned = true}));
+    // a large number turned and rounded is another one
+    for (const std::int64_t T : {65, 257}) out.push_back(one_large_key({.B = 1, .T = T, .D = D, .quarter_turns = true}));
+    // turned beforehand
+    out.push_back(linear_case({.T = 65, .D = D, .initial = true, .final = true, .turned = true}));
+    out.push_back(linear_case({.T = 65, .Hq = 4, .Hkv = 2, .D = D, .causal = false, .turned = true}));
+    out.push_back(linear_case({.T = 65, .D = D, .turned = true}, true, "elu"));
+  }
+  for (const std::int64_t D : {40, 96}) out.push_back(linear_case({.T = 130, .D = D, .turned = true}));
+  return shortened(out);
+}
+
 }  // namespace hedgehog::test

@@ -225,6 +225,7 @@ const std::vector<std::pair<const char*, Cases (*)()>>& all_cases() {
       {"biases", bias_cases},
       {"one-sided maps", one_sided_map_cases},
       {"states", state_cases},
+      {"turned", turned_cases},
   };
   return list;
 }
@@ -257,6 +258,7 @@ TEST_SUITE("device") {
   TEST_CASE("parity: linear attention with biases of the maps") { on_cuda([] { check_cases("biases"); }); }
   TEST_CASE("parity: linear attention with one feature a column") { on_cuda([] { check_cases("one-sided maps"); }); }
   TEST_CASE("parity: linear attention from a state to a state") { on_cuda([] { check_cases("states"); }); }
+  TEST_CASE("parity: linear attention of queries and keys that rotary turns") { on_cuda([] { check_cases("turned"); }); }
 }
 
 TEST_CASE("parity: the shapes by hand are accepted") {

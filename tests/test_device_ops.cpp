@@ -199,6 +199,7 @@ void attention_is_fast() {
       CHECK(slow_calls({.attention = map, .time = 130, .heads = 2, .head_size = D}) == 0);
     CHECK(slow_calls({.time = 130, .heads = 2, .head_size = D, .causal = false}) == 0);
     CHECK(slow_calls({.time = 130, .heads = 2, .head_size = D, .documents = true}) == 0);
+    CHECK(slow_calls({.time = 130, .heads = 2, .head_size = D, .turned = true}) == 0);
     CHECK(slow_calls({.time = 130, .heads = 2, .head_size = D, .states = true}) == 0);
   }
   CHECK(slow_calls({.time = 130, .heads = 2, .head_size = 40}) == 2);

@@ -8,6 +8,7 @@
 
 #include "core/random.h"
 #include "ops/linear_attention.h"
+#include "ops/rotary.h"
 #include "ops/shape.h"
 #include "ops/softmax_attention.h"
 #include "train/ceilings.h"
@@ -35,6 +36,7 @@ std::vector<AttentionCase> attention_cases(const Config& config) {
     for (const char* map : {"hedgehog-softmax", "hedgehog-joint", "elu", "relu", "exp"}) add({.attention = map, .time = T, .head_size = 64});
     add({.time = T, .head_size = 64, .causal = false});
     add({.time = T, .head_size = 64, .documents = true});
+    add({.time = T, .head_size = 64, .turned = true});
     add({.time = T, .head_size = 64, .states = true});
   }
   add({.attention = "softmax", .time = shortest, .head_size = 64});
@@ -107,6 +109,10 @@ Program attention_program(const AttentionCase& c, Dtype dtype, bool gradients) {
     o.weight_k = map_weight(c, dtype, "weight_k", 3);
   }
   if (c.documents) o.document_start = random_documents(B, T);
+  if (c.turned) {
+    const no_grad guard;
+    o.rotary = rotary_table(T, c.head_size, 10000, {}, accumulator_of(dtype));
+  }
   if (c.states) o.initial_state = initial_state(c, (maps ? 2 : 1) * c.head_size, dtype);
   Tensors cotangents{random_input({B, T, c.heads, c.head_size}, dtype, 4)};
   if (c.states) cotangents.push_back(random_input(o.initial_state.shape(), accumulator_of(dtype), 5));
@@ -152,7 +158,7 @@ ordered_json bench_attention(const AttentionCase& c, Dtype dtype) {
   std::int64_t bytes = 0;
   ordered_json forward = time(false, nullptr), both = time(true, &bytes);
   return {{"attention", c.attention},
-          {"variant", c.states ? "initial and final state" : c.documents ? "packed documents" : c.causal ? "causal" : "bidirectional"},
+          {"variant", c.states ? "initial and final state" : c.documents ? "packed documents" : c.turned ? "rotary positions" : c.causal ? "causal" : "bidirectional"},
           {"dtype", name_of(dtype)},
           {"batch", c.rows},
           {"time", c.time},

@@ -12,6 +12,7 @@ struct AttentionCase {
   std::int64_t rows = 1, time = 1, heads = 1, head_size = 1;
   bool causal = true;
   bool documents = false;  // several documents of random lengths a row
+  bool turned = false;     // by rotary positions
   bool states = false;     // an initial and a final state, both with gradients
 };
 
