@@ -84,25 +84,20 @@ std::vector<double> Generator::logits() {
   return reader_->output(0).to_vector();
 }
 
-void Generator::begin(Writer& writer) {
-  const std::int64_t first = kTogether - writer.tokens;
-  if (!writer.run) {
-    const no_grad guard;
-    writer.run = std::make_unique<Executor>(record([&] {
-                                              Tensor last = token_;
-                                              for (std::int64_t i = first; i < kTogether; ++i) {
-                                                const Tensor next = part_of(text_, i, 1);
-                                                sample_token(model_.decode(last, state_), next, state_.position, draws_, sampling_);
-                                                last = next;
-                                              }
-                                              return Tensors{};
-                                            }),
-                                            ExecutorOptions{.graph = !device_.host()});
-  }
+void Generator::record_choices(Writer& writer) {
+  if (writer.run) return;
+  const no_grad guard;
+  writer.run = std::make_unique<Executor>(record([&] {
+                                            Tensor last = token_;
+                                            for (std::int64_t i = kTogether - writer.tokens; i < kTogether; ++i) {
+                                              const Tensor next = part_of(text_, i, 1);
+                                              sample_token(model_.decode(last, state_), next, state_.position, draws_, sampling_);
+                                              last = next;
+                                            }
+                                            return Tensors{};
+                                          }),
+                                          ExecutorOptions{.graph = !device_.host()});
   if (!writer.results) writer.results = device_.readback();
-  writer.run->run();
-  writer.results->take({part_of(text_, first, writer.tokens)});
-  ++writer.ahead;
 }
 
 void Generator::generate(std::int64_t count, const Sampling& sampling, const Draws& draws, const std::function<bool(std::int32_t)>& take) {
@@ -123,29 +118,38 @@ void Generator::generate(std::int64_t count, const Sampling& sampling, const Dra
   if (!(sampling_ == sampling))
     for (Writer* w : {&one_, &several_}) w->run = nullptr;
   sampling_ = sampling;
+  const std::int64_t together = device_.host() ? 0 : count / kTogether * kTogether;
+  if (together > 0) record_choices(several_);
+  if (together < count) record_choices(one_);
   const auto position = std::int32_t(position_);
   token_.write(&*unread_, 0, 1);
   state_.position.write(&position, 0, 1);
   set_draws(draws_, {draws.seed, draws.first + used});
-  choose(count, take);
+  choose(count, together, take);
 }
 
-void Generator::choose(std::int64_t count, const std::function<bool(std::int32_t)>& take) {
+void Generator::choose(std::int64_t count, std::int64_t together, const std::function<bool(std::int32_t)>& take) {
   // two runs of several tokens keep the device busy, and more would only delay a reset
-  const std::int64_t together = device_.host() ? 0 : count / kTogether * kTogether, most = device_.host() ? 1 : 2 * kTogether;
+  const std::int64_t most = device_.host() ? 1 : 2 * kTogether;
   auto writer_of = [&](std::int64_t token) -> Writer& { return token < together ? several_ : one_; };
+  auto begins = [&](std::int64_t token, std::int64_t handed) {
+    const Writer& writer = writer_of(token);
+    return token + writer.tokens - handed <= most && writer.ahead < Readback::kDepth;
+  };
   cut_ = true;  // until the last is out
   known_ = false;
   for (std::int64_t begun = 0, handed = 0; handed < count;) {
-    for (; begun < count && begun + writer_of(begun).tokens - handed <= most && writer_of(begun).ahead < Readback::kDepth;) {
+    while (begun < count && begins(begun, handed)) {
       Writer& writer = writer_of(begun);
-      begin(writer);
+      writer.run->run();
+      writer.results->take({part_of(text_, kTogether - writer.tokens, writer.tokens)});
+      ++writer.ahead;
       begun += writer.tokens, position_ += writer.tokens;
     }
     Writer& writer = writer_of(handed);
     const std::vector<double> ids = writer.results->fetch();
     --writer.ahead;
-    for (double number : ids) {
+    for (const double number : ids) {
       const auto id = std::int32_t(number);
       if (id < 0) throw Error("[sample] a logit is NaN or +inf, or none is finite; the model's weights are damaged or diverged");
       unread_ = id;

@@ -47,7 +47,6 @@ class Generator {
   void check_free(std::int64_t tokens) const;
   void check_exact() const;
   void push(std::int32_t id);
-  void choose(std::int64_t count, const std::function<bool(std::int32_t)>& take);
 
   static constexpr std::int64_t kTogether = 4;  // tokens of one replay: between two of them the device stands idle for microseconds
   /// Writes one token or several, each decoded from the one before.
@@ -57,7 +56,9 @@ class Generator {
     std::unique_ptr<Readback> results = {};     // of its tokens
     std::int64_t ahead = 0;                     // runs that wait in there
   };
-  void begin(Writer& writer);
+  void record_choices(Writer& writer);
+  /// `together` of the `count` tokens are written several at a time, the rest one by one.
+  void choose(std::int64_t count, std::int64_t together, const std::function<bool(std::int32_t)>& take);
 
   const Gpt& model_;
   Device& device_;
