@@ -124,9 +124,12 @@ std::vector<std::int32_t> continued(Generator& generator, const std::vector<std:
 
 /// Tokens are drawn from the logits that forward has for the text so far, and the same ones again from the start.
 void text_of_forward() {
-  for (const char* attention : {"hedgehog", "softmax"}) {
+  for (const auto& [attention, positions] : {std::pair{"hedgehog", "none"}, {"hedgehog", "rotary"}, {"softmax", "rotary"}, {"softmax", "learned"}}) {
     CAPTURE(std::string(attention));
-    const Gpt model(options(attention));
+    CAPTURE(std::string(positions));
+    GptOptions o = options(attention);
+    o.positions = positions;
+    const Gpt model(o);
     Generator generator(model, 24);
     const std::vector<std::int32_t> prompt{1, 2, 3};
     for (const Sampling& sampling : {Sampling{.temperature = 0}, Sampling{.temperature = 1.3}}) {
