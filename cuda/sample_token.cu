@@ -7,8 +7,8 @@
 #include "cuda/packet.cuh"
 
 /// The choice of the next token. Where all tokens may be chosen they are weighed in the order of their ids, tile by tile, each tile
-/// against its own largest, all in one launch. Where some are cut, logits become whole numbers that sort in falling order; all kernels of the row then
-/// read those.
+/// against its own largest; one launch makes the choice. Where some are cut, logits become whole numbers that sort in falling
+/// order; all kernels of the row then read those.
 namespace hedgehog::cuda {
 namespace sample_token {
 namespace {

@@ -342,7 +342,8 @@ void launch(const VectorProduct& p) {
     constexpr int rows = M == 1 ? 4 : 2;
     constexpr std::int64_t each = kTransposedWarps * rows;
     // a classifier takes as long as its bytes come from memory; two fifths of L2 leave room for states and what streams
-    const std::int64_t bytes = p.n * p.k * std::int64_t(sizeof(bf16)), kept_bytes = std::max<std::int64_t>(1 << 20, std::int64_t(l2_bytes()) * 2 / 5);
+    const std::int64_t bytes = p.n * p.k * std::int64_t(sizeof(bf16));
+    const std::int64_t kept_bytes = std::max<std::int64_t>(1 << 20, std::int64_t(l2_bytes()) * 2 / 5);
     return launch_early(kName, vector_product_transposed_kernel<M, rows>, unsigned((p.n + each - 1) / each), kTransposedThreads, 0, p,
                         unsigned((bytes + kept_bytes - 1) / kept_bytes));
   }

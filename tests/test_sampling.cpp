@@ -124,7 +124,8 @@ std::vector<std::int32_t> continued(Generator& generator, const std::vector<std:
 
 /// Tokens are drawn from the logits that forward has for the text so far, and the same ones again from the start.
 void text_of_forward() {
-  for (const auto& [attention, positions] : {std::pair{"hedgehog", "none"}, {"hedgehog", "rotary"}, {"softmax", "rotary"}, {"softmax", "learned"}}) {
+  for (const auto& [attention, positions] :
+       {std::pair{"hedgehog", "none"}, {"hedgehog", "rotary"}, {"softmax", "rotary"}, {"softmax", "learned"}}) {
     CAPTURE(std::string(attention));
     CAPTURE(std::string(positions));
     GptOptions o = options(attention);
