@@ -7,15 +7,14 @@
 #include "cuda/packet.cuh"
 
 /// The choice of the next token. Where all tokens may be chosen they are weighed in the order of their ids, tile by tile, each tile
-/// against its own largest. Where some are cut, logits become whole numbers that sort in falling order; all kernels of the row then
-/// read those.
+/// against its own largest; one launch makes the choice. Where some are cut, logits become whole numbers that sort in falling
+/// order; all kernels of the row then read those.
 namespace hedgehog::cuda {
 namespace sample_token {
 namespace {
 
 constexpr const char* kName = "sample_token";
 constexpr int kThreads = 256, kEach = 4, kTile = kThreads * kEach;  // tokens that a block weighs
-constexpr int kArgmaxThreads = 1024;
 
 enum Input : int { kLogits, kToken, kPosition, kDraws };
 
@@ -61,47 +60,73 @@ struct Target {
   }
 };
 
-template <class T>
-__global__ void __launch_bounds__(kArgmaxThreads) sample_token_argmax_kernel(const T* logits, std::int64_t V, const Target target) {
-  using K = Word<T>;
-  __shared__ K keys[kArgmaxThreads / kWarp];
-  __shared__ std::int32_t ids[kArgmaxThreads / kWarp];
-  K best = ~K(0);
-  std::int32_t at = std::int32_t(V);
-  auto take = [&](K key, std::int32_t id) {
-    if (key < best || (key == best && id < at)) best = key, at = id;
-  };
-  constexpr int N = kVector<T>, kFlight = 8;
-  // a row that starts anywhere is read element by element
-  const std::int64_t packets = reinterpret_cast<std::uintptr_t>(logits) % 16 == 0 ? V / N : 0;
-  wait_for_kernels();
-  for (std::int64_t first = threadIdx.x; first < packets; first += kFlight * kArgmaxThreads) {
-    Packet<T, N> flight[kFlight];
-#pragma unroll
-    for (int i = 0; i < kFlight; ++i)
-      if (first + i * kArgmaxThreads < packets) flight[i] = load_packet<N>(logits + (first + i * kArgmaxThreads) * N);
-#pragma unroll
-    for (int i = 0; i < kFlight; ++i)
-      if (first + i * kArgmaxThreads < packets) {
-#pragma unroll
-        for (int j = 0; j < N; ++j)
-          take(OrderOf<T>::key(convert<Accumulator<T>>(flight[i][j])), std::int32_t((first + i * kArgmaxThreads) * N + j));
-      }
-  }
-#pragma unroll 8
-  for (std::int64_t i = packets * N + threadIdx.x; i < V; i += kArgmaxThreads) take(OrderOf<T>::key(load(logits + i)), std::int32_t(i));
-  auto reduce = [&] {
-#pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2)
-      take(__shfl_xor_sync(0xffffffffu, best, offset), __shfl_xor_sync(0xffffffffu, at, offset));
-  };
-  reduce();
-  if (threadIdx.x % kWarp == 0) keys[threadIdx.x / kWarp] = best, ids[threadIdx.x / kWarp] = at;
+/// How many blocks of the choice in progress are done. It cannot lie in the workspace, which holds anything. Choices follow each
+/// other on the one stream, each behind a wait for the kernels before, and the last block of each leaves 0. Were a choice cut off,
+/// CUDA would run nothing more in this process.
+__device__ unsigned blocks_done = 0;
+
+/// Whether this block is the last of all to call it. It then sees what the others wrote, where it reads past L1. The whole block
+/// calls it.
+__device__ __forceinline__ bool last_of_blocks() {
+  __shared__ bool last;
   __syncthreads();
-  if (threadIdx.x >= kWarp) return;
-  best = keys[threadIdx.x], at = ids[threadIdx.x];
-  reduce();
-  if (threadIdx.x == 0) target.put(OrderOf<T>::good(best) ? at : -1);
+  if (threadIdx.x == 0) {
+    __threadfence();  // what the block wrote, which this thread has met behind the barrier, is seen by whoever sees the count
+    last = atomicInc(&blocks_done, gridDim.x - 1) == gridDim.x - 1;  // from there to 0
+    __threadfence();
+  }
+  __syncthreads();
+  return last;
+}
+
+/// The most likely of some tokens, the first of equals.
+template <class T>
+struct MostLikely {
+  Word<T> key = ~Word<T>(0);
+  std::int32_t id = std::numeric_limits<std::int32_t>::max();
+
+  __device__ void take(Word<T> other, std::int32_t other_id) {
+    if (other < key || (other == key && other_id < id)) key = other, id = other_id;
+  }
+  /// Of the whole block, for its first warp.
+  __device__ void take_block() {
+    __shared__ Word<T> keys[kThreads / kWarp];
+    __shared__ std::int32_t ids[kThreads / kWarp];
+    take_lanes(int(kWarp));
+    __syncthreads();  // what an earlier call left has been read
+    if (threadIdx.x % kWarp == 0) keys[threadIdx.x / kWarp] = key, ids[threadIdx.x / kWarp] = id;
+    __syncthreads();
+    if (threadIdx.x >= kWarp) return;
+    key = keys[threadIdx.x % (kThreads / kWarp)], id = ids[threadIdx.x % (kThreads / kWarp)];
+    take_lanes(kThreads / int(kWarp));
+  }
+
+ private:
+  __device__ void take_lanes(int lanes) {
+#pragma unroll
+    for (int offset = lanes / 2; offset > 0; offset /= 2)
+      take(__shfl_xor_sync(0xffffffffu, key, offset), __shfl_xor_sync(0xffffffffu, id, offset));
+  }
+};
+
+/// In one launch: each block looks through a tile, and the last one to be done at what all of them found.
+template <class T>
+__global__ void __launch_bounds__(kThreads) sample_token_argmax_kernel(const T* logits, std::int64_t V, Word<T>* keys, std::int32_t* ids,
+                                                                       const Target target) {
+  start_next_kernel();
+  wait_for_kernels();
+  const std::int64_t first = std::int64_t(blockIdx.x) * kTile + threadIdx.x * kEach;
+  MostLikely<T> best;
+#pragma unroll
+  for (int j = 0; j < kEach; ++j)
+    if (first + j < V) best.take(OrderOf<T>::key(load(logits + first + j)), std::int32_t(first + j));
+  best.take_block();
+  if (threadIdx.x == 0) keys[blockIdx.x] = best.key, ids[blockIdx.x] = best.id;
+  if (!last_of_blocks()) return;
+  best = {};
+  for (std::int64_t i = threadIdx.x; i < gridDim.x; i += kThreads) best.take(__ldcg(keys + i), __ldcg(ids + i));
+  best.take_block();
+  if (threadIdx.x == 0) target.put(OrderOf<T>::good(best.key) ? best.id : -1);
 }
 
 template <class T>
@@ -130,14 +155,13 @@ __global__ void __launch_bounds__(kThreads) sample_token_weights_kernel(const Wo
   if (threadIdx.x == 0) tile_sums[blockIdx.x] = sum;
 }
 
-/// Weights of the tokens by id, divided by that of the tile's most likely one, and their sum over each tile. A tile with a logit
-/// that no choice survives has +inf as its largest.
+/// Weights of a tile of tokens by id, divided by that of its most likely one, and their sum. A tile with a logit that no choice
+/// survives has +inf as its largest. The whole block calls it; thread 0 puts sum and largest.
 template <class T>
-__global__ void __launch_bounds__(kThreads) sample_token_weights_by_id_kernel(const T* logits, std::int64_t V, double temperature,
-                                                                              double* weights, double* tile_sums, double* tile_largest) {
+__device__ void weigh_tile(std::int64_t tile, const T* logits, std::int64_t V, double temperature, double* weights, double* tile_sums,
+                           double* tile_largest) {
   using A = Accumulator<T>;
-  wait_for_kernels();
-  const std::int64_t first = std::int64_t(blockIdx.x) * kTile + threadIdx.x * kEach;
+  const std::int64_t first = tile * kTile + threadIdx.x * kEach;
   A own[kEach], largest = -A(INFINITY);
 #pragma unroll
   for (int j = 0; j < kEach; ++j) own[j] = first + j < V ? load(logits + first + j) : -A(INFINITY);
@@ -157,7 +181,7 @@ __global__ void __launch_bounds__(kThreads) sample_token_weights_by_id_kernel(co
     sum += weight;
   }
   sum = block_sum(sum);
-  if (threadIdx.x == 0) tile_sums[blockIdx.x] = sum, tile_largest[blockIdx.x] = double(largest);
+  if (threadIdx.x == 0) tile_sums[tile] = sum, tile_largest[tile] = double(largest);
 }
 
 /// One of several weights in order, and their sums before it and up to it.
@@ -176,8 +200,12 @@ __device__ Place find(std::int64_t count, double before, double bound, const Wei
   __shared__ int thread, last;
   auto there = [&](double sum) { return kExceeds ? sum > bound : sum >= bound; };
   const std::int64_t each = (count + kThreads - 1) / kThreads, begin = min(count, threadIdx.x * each), end = min(count, begin + each);
-  double own = 0, sum;
-  for (std::int64_t i = begin; i < end; ++i) own += weight(i);
+  double own = 0, sum, held[kEach];
+#pragma unroll
+  for (int j = 0; j < kEach; ++j) held[j] = begin + j < end ? weight(begin + j) : 0.0;
+#pragma unroll
+  for (int j = 0; j < kEach; ++j) own += held[j];
+  for (std::int64_t i = begin + kEach; i < end; ++i) own += weight(i);
   __syncthreads();  // what an earlier call left has been read
   if (threadIdx.x == 0) thread = kThreads, last = 0;
   Scan(scan).ExclusiveSum(own, sum);
@@ -190,49 +218,60 @@ __device__ Place find(std::int64_t count, double before, double bound, const Wei
   __syncthreads();
   if (int(threadIdx.x) == (thread < kThreads ? thread : last)) {
     Place p{begin, sum, sum};
-    for (std::int64_t i = begin; i < end; ++i) {
-      const double w = weight(i);
-      if (!(w > 0)) continue;
+    bool done = false;
+    auto pass = [&](std::int64_t i, double w) {
+      if (!(w > 0)) return;
       p = {i, sum, sum + w};
-      if (there(sum += w)) break;
-    }
+      done = there(sum += w);
+    };
+#pragma unroll
+    for (int j = 0; j < kEach; ++j)
+      if (!done) pass(begin + j, held[j]);  // 0 behind the end
+    for (std::int64_t i = begin + kEach; i < end && !done; ++i) pass(i, weight(i));
     found = p;
   }
   __syncthreads();
   return found;
 }
 
-/// The same among `kept` tokens: first the tile, whose weights count by `scale(tile)`, then the token.
-template <bool kExceeds, class Scale>
-__device__ Place find_token(const double* weights, const double* tile_sums, std::int64_t kept, double bound, const Scale& scale) {
-  const Place tile = find<kExceeds>((kept + kTile - 1) / kTile, 0, bound, [&](std::int64_t i) { return tile_sums[i]; });
+/// The same among `kept` tokens: first the tile, whose weights sum up to `tile_sum(tile)` and count by `scale(tile)`, then the token.
+template <bool kExceeds, class Sum, class Scale>
+__device__ Place find_token(const double* weights, std::int64_t kept, double bound, const Sum& tile_sum, const Scale& scale) {
+  const Place tile = find<kExceeds>((kept + kTile - 1) / kTile, 0, bound, tile_sum);
   const std::int64_t first = tile.index * kTile;
   const double factor = scale(tile.index);
   Place token = find<kExceeds>(min(std::int64_t(kTile), kept - first), tile.before, bound,
-                               [&](std::int64_t i) { return factor * weights[first + i]; });
+                               [&](std::int64_t i) { return factor * __ldcg(weights + first + i); });
   token.index += first;
   return token;
 }
 
-/// Follows sample_token_weights_by_id_kernel.
+/// Tokens by id, in one launch: each block weighs a tile, and the last one to be done chooses.
 template <class T>
-__global__ void __launch_bounds__(kThreads) sample_token_choose_by_id_kernel(const double* weights, double* tile_sums,
-                                                                             const double* tile_largest, std::int64_t V,
-                                                                             double temperature, const Target target) {
+__global__ void __launch_bounds__(kThreads) sample_token_by_id_kernel(const T* logits, std::int64_t V, double temperature, double* weights,
+                                                                      double* tile_sums, double* tile_largest, const Target target) {
+  start_next_kernel();
   wait_for_kernels();
-  const std::int64_t tiles = (V + kTile - 1) / kTile;
-  const double uniform = target.uniform();
+  const double uniform = target.uniform();  // here, where the logits are waited for
+  weigh_tile(blockIdx.x, logits, V, temperature, weights, tile_sums, tile_largest);
+  if (!last_of_blocks()) return;
+
+  const std::int64_t tiles = gridDim.x;
   double largest = -INFINITY, total = 0;
-  for (std::int64_t i = threadIdx.x; i < tiles; i += kThreads) largest = max(largest, tile_largest[i]);
+  for (std::int64_t i = threadIdx.x; i < tiles; i += kThreads) largest = max(largest, __ldcg(tile_largest + i));
   largest = block_max(largest);
   if (isinf(largest)) {
     if (threadIdx.x == 0) target.put(-1);
     return;
   }
-  auto scale = [&](std::int64_t tile) { return exp((tile_largest[tile] - largest) / temperature); };
-  for (std::int64_t i = threadIdx.x; i < tiles; i += kThreads) total += tile_sums[i] *= scale(i);
+  auto scale = [&](std::int64_t tile) { return exp((__ldcg(tile_largest + tile) - largest) / temperature); };
+  auto scaled_sum = [&](std::int64_t tile) { return __ldcg(tile_sums + tile) * scale(tile); };
+  const double own = threadIdx.x < tiles ? scaled_sum(threadIdx.x) : 0.0;
+  total = own;
+  for (std::int64_t i = threadIdx.x + kThreads; i < tiles; i += kThreads) total += scaled_sum(i);
   total = block_sum(total);
-  const Place chosen = find_token<true>(weights, tile_sums, V, uniform * total, scale);
+  auto tile_sum = [&](std::int64_t tile) { return tile == threadIdx.x ? own : scaled_sum(tile); };
+  const Place chosen = find_token<true>(weights, V, uniform * total, tile_sum, scale);
   if (threadIdx.x == 0) target.put(std::int32_t(chosen.index));
 }
 
@@ -248,11 +287,12 @@ __global__ void __launch_bounds__(kThreads) sample_token_choose_kernel(const Wor
   for (std::int64_t tile = threadIdx.x; tile * kTile < kept; tile += kThreads) total += tile_sums[tile];
   total = block_sum(total);
   auto scale = [](std::int64_t) { return 1.0; };
+  auto tile_sum = [&](std::int64_t tile) { return tile_sums[tile]; };
   if (top_p < 1) {
-    const Place cut = find_token<false>(weights, tile_sums, kept, top_p * total, scale);
+    const Place cut = find_token<false>(weights, kept, top_p * total, tile_sum, scale);
     kept = cut.index + 1, total = cut.sum;
   }
-  const Place chosen = find_token<true>(weights, tile_sums, kept, target.uniform() * total, scale);
+  const Place chosen = find_token<true>(weights, kept, target.uniform() * total, tile_sum, scale);
   if (threadIdx.x == 0) target.put(ids[chosen.index]);
 }
 
@@ -273,21 +313,26 @@ std::size_t sort(void* space, std::size_t bytes, const Word<T>* keys, Word<T>* s
 /// Where the parts of the workspace lie.
 template <class T>
 struct Space {
-  double *weights, *tile_sums, *tile_largest;
-  // where some are cut
+  // of tokens; where the most likely one is chosen keys and ids of tiles, and nothing else
   Word<T>*keys = nullptr, *sorted_keys = nullptr;
   std::int32_t *ids = nullptr, *sorted_ids = nullptr;
+  double *weights = nullptr, *tile_sums = nullptr, *tile_largest = nullptr;
   void* sorting = nullptr;
   std::size_t sorting_bytes = 0;
   std::int64_t bytes = 0;
 
-  Space(void* workspace, std::int64_t V, bool cuts) {
+  Space(void* workspace, std::int64_t V, const Attributes& a) {
     auto take = [&](auto*& part, std::int64_t count) {
       part = reinterpret_cast<std::remove_reference_t<decltype(part)>>(static_cast<std::byte*>(workspace) + bytes);
       bytes += (count * std::int64_t(sizeof(*part)) + 255) / 256 * 256;
     };
-    take(weights, V), take(tile_sums, (V + kTile - 1) / kTile), take(tile_largest, (V + kTile - 1) / kTile);
-    if (!cuts) return;
+    const std::int64_t tiles = (V + kTile - 1) / kTile;
+    if (takes_largest(a)) {
+      take(keys, tiles), take(ids, tiles);
+      return;
+    }
+    take(weights, V), take(tile_sums, tiles), take(tile_largest, tiles);
+    if (!cuts(a)) return;
     take(keys, V), take(sorted_keys, V), take(ids, V), take(sorted_ids, V);
     sorting_bytes = sort<T>(nullptr, 0, keys, sorted_keys, ids, sorted_ids, V);
     std::byte* rest;
@@ -297,24 +342,22 @@ struct Space {
 };
 
 std::int64_t workspace_bytes(const Attributes& a, std::span<const Meta> in) {
-  if (takes_largest(a)) return 0;
   std::int64_t bytes = 0;
-  dispatch_floating(in[kLogits].dtype, [&](auto zero) { bytes = Space<decltype(zero)>(nullptr, in[kLogits].shape[1], cuts(a)).bytes; });
+  dispatch_floating(in[kLogits].dtype, [&](auto zero) { bytes = Space<decltype(zero)>(nullptr, in[kLogits].shape[1], a).bytes; });
   return bytes;
 }
 
 template <class T>
 void choose(const Call& c, const T* logits, std::int64_t V, const Target& target) {
-  if (takes_largest(c.attributes)) return launch_early(kName, sample_token_argmax_kernel<T>, 1, kArgmaxThreads, 0, logits, V, target);
   const std::int64_t top_k = c.attributes.integer("top_k"), kept = top_k > 0 ? std::min(top_k, V) : V;
   const double temperature = c.attributes.real("temperature"), top_p = c.attributes.real("top_p");
-  const auto tiles = unsigned((kept + kTile - 1) / kTile);
-  const Space<T> s(c.workspace, V, cuts(c.attributes));
-  if (!cuts(c.attributes)) {
-    launch_early(kName, sample_token_weights_by_id_kernel<T>, tiles, kThreads, 0, logits, V, temperature, s.weights, s.tile_sums, s.tile_largest);
-    return launch_early(kName, sample_token_choose_by_id_kernel<T>, 1, kThreads, 0, s.weights, s.tile_sums, s.tile_largest, V, temperature,
-                        target);
-  }
+  const auto all_tiles = unsigned((V + kTile - 1) / kTile), tiles = unsigned((kept + kTile - 1) / kTile);
+  const Space<T> s(c.workspace, V, c.attributes);
+  if (takes_largest(c.attributes))
+    return launch_early(kName, sample_token_argmax_kernel<T>, all_tiles, kThreads, 0, logits, V, s.keys, s.ids, target);
+  if (!cuts(c.attributes))
+    return launch_early(kName, sample_token_by_id_kernel<T>, all_tiles, kThreads, 0, logits, V, temperature, s.weights, s.tile_sums,
+                        s.tile_largest, target);
   sample_token_keys_kernel<<<unsigned((V + kThreads - 1) / kThreads), kThreads, 0, stream()>>>(logits, V, s.keys, s.ids);
   sort<T>(s.sorting, s.sorting_bytes, s.keys, s.sorted_keys, s.ids, s.sorted_ids, V);
   sample_token_weights_kernel<T><<<tiles, kThreads, 0, stream()>>>(s.sorted_keys, kept, temperature, s.weights, s.tile_sums);

@@ -13,8 +13,10 @@ constexpr const char* kName = "vector_product";
 constexpr int kEach = kVector<bf16>;
 constexpr int kWarpLanes = int(kWarp);
 
-/// 16 bytes that are not needed again.
+/// 16 bytes that are not needed again, or not before so many others that L2 may let go of them first.
 __device__ __forceinline__ uint4 stream_in(const bf16* at) { return __ldcs(reinterpret_cast<const uint4*>(at)); }
+/// 16 bytes that the next token finds in L2: what streams in goes before them.
+__device__ __forceinline__ uint4 keep(const bf16* at) { return *reinterpret_cast<const uint4*>(at); }
 
 /// Calls body(j, element j as a float).
 template <class Body>
@@ -250,29 +252,33 @@ __global__ void __launch_bounds__(kThreads, M == 1 ? 2 : 1) vector_product_kerne
 
 constexpr int kTransposedThreads = 256, kTransposedWarps = kTransposedThreads / kWarpLanes;
 
-/// weight (n, k): a warp takes kRows rows of the weight, which are results.
+/// weight (n, k): a warp takes kRows rows of the weight, which are results. Those of every `kept_every`-th warp stay in L2.
 template <int M, int kRows>
-__global__ void __launch_bounds__(kTransposedThreads, M == 1 ? 3 : 1) vector_product_transposed_kernel(const __grid_constant__ VectorProduct p) {
+__global__ void __launch_bounds__(kTransposedThreads, M == 1 ? 3 : 1) vector_product_transposed_kernel(const __grid_constant__ VectorProduct p,
+                                                                                                       unsigned kept_every) {
   constexpr int kPieces = 3, kStep = kWarpLanes * kEach;
   static_assert(kRows * M <= kWarpLanes);
   __shared__ __align__(16) NormedRows<M> normed;
   start_next_kernel();
   const int lane = int(threadIdx.x) % kWarpLanes;
-  const std::int64_t begin = (std::int64_t(blockIdx.x) * kTransposedWarps + threadIdx.x / kWarpLanes) * kRows;
+  const unsigned warp = blockIdx.x * kTransposedWarps + threadIdx.x / kWarpLanes;
+  const std::int64_t begin = std::int64_t(warp) * kRows;
+  const bool kept = warp % kept_every == 0;
   const bf16* x = static_cast<const bf16*>(p.x);
   std::int64_t ldx = p.ldx;
   const bf16* const weight = static_cast<const bf16*>(p.weight);
   std::int64_t first = lane * kEach;
   uint4 packets[kPieces][kRows];
-  auto fetch = [&] {
+  auto fetch_by = [&](auto load) {
 #pragma unroll
     for (int i = 0; i < kPieces; ++i)
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
         packets[i][r] = make_uint4(0, 0, 0, 0);
-        if (begin < p.n && first + i * kStep < p.k) packets[i][r] = stream_in(weight + min(begin + r, p.n - 1) * p.k + first + i * kStep);
+        if (begin < p.n && first + i * kStep < p.k) packets[i][r] = load(weight + min(begin + r, p.n - 1) * p.k + first + i * kStep);
       }
   };
+  auto fetch = [&] { kept ? fetch_by(keep) : fetch_by(stream_in); };
   // lane r M + v finishes row v of column r
   Result result(p, lane < kRows * M && lane % M < p.m && begin + lane / M < p.n, lane % M, begin + lane / M);
   if (!p.parameters) wait_for_kernels();
@@ -335,7 +341,11 @@ void launch(const VectorProduct& p) {
   if (p.transposed) {
     constexpr int rows = M == 1 ? 4 : 2;
     constexpr std::int64_t each = kTransposedWarps * rows;
-    return launch_early(kName, vector_product_transposed_kernel<M, rows>, unsigned((p.n + each - 1) / each), kTransposedThreads, 0, p);
+    // a classifier takes as long as its bytes come from memory; two fifths of L2 leave room for states and what streams
+    const std::int64_t bytes = p.n * p.k * std::int64_t(sizeof(bf16));
+    const std::int64_t kept_bytes = std::max<std::int64_t>(1 << 20, std::int64_t(l2_bytes()) * 2 / 5);
+    return launch_early(kName, vector_product_transposed_kernel<M, rows>, unsigned((p.n + each - 1) / each), kTransposedThreads, 0, p,
+                        unsigned((bytes + kept_bytes - 1) / kept_bytes));
   }
   // wide pieces of a row are read best, but every multiprocessor is to have some
   constexpr std::int64_t kFewestBlocks = 64;

@@ -124,9 +124,13 @@ std::vector<std::int32_t> continued(Generator& generator, const std::vector<std:
 
 /// Tokens are drawn from the logits that forward has for the text so far, and the same ones again from the start.
 void text_of_forward() {
-  for (const char* attention : {"hedgehog", "softmax"}) {
+  for (const auto& [attention, positions] :
+       {std::pair{"hedgehog", "none"}, {"hedgehog", "rotary"}, {"softmax", "rotary"}, {"softmax", "learned"}}) {
     CAPTURE(std::string(attention));
-    const Gpt model(options(attention));
+    CAPTURE(std::string(positions));
+    GptOptions o = options(attention);
+    o.positions = positions;
+    const Gpt model(o);
     Generator generator(model, 24);
     const std::vector<std::int32_t> prompt{1, 2, 3};
     for (const Sampling& sampling : {Sampling{.temperature = 0}, Sampling{.temperature = 1.3}}) {
@@ -157,26 +161,18 @@ void text_of_forward() {
   }
 }
 
-/// Rows that take up several tiles of a kernel, a tile of tokens that never come among them: sample_token chooses what
-/// choose_token does, also where logits are tied or far apart.
-void choice_of_many() {
-  constexpr std::int64_t B = 3, V = 4100;
-  std::vector<double> numbers(B * V);
-  const std::vector<double> normal = test::draw(B * V, 3, 1);
-  for (std::size_t i = 0; i < numbers.size(); ++i) numbers[i] = double(float(normal[i]));
-  for (std::int64_t id = 1024; id < 2060; ++id) numbers[std::size_t(id)] = -double(kInfinity);
-  for (std::int64_t id = 0; id < V; ++id) numbers[std::size_t(V + id)] = double(id % 3);
-  numbers[std::size_t(2 * V + 3000)] = 300;
+/// sample_token chooses from the rows what choose_token does, draw after draw.
+void agrees(std::int64_t B, const std::vector<double>& numbers, const std::vector<Sampling>& samplings) {
+  const std::int64_t V = std::int64_t(numbers.size()) / B;
   const Tensor logits = constant({B, V}, numbers);
   const Tensor token = state({B, 1}, Dtype::i32, "token"), position = state({1}, Dtype::i32, "position");
   const Tensor words = draws_state({11});
   const no_grad guard;
   std::uint64_t drawn = 0;
-  for (const Sampling& sampling : {Sampling{.temperature = 1}, Sampling{.temperature = 0.1}, Sampling{.temperature = 0},
-                                   Sampling{.temperature = 1, .top_k = 1500}, Sampling{.temperature = 2, .top_p = 0.9}}) {
+  for (const Sampling& sampling : samplings) {
     CAPTURE(sampling.temperature);
     CAPTURE(sampling.top_k);
-    for (int i = 0; i < 8; ++i, drawn += B) {
+    for (int i = 0; i < 8; ++i, drawn += std::uint64_t(B)) {
       sample_token(logits, token, position, words, sampling);
       const std::vector<double> got = token.to_vector();
       for (std::int64_t b = 0; b < B; ++b) {
@@ -185,6 +181,28 @@ void choice_of_many() {
       }
     }
   }
+}
+
+/// Rows that take up several tiles of a kernel, a tile of tokens that never come among them, also where logits are tied
+/// or far apart.
+void choice_of_many() {
+  constexpr std::int64_t B = 3, V = 4100;
+  std::vector<double> numbers(B * V);
+  const std::vector<double> normal = test::draw(B * V, 3, 1);
+  for (std::size_t i = 0; i < numbers.size(); ++i) numbers[i] = double(float(normal[i]));
+  for (std::int64_t id = 1024; id < 2060; ++id) numbers[std::size_t(id)] = -double(kInfinity);
+  for (std::int64_t id = 0; id < V; ++id) numbers[std::size_t(V + id)] = double(id % 3);
+  numbers[std::size_t(2 * V + 3000)] = 300;
+  agrees(B, numbers, {Sampling{.temperature = 1}, Sampling{.temperature = 0.1}, Sampling{.temperature = 0},
+                      Sampling{.temperature = 1, .top_k = 1500}, Sampling{.temperature = 2, .top_p = 0.9}});
+}
+
+/// More tiles than a block has threads, the most likely token twice and far from the start.
+void choice_of_many_tiles() {
+  std::vector<double> numbers = test::draw(270'000, 4, 1);
+  for (double& x : numbers) x = double(float(x));
+  numbers[265'000] = numbers[269'999] = 8;
+  agrees(1, numbers, {Sampling{.temperature = 1}, Sampling{.temperature = 0}});
 }
 
 /// A jump to a position is what it is on the CPU: of rotary angles alone with a state, and over rows of zeros with a cache.
@@ -318,3 +336,4 @@ HH_ON_BOTH("sampling: a text that was cut short asks for a reset, and a new one 
 HH_ON_BOTH("sampling: a text follows the logits of the whole sequence, and is the same again", text_of_forward)
 HH_ON_BOTH("sampling: a jump to a position", jump_to_a_position)
 HH_ON_BOTH("sampling: sample_token chooses among many tokens what choose_token does", choice_of_many)
+HH_ON_BOTH("sampling: the same among more tiles than a block has threads", choice_of_many_tiles)

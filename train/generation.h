@@ -19,9 +19,10 @@ namespace hedgehog {
 ///   generator.read(prompt);
 ///   generator.generate(20, {.temperature = 0.8}, {.seed = 1}, [&](std::int32_t id) { return id != end; });
 ///
-/// A token is one replay of a recorded program, which decodes and chooses. A device that is not the host's memory works a
-/// few tokens ahead of those handed out and never waits for the host in between. So when a text is cut short the state may
-/// lie beyond its end, and reset() is the only way on; after a text of full length it goes on where that ended.
+/// A token is a part of the replay of a recorded program, which decodes and chooses. A device that is not the host's memory
+/// writes a few tokens in one replay, works ahead of those handed out and never waits for the host in between. So when a text
+/// is cut short the state may lie beyond its end, and reset() is the only way on; after a text of full length it goes on where
+/// that ended.
 class Generator {
  public:
   /// model     must outlive the generator
@@ -46,23 +47,31 @@ class Generator {
   void check_free(std::int64_t tokens) const;
   void check_exact() const;
   void push(std::int32_t id);
-  void record_choices(const Sampling& sampling);
-  void choose(std::int64_t count, const std::function<bool(std::int32_t)>& take);
+
+  static constexpr std::int64_t kTogether = 4;  // tokens of one replay: between two of them the device stands idle for microseconds
+  /// Writes one token or several, each decoded from the one before.
+  struct Writer {
+    std::int64_t tokens;
+    std::unique_ptr<Executor> run = {};         // made when it is first needed
+    std::unique_ptr<Readback> results = {};     // of its tokens
+    std::int64_t ahead = 0;                     // runs that wait in there
+  };
+  void record_choices(Writer& writer);
+  /// `together` of the `count` tokens are written several at a time, the rest one by one.
+  void choose(std::int64_t count, std::int64_t together, const std::function<bool(std::int32_t)>& take);
 
   const Gpt& model_;
   Device& device_;
   std::int64_t capacity_, position_ = 0;
   DecodingState state_;
-  Tensor token_, draws_;               // token_ i32 (1, 1): read by the next run
+  Tensor text_, token_, draws_;        // text_ i32 (kTogether, 1); token_ is its last: read by the next run
   std::unique_ptr<Feed> feed_;         // of token_ and the position, for the reader
-  std::unique_ptr<Readback> readback_;
   std::unique_ptr<Executor> reader_;   // logits after token_
-  std::unique_ptr<Executor> writer_;   // the same, then the choice, which it leaves in token_
-  Sampling sampling_;                  // of the writer
+  Writer one_{1}, several_{kTogether};  // the same, then the choice; the last tokens of text_ are theirs
+  Sampling sampling_;                  // of the writers
   std::optional<std::int32_t> unread_;  // the last token drawn
   bool known_ = false;                 // the reader holds the logits of the next token
   bool cut_ = false;                   // the state may lie beyond what was handed out
-  std::int64_t ahead_ = 0;             // tokens waiting in readback_
 };
 
 }  // namespace hedgehog
