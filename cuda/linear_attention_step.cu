@@ -137,9 +137,11 @@ __global__ __launch_bounds__(kStepThreads, kHead ? 2 : 1) void linear_attention_
     __syncthreads();
     if (kPairs == kPart && a.parts > 1 && t == 0) cluster_arrive_relaxed();  // this block has read the sums of keys
     const QueryScale<A> scale(m, F);
+    A inverse = 0;  // for the threads that finish a column of o
+    if (warp < 2) inverse = scale.inverse(m);
     if constexpr (kRows > 0) {
       columns.take(m, scale, F, v0, v1, [&](A total) {
-        if (part * 2 * kPairs + thread < s.Dv) o[part * 2 * kPairs + thread] = convert<T>(total * scale.inverse);
+        if (part * 2 * kPairs + thread < s.Dv) o[part * 2 * kPairs + thread] = convert<T>(total * inverse);
       });
       if (t + 1 < s.T) __syncthreads();
     } else {
@@ -157,7 +159,7 @@ __global__ __launch_bounds__(kStepThreads, kHead ? 2 : 1) void linear_attention_
         if (warp == 0 && e < s.Dv) {
           total = 0;
           for (int w = 0; w < kStepWarps; ++w) total += m.parts[w * int(kWarp) + lane];
-          o[e] = convert<T>(total * scale.inverse);
+          o[e] = convert<T>(total * inverse);
         }
         __syncthreads();
       }

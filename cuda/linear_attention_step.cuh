@@ -64,13 +64,17 @@ struct TokenMap {
     for (int i = 0; i < kHeldRows; ++i)
       if (i < rows) held[i] = load_pair(weight + i * width);
   }
-  /// parts (2, runs, D'): the sums of each run of rows
-  template <class X>
+  /// parts (2, runs, D'): the sums of each run of rows. kAligned: x is aligned to 16 bytes, in a kernel with kHead.
+  template <bool kAligned = false, class X>
   __device__ __forceinline__ void map(const X* x, A* parts) const {
-    X factors[kHeldRows];
+    Packet<X, kHeldRows> factors;
+    if constexpr (kAligned) {
+      factors = load_packet<kHeldRows>(x + begin);
+    } else {
 #pragma unroll
-    for (int i = 0; i < kHeldRows; ++i)
-      if (i < rows) factors[i] = x[begin + i];
+      for (int i = 0; i < kHeldRows; ++i)
+        if (i < rows) factors[i] = x[begin + i];
+    }
     A sum[2] = {};
     auto add = [&](X factor, const Packet<T, 2>& w) {
       sum[0] += convert<A>(factor) * convert<A>(w[0]);
@@ -122,16 +126,19 @@ __device__ __forceinline__ void take_key(const FeatureMap& map, int F, A q, A k,
 /// How the features of a query, which take_key has scaled warp by warp, are read.
 template <class A>
 struct QueryScale {
-  A largest, inverse;  // of the scales; 1 / (q . z)
+  A largest;  // of the scales
+  int warps;  // with features
 
-  __device__ __forceinline__ QueryScale(const StepMemory<A>& m, int F) : largest(m.largest[0]) {
-    const int warps = (F + int(kWarp) - 1) / int(kWarp);
+  __device__ __forceinline__ QueryScale(const StepMemory<A>& m, int F) : largest(m.largest[0]), warps((F + int(kWarp) - 1) / int(kWarp)) {
     for (int w = 1; w < warps; ++w) largest = m.largest[w] > largest ? m.largest[w] : largest;
-    A den = 0;
-    for (int w = 0; w < warps; ++w) den += m.den[w] * std::exp(m.largest[w] - largest);
-    inverse = den == A(0) ? A(0) : A(1) / den;
   }
   __device__ __forceinline__ A feature(const StepMemory<A>& m, int r) const { return m.q[r] * std::exp(m.largest[r / int(kWarp)] - largest); }
+  /// 1 / (q . z); 0 for 0
+  __device__ __forceinline__ A inverse(const StepMemory<A>& m) const {
+    A den = 0;
+    for (int w = 0; w < warps; ++w) den += m.den[w] * std::exp(m.largest[w] - largest);
+    return den == A(0) ? A(0) : A(1) / den;
+  }
 };
 
 /// 2 kPairs columns of a state in the registers of a block, two neighbouring ones of kRows rows a thread. (F, pitch) f32.

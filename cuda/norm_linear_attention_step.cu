@@ -148,7 +148,7 @@ __global__ void __launch_bounds__(kStepThreads, 2) norm_linear_attention_step_ke
     __syncthreads();
     x = m.turned;
   }
-  map.map(x + thread / kSideThreads * kHead, m.parts);
+  map.map<true>(x + thread / kSideThreads * kHead, m.parts);
   __syncthreads();
   if (thread < kFeatures) {
     // ln phi = [u, -u]
@@ -159,9 +159,11 @@ __global__ void __launch_bounds__(kStepThreads, 2) norm_linear_attention_step_ke
   __syncthreads();
   cluster_arrive_relaxed();  // this block has read the sums of keys
   const QueryScale<float> scale(m, kFeatures);
+  float inverse = 0;
+  if (warp == 0) inverse = scale.inverse(m);
   const int first = Columns::column();
   columns.take(m, scale, kFeatures, values[first], values[first + 1],
-               [&](float total) { a.o[head * kHead + block * kColumns + thread] = convert<bf16>(total * scale.inverse); });
+               [&](float total) { a.o[head * kHead + block * kColumns + thread] = convert<bf16>(total * inverse); });
   columns.store(cell, 0, kFeatures, true);
   // all blocks have read the sums of keys before one writes them, and all have been told what they wait for before one ends
   cluster_wait();
