@@ -12,11 +12,13 @@ using namespace norm_linear_attention_detail;
 constexpr const char* kName = "norm_linear_attention_step";
 constexpr int kHead = 64, kFeatures = 2 * kHead;
 constexpr int kBlocks = 8;                    // that share a head
-constexpr int kColumns = kHead / kBlocks;     // of q, of k, of v and of the state, that a block has: 16 bytes of a row of the weight
+constexpr int kColumns = kHead / kBlocks;     // of v and of the state, that a block has
+constexpr int kShares = 4;                    // blocks that share the rows of the weight
+constexpr int kWide = kShares * kColumns;     // columns of q, of k and of v that a block multiplies: 64 bytes of a row of the weight
 constexpr int kPartWarps = kStepWarps / 3;    // that multiply with the columns of q; as many with those of k, and of v
+constexpr int kGroups = kPartWarps * int(kWarp) / kShares;  // rows that they have at once
 constexpr int kFlight = 5;                    // loads of a thread that are on their way at once
-constexpr int kSenders = kBlocks * 2 * kColumns;  // threads that tell q and k to one block each
-static_assert(kColumns == kEach && kHead * kHead / 2 == kSideThreads * kHeldRows && kSenders + kColumns <= kStepThreads);
+static_assert(kColumns == kEach && kHead * kHead / 2 == kSideThreads * kHeldRows);
 
 struct Arguments {
   VectorProduct projection;  // of one row; its parameters are those of the whole call
@@ -33,30 +35,45 @@ struct Arguments {
   }
 };
 
+/// What a thread does, from registers of the hardware.
+struct Place {
+  int thread, lane, warp, head, block;
+  int share, piece;  // of the weight's rows; the first of the head's columns that the block multiplies
+  int lane_column;   // the first of the lane's columns among these
+
+  static __device__ __forceinline__ Place read() {
+    int thread, block;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(block));
+    const int lane = thread % int(kWarp), of_head = block % kBlocks;
+    return {thread, lane, thread / int(kWarp), block / kBlocks, of_head, of_head % kShares, of_head / kShares * kWide, lane % kShares * kEach};
+  }
+};
+
 /// A cluster takes one token of one head through the norm, its columns of the projection and linear attention's step. Each block
-/// normalises the row for itself, makes an eighth of q, k and v, and tells q and k to all: every block makes all features anew. It
-/// keeps its part of v, which belongs to its columns of the state. All weights and biases are on their way ahead of the wait.
+/// normalises the row for itself and multiplies a share of the weight's rows with some of the columns. It tells its sums of q and k to
+/// all blocks, each of which makes all features anew, and those of v to the block that has these columns of the state. All weights
+/// and biases are on their way ahead of the wait.
 __global__ void __launch_bounds__(kStepThreads, 2) norm_linear_attention_step_kernel(const __grid_constant__ Arguments a) {
   using Columns = StateColumns<1, kColumns / 2>;
   static_assert(Columns::kSlots * kStepWarps == kFeatures);
   __shared__ __align__(16) NormedRows<1> normed;
   __shared__ __align__(16) float memory[StepMemory<float>::size(kHead, kFeatures, kHead)];
-  __shared__ __align__(16) float warp_sums[3 * kPartWarps][kColumns];
-  __shared__ __align__(16) float received[2][kHead], values[kColumns];  // q and k; the block's part of v
-  __shared__ float biases[3][kColumns], map_biases[2][kHead];
+  __shared__ __align__(16) float warp_sums[3 * kPartWarps][kWide];
+  __shared__ __align__(16) float heads[2][kShares][kHead], values[kShares][kColumns];  // sums of q and k, of the block's columns of v
+  __shared__ float biases[2][kHead], value_biases[kColumns], map_biases[2][kHead];
   __shared__ ClusterInbox inbox;
   start_next_kernel();
-  const int thread = int(threadIdx.x), lane = thread % int(kWarp), warp = thread / int(kWarp);
-  const int head = int(blockIdx.x) / kBlocks, block = int(blockIdx.x) % kBlocks;
-  if (thread == 0) inbox.open((2 * kHead + kColumns) * unsigned(sizeof(float)));
+  Place at = Place::read();
+  if (at.thread == 0) inbox.open(unsigned(sizeof heads + sizeof values));
   cluster_arrive_relaxed();
 
   const VectorProduct& p = a.projection;
-  const int k = int(p.k), part = warp / kPartWarps;  // the last warp has none
-  constexpr int kStep = kPartWarps * int(kWarp);
-  int row = part < 3 ? warp % kPartWarps * int(kWarp) + lane : k;
+  const int k = int(p.k), part = at.warp / kPartWarps;  // the last warp has none
+  constexpr int kStep = kShares * kGroups;
+  int row = part < 3 ? at.share * kGroups + (at.warp % kPartWarps * int(kWarp) + at.lane) / kShares : k;
   // under 2^31 where forward_fused calls this
-  const unsigned n = unsigned(p.n), place = unsigned(a.column_of(head, part) + block * kColumns);
+  const unsigned n = unsigned(p.n), place = unsigned(a.column_of(at.head, part) + at.piece + at.lane_column);
   const auto* const weight = static_cast<const bf16*>(p.weight);
   uint4 packets[kFlight];
   auto fetch = [&] {
@@ -66,33 +83,30 @@ __global__ void __launch_bounds__(kStepThreads, 2) norm_linear_attention_step_ke
       if (row + i * kStep < k) packets[i] = stream_in(weight + (unsigned(row + i * kStep) * n + place));
     }
   };
-  // threads finish a column of q or k for one block each, the next ones those of v for this block
-  const int to = thread < kSenders ? thread / (2 * kColumns) : block, column = thread % kColumns;
-  const int finished = thread < kSenders ? thread / kColumns % 2 : 2;
-  const bool finishes = thread < kSenders + kColumns;
-
   const StepMemory<float> m(memory, kHead, kFeatures);
   constexpr std::int64_t kPitch = kHead + 2;
-  float* const state = a.state + head * kFeatures * kPitch;
+  float* const state = a.state + at.head * kFeatures * kPitch;
 
   if (!p.parameters) wait_for_kernels();
   fetch();
   TokenMap<bf16, kHead> map;
-  map.fetch(a.map, head, kHead, kHead);
+  map.fetch(a.map, at.head, kHead, kHead);
   normed.template fetch_parameters<kStepThreads>(p);
-  if (thread < 3 * kColumns) {
-    const int of = thread / kColumns, at = a.column_of(head, of) + block * kColumns + column;
-    biases[of][column] = p.bias ? load(static_cast<const bf16*>(p.bias) + at) : 0.0f;
-  }
-  if (thread < kFeatures) {
-    const bf16* const from = a.map_bias[thread / kHead];
-    map_biases[thread / kHead][thread % kHead] = from ? load(from + head * kHead + thread % kHead) : 0.0f;
+  auto bias_at = [&](int of, int column) {
+    return p.bias ? load(static_cast<const bf16*>(p.bias) + a.column_of(at.head, of) + column) : 0.0f;
+  };
+  if (at.thread < kFeatures) {
+    const int side = at.thread / kHead, column = at.thread % kHead;
+    biases[side][column] = bias_at(side, column);
+    map_biases[side][column] = a.map_bias[side] ? load(a.map_bias[side] + at.head * kHead + column) : 0.0f;
+  } else if (at.thread < kFeatures + kColumns) {
+    value_biases[at.thread - kFeatures] = bias_at(2, at.block * kColumns + at.thread - kFeatures);
   }
   if (p.parameters) {
-    if (thread < kFeatures) {
-      const float* const row_of_state = state + thread * kPitch;
-      prefetch(row_of_state + block * kColumns);
-      prefetch(row_of_state + (block + 1) * kColumns - 1);
+    if (at.thread < kFeatures) {
+      const float* const row_of_state = state + at.thread * kPitch;
+      prefetch(row_of_state + at.block * kColumns);
+      prefetch(row_of_state + (at.block + 1) * kColumns - 1);
       prefetch(row_of_state + kHead);
     }
     wait_for_kernels();
@@ -109,65 +123,82 @@ __global__ void __launch_bounds__(kStepThreads, 2) norm_linear_attention_step_ke
     row += kFlight * kStep;
     if (row < k) fetch();
   }
+  at = Place::read();  // few registers are left while weights wait in them
   // needed once q and k are there
-  const int half = kHead / 2, side_of_pair = thread / half, pair = thread % half;
+  const int half = kHead / 2, side_of_pair = at.thread / half, pair = at.thread % half;
   float cosine = 1, sine = 0;
-  if (a.rotary && thread < kHead) cosine = a.rotary[pair], sine = a.rotary[half + pair];
+  if (a.rotary && at.thread < kHead) cosine = a.rotary[pair], sine = a.rotary[half + pair];
   KeySum<float> sum;
-  auto* const key_sums = reinterpret_cast<float2*>(state + thread * kPitch + kHead);
-  if (thread < kFeatures) {
+  auto* const key_sums = reinterpret_cast<float2*>(state + at.thread * kPitch + kHead);
+  if (at.thread < kFeatures) {
     const float2 both = *key_sums;
     sum = {both.x, both.y};
   }
-  float* const cell = state + Columns::row_of(0) * kPitch + block * kColumns + Columns::column();
+  float* const cell = state + Columns::row_of(0) * kPitch + at.block * kColumns + Columns::column();
   Columns columns;
   columns.fetch(cell, 0, kFeatures, true);
 
   int own;
-  sum_over_groups<1>(sums, own);
-  if (part < 3) warp_sums[warp][own] = sums[0];
+  const int count = sum_over_groups<kShares>(sums, own);
+#pragma unroll
+  for (int j = 0; j < count; ++j)
+    if (part < 3) warp_sums[at.warp][at.lane_column + own + j] = sums[j];
   cluster_wait();  // all inboxes are open
   __syncthreads();
-  if (finishes) {
-    float h = 0;
+  // threads tell a column of q or k to half of the blocks, the next ones that of v to its block
+  constexpr int kShared = 2 * kWide, kHalf = kBlocks / 2;  // columns that all blocks want; blocks
+  if (at.thread < 2 * kShared + kWide) {
+    const int column = at.thread % kWide, of = at.thread < 2 * kShared ? at.thread / kWide % 2 : 2;
+    float total = 0;
 #pragma unroll
-    for (int w = 0; w < kPartWarps; ++w) h += warp_sums[finished * kPartWarps + w][column];
-    h = convert<float>(convert<bf16>(h + biases[finished][column]));
-    inbox.send(finished < 2 ? &received[finished][block * kColumns + column] : &values[column], unsigned(to), h);
+    for (int w = 0; w < kPartWarps; ++w) total += warp_sums[of * kPartWarps + w][column];
+    if (of == 2) {
+      inbox.send(&values[at.share][column % kColumns], unsigned(at.piece + column) / kColumns, total);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kHalf; ++i) inbox.send(&heads[of][at.share][at.piece + column], unsigned(at.thread / kShared * kHalf + i), total);
+    }
   }
   inbox.wait();
 
-  const float* x = received[0];
-  if (a.rotary) {
-    if (thread < kHead) {
-      const float low = received[side_of_pair][pair], high = received[side_of_pair][half + pair];
-      float* const turned = m.turned + side_of_pair * kHead;
-      turned[pair] = low * cosine - high * sine;
-      turned[half + pair] = high * cosine + low * sine;
-    }
-    __syncthreads();
-    x = m.turned;
+  // rounded as the projection would be, then turned
+  auto finished = [](const float* sums_of_shares, int pitch, float bias) {
+    float h = 0;
+#pragma unroll
+    for (int i = 0; i < kShares; ++i) h += sums_of_shares[i * pitch];
+    return convert<float>(convert<bf16>(h + bias));
+  };
+  float* const own_values = m.u;
+  if (at.thread < kHead) {
+    const float *const x = heads[side_of_pair][0], *const b = biases[side_of_pair];
+    const float low = finished(x + pair, kHead, b[pair]), high = finished(x + half + pair, kHead, b[half + pair]);
+    float* const turned = m.turned + side_of_pair * kHead;
+    turned[pair] = a.rotary ? low * cosine - high * sine : low;
+    turned[half + pair] = a.rotary ? high * cosine + low * sine : high;
+  } else if (at.thread < kHead + kColumns) {
+    own_values[at.thread - kHead] = finished(&values[0][at.thread - kHead], kColumns, value_biases[at.thread - kHead]);
   }
-  map.map<true>(x + thread / kSideThreads * kHead, m.parts);
   __syncthreads();
-  if (thread < kFeatures) {
+  map.map<true>(m.turned + at.thread / kSideThreads * kHead, m.parts);
+  __syncthreads();
+  if (at.thread < kFeatures) {
     // ln phi = [u, -u]
-    const float sign = thread < kHead ? 1.0f : -1.0f;
-    auto u = [&](int side) { return map.sum(m.parts, side, thread % kHead, map_biases[side][thread % kHead]); };
+    const float sign = at.thread < kHead ? 1.0f : -1.0f;
+    auto u = [&](int side) { return map.sum(m.parts, side, at.thread % kHead, map_biases[side][at.thread % kHead]); };
     take_key(FeatureMap{}, kFeatures, sign * u(0), sign * u(1), sum, m);
   }
   __syncthreads();
   cluster_arrive_relaxed();  // this block has read the sums of keys
   const QueryScale<float> scale(m, kFeatures);
   float inverse = 0;
-  if (warp == 0) inverse = scale.inverse(m);
+  if (at.warp == 0) inverse = scale.inverse(m);
   const int first = Columns::column();
-  columns.take(m, scale, kFeatures, values[first], values[first + 1],
-               [&](float total) { a.o[head * kHead + block * kColumns + thread] = convert<bf16>(total * inverse); });
+  columns.take(m, scale, kFeatures, own_values[first], own_values[first + 1],
+               [&](float total) { a.o[at.head * kHead + at.block * kColumns + at.thread] = convert<bf16>(total * inverse); });
   columns.store(cell, 0, kFeatures, true);
   // all blocks have read the sums of keys before one writes them, and all have been told what they wait for before one ends
   cluster_wait();
-  if (block == 0 && thread < kFeatures) *key_sums = make_float2(sum.z, sum.shift);
+  if (at.block == 0 && at.thread < kFeatures) *key_sums = make_float2(sum.z, sum.shift);
 }
 
 /// Whether the kernel takes the call; then it is launched.
