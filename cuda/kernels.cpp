@@ -21,6 +21,7 @@ const KernelTable& kernels() {
     register_feature_map(t);
     register_linear_attention(t);
     register_linear_attention_step(t);
+    register_norm_linear_attention_step(t);
     register_softmax_attention(t);
     register_softmax_attention_step(t);
     register_sample_token(t);

@@ -40,6 +40,7 @@ void register_short_convolution(KernelTable& table);
 void register_feature_map(KernelTable& table);
 void register_linear_attention(KernelTable& table);
 void register_linear_attention_step(KernelTable& table);
+void register_norm_linear_attention_step(KernelTable& table);
 void register_softmax_attention(KernelTable& table);
 void register_softmax_attention_step(KernelTable& table);
 void register_sample_token(KernelTable& table);

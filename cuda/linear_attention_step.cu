@@ -1,6 +1,5 @@
 #include "cuda/early_launch.cuh"
-#include "cuda/feature_map.cuh"
-#include "cuda/packet.cuh"
+#include "cuda/linear_attention_step.cuh"
 #include "ops/linear_attention_sizes.h"
 
 namespace hedgehog::cuda {
@@ -9,12 +8,9 @@ namespace {
 using namespace linear_attention_detail;
 
 constexpr const char* kName = "linear_attention_step";
-constexpr int kThreads = 512, kWarps = kThreads / int(kWarp);
-constexpr int kSide = kThreads / 2;  // threads that map the query; as many map the key
-constexpr int kHeldRows = 8;         // of a map, that a thread keeps in registers
 constexpr int kWhole = int(kWarp), kPart = 8;  // pairs of state columns of a block: a head's, or a part of them
 constexpr int kUsual = 64;           // width of the heads, their map and their values that has kernels of its own
-static_assert(kUsual * kUsual / 2 == kSide * kHeldRows);
+static_assert(kUsual * kUsual / 2 == kSideThreads * kHeldRows);
 
 template <class T>
 struct StepArguments {
@@ -30,107 +26,6 @@ struct StepArguments {
   int parts;                     // blocks that share the columns of a state
 };
 
-/// Shared memory of one block, in elements.
-template <class A>
-struct StepMemory {
-  A *parts, *u, *q, *k, *factor, *largest, *den;  // sums of threads or warps; (2, D'); (F) each; of each warp of features
-  A* turned;                                      // (2, D): query and key
-  std::int64_t size;
-
-  __host__ __device__ StepMemory(A* memory, std::int64_t width, std::int64_t F, std::int64_t D) {
-    parts = memory;
-    u = parts + 2 * kThreads;
-    q = u + 2 * width;
-    k = q + F;
-    factor = k + F;
-    largest = factor + F;
-    den = largest + kWarps;
-    turned = den + kWarps;
-    size = turned + 2 * D - memory;
-  }
-};
-
-template <class T>
-__device__ __forceinline__ Packet<T, 2> load_pair(const T* at) {
-  if constexpr (sizeof(T) == 2) {
-    const unsigned word = *reinterpret_cast<const unsigned*>(at);
-    Packet<T, 2> pair;
-    memcpy(&pair, &word, sizeof pair);
-    return pair;
-  } else {
-    return load_packet<2>(at);
-  }
-}
-
-/// x W of one query and its key. Half of the threads for each of both; a thread takes two neighbouring columns of a run of
-/// rows, the first of which stay in registers. kHead: D and D', 0 if only the call knows.
-template <class T, int kHead>
-struct TokenMap {
-  using A = Accumulator<T>;
-  const T* weight = nullptr;
-  int width = 0, begin = 0, rows = 0;
-  Packet<T, 2> held[kHeldRows];
-
-  __device__ __forceinline__ void fetch(const StepArguments<T>& a, std::int64_t h) {
-    width = kHead ? kHead : int(a.s.width);
-    const int side = int(threadIdx.x) / kSide, thread = int(threadIdx.x) % kSide, pairs = width / 2, runs = kSide / pairs;
-    const int D = kHead ? kHead : int(a.s.D), each = (D + runs - 1) / runs;
-    begin = thread / pairs * each;
-    rows = kHead ? kHeldRows : min(D - begin, each);
-    weight = a.weight[side] + (h * D + begin) * width + thread % pairs * 2;
-#pragma unroll
-    for (int i = 0; i < kHeldRows; ++i)
-      if (i < rows) held[i] = load_pair(weight + i * width);
-  }
-  /// parts (2, runs, D'): the sums of each run of rows
-  template <class X>
-  __device__ __forceinline__ void map(const X* x, A* parts) const {
-    X factors[kHeldRows];
-#pragma unroll
-    for (int i = 0; i < kHeldRows; ++i)
-      if (i < rows) factors[i] = x[begin + i];
-    A sum[2] = {};
-    auto add = [&](X factor, const Packet<T, 2>& w) {
-      sum[0] += convert<A>(factor) * convert<A>(w[0]);
-      sum[1] += convert<A>(factor) * convert<A>(w[1]);
-    };
-#pragma unroll
-    for (int i = 0; i < kHeldRows; ++i)
-      if (i < rows) add(factors[i], held[i]);
-    for (int i = kHeldRows; i < rows; ++i) add(x[begin + i], load_pair(weight + std::int64_t(i) * width));
-    parts[2 * threadIdx.x] = sum[0];
-    parts[2 * threadIdx.x + 1] = sum[1];
-  }
-};
-
-/// What one thread keeps of its row r = threadIdx.x of the state, while tokens pass.
-template <class A>
-struct KeySum {
-  A z = 0, shift = 0;
-};
-
-/// Takes one key into shift, factor and z, and turns both features, in working form, into what the state is updated and read
-/// with. Thread r does feature r; q is scaled by the largest of its warp. Warps without features do not call it.
-template <class A>
-__device__ __forceinline__ void take_key(const FeatureMap& map, int F, A q, A k, KeySum<A>& sum, const StepMemory<A>& m) {
-  const int r = int(threadIdx.x), warp = r / int(kWarp);
-  A factor = 1, largest = 0;
-  if (map.logarithmic()) {
-    const bool empty = !(sum.z > A(0));
-    const A next = empty || sum.shift < k ? k : sum.shift;
-    factor = empty ? A(0) : std::exp(sum.shift - next);
-    k = std::exp(k - next);
-    q = r < F ? q + next : -A(INFINITY);
-    sum.shift = next;
-    largest = warp_max(q);
-    q = std::exp(q - (largest == -A(INFINITY) ? A(0) : largest));
-  }
-  sum.z = sum.z * factor + k;
-  const A den = warp_sum(r < F ? q * sum.z : A(0));
-  if (r < F) m.q[r] = q, m.k[r] = k, m.factor[r] = factor;
-  if (r % int(kWarp) == 0) m.largest[warp] = largest, m.den[warp] = den;
-}
-
 /// A block decodes the tokens of one batch element and head, or a cluster of a.parts blocks, each of which has 16 columns of the
 /// state and makes the features anew: the turn by rotary positions, both maps, the shift, and one pass over the state that updates
 /// and reads it. With kRows > 0 (f32) the block's columns are 2 kPairs at most and stay in registers, kRows rows and two columns a
@@ -138,7 +33,7 @@ __device__ __forceinline__ void take_key(const FeatureMap& map, int F, A q, A k,
 /// kHead: every width of the call, whose map is the plain Hedgehog one, 0 if only the call knows; half of a multiprocessor's
 /// registers then leave room for the kernels around this one.
 template <class T, int kRows, int kPairs, int kHead>
-__global__ __launch_bounds__(kThreads, kHead ? 2 : 1) void linear_attention_step_kernel(const __grid_constant__ StepArguments<T> a) {
+__global__ __launch_bounds__(kStepThreads, kHead ? 2 : 1) void linear_attention_step_kernel(const __grid_constant__ StepArguments<T> a) {
   using A = Accumulator<T>;
   extern __shared__ __align__(16) unsigned char memory[];
   start_next_kernel();
@@ -146,25 +41,24 @@ __global__ __launch_bounds__(kThreads, kHead ? 2 : 1) void linear_attention_step
   if constexpr (kHead > 0) s.D = s.Dv = s.width = kHead, s.F = 2 * kHead, s.map = FeatureMap{};
   const bool vectors = kHead > 0 || a.vectors;
   const int F = int(s.F), width = int(s.width), lane = int(threadIdx.x % kWarp), warp = int(threadIdx.x / kWarp), thread = int(threadIdx.x);
-  const StepMemory<A> m(reinterpret_cast<A*>(memory), s.width, s.F, s.D);
+  const StepMemory<A> m(reinterpret_cast<A*>(memory), s.width, s.F);
   const unsigned task = kPairs == kPart ? blockIdx.x / unsigned(a.parts) : blockIdx.x, part = kPairs == kPart ? blockIdx.x % unsigned(a.parts) : 0;
   const std::int64_t b = quotient(task, s.Hq), h = task - b * s.Hq, hkv = quotient(h, quotient(s.Hq, s.Hkv)), pitch = s.Dv + 2;
   A* const state = a.state + std::int64_t(task) * s.F * pitch;
-  constexpr int kSlots = int(kWarp) / kPairs;  // rows of the state that a warp has at once
-  const int column = int(part) * 2 * kPairs + lane % kPairs * 2;
+  using Columns = StateColumns<kRows ? kRows : 1, kPairs>;
+  const int column = int(part) * 2 * kPairs + Columns::column();
   const bool holds = column < s.Dv;
-  auto row_of = [&](int i) { return (i * kWarps + warp) * kSlots + lane / kPairs; };
 
   // addresses of the first token and of the first of the thread's rows, made ahead of the wait
   const T *const queries = a.q.at(b, 0, h), *const keys = a.k.at(b, 0, hkv), *const values = a.v.at(b, 0, hkv);
   T* const results = a.o.at(b, 0, h);
-  A* const cell = state + row_of(0) * pitch + column;
-  const std::int64_t next_cell = kWarps * kSlots * pitch;
+  A* const cell = state + Columns::row_of(0) * pitch + column;
+  const std::int64_t next_cell = kStepWarps * Columns::kSlots * pitch;
 
   if (!a.parameters) wait_for_kernels();
   TokenMap<T, kHead> map;
   A bias[2] = {};
-  if (vectors) map.fetch(a, h);
+  if (vectors) map.fetch(a.weight, h, int(s.D), width);
 #pragma unroll
   for (int side = 0; side < 2; ++side)
     if (a.bias[side]) bias[side] = load(a.bias[side] + h * width + thread % width);
@@ -189,17 +83,8 @@ __global__ __launch_bounds__(kThreads, kHead ? 2 : 1) void linear_attention_step
   };
   fetch_pair(0);
 
-  constexpr int kHeld = kRows ? kRows : 1;
-  A first[kHeld], second[kHeld];
-#pragma unroll
-  for (int i = 0; i < kRows; ++i) {
-    const int r = row_of(i);
-    first[i] = second[i] = 0;
-    if (r < F && holds) {
-      const float2 pair = *reinterpret_cast<const float2*>(cell + i * next_cell);
-      first[i] = pair.x, second[i] = pair.y;
-    }
-  }
+  Columns columns;
+  if constexpr (kRows > 0) columns.fetch(cell, next_cell, F, holds);
   KeySum<A> sum;
   if (thread < F) sum = {state[thread * pitch + s.Dv], state[thread * pitch + s.Dv + 1]};
 
@@ -218,17 +103,13 @@ __global__ __launch_bounds__(kThreads, kHead ? 2 : 1) void linear_attention_step
       __syncthreads();
     }
     if (vectors) {
-      if (a.rotary) map.map(m.turned + thread / kSide * s.D, m.parts);
-      else map.map(thread < kSide ? q : k, m.parts);
+      if (a.rotary) map.map(m.turned + thread / kSideThreads * s.D, m.parts);
+      else map.map(thread < kSideThreads ? q : k, m.parts);
       __syncthreads();
     }
     auto u = [&](int side, int c) {
+      if (vectors) return map.sum(m.parts, side, c, bias[side]);
       A total = bias[side];
-      if (vectors) {
-#pragma unroll 8
-        for (int at = c; at < kThreads; at += width) total += m.parts[side * kThreads + at];
-        return total;
-      }
       const T *const x = side ? k : q, *const w = a.weight[side];
       auto element = [&](int d) { return a.rotary ? m.turned[side * s.D + d] : load(x + d); };
       if (!w) return total + element(c);
@@ -255,56 +136,29 @@ __global__ __launch_bounds__(kThreads, kHead ? 2 : 1) void linear_attention_step
     if (warp * int(kWarp) < F) take_key(s.map, F, features[0], features[1], sum, m);
     __syncthreads();
     if (kPairs == kPart && a.parts > 1 && t == 0) cluster_arrive_relaxed();  // this block has read the sums of keys
-    A largest = m.largest[0], den = 0;
-    const int feature_warps = (F + int(kWarp) - 1) / int(kWarp);
-    for (int w = 1; w < feature_warps; ++w) largest = m.largest[w] > largest ? m.largest[w] : largest;
-    for (int w = 0; w < feature_warps; ++w) den += m.den[w] * std::exp(m.largest[w] - largest);
-    const A inverse = den == A(0) ? A(0) : A(1) / den;
-    auto q_of = [&](int r) { return m.q[r] * std::exp(m.largest[r / int(kWarp)] - largest); };
+    const QueryScale<A> scale(m, F);
+    A inverse = 0;  // for the threads that finish a column of o
+    if (warp < 2) inverse = scale.inverse(m);
     if constexpr (kRows > 0) {
-      A sum0 = 0, sum1 = 0;
-#pragma unroll
-      for (int i = 0; i < kRows; ++i) {
-        const int r = row_of(i);
-        if (r >= F) continue;
-        const A factor = m.factor[r], k = m.k[r], q = q_of(r);
-        first[i] = first[i] * factor + k * v0;
-        second[i] = second[i] * factor + k * v1;
-        sum0 += q * first[i];
-        sum1 += q * second[i];
-      }
-#pragma unroll
-      for (int offset = kPairs; offset < int(kWarp); offset *= 2) {
-        sum0 += __shfl_xor_sync(0xffffffffu, sum0, offset);
-        sum1 += __shfl_xor_sync(0xffffffffu, sum1, offset);
-      }
-      if (lane < kPairs) {
-        m.parts[(warp * kPairs + lane) * 2] = sum0;
-        m.parts[(warp * kPairs + lane) * 2 + 1] = sum1;
-      }
-      __syncthreads();
-      if (thread < 2 * kPairs && part * 2 * kPairs + thread < s.Dv) {
-        A total = 0;
-#pragma unroll
-        for (int w = 0; w < kWarps; ++w) total += m.parts[w * 2 * kPairs + thread];
-        o[part * 2 * kPairs + thread] = convert<T>(total * inverse);
-      }
+      columns.take(m, scale, F, v0, v1, [&](A total) {
+        if (part * 2 * kPairs + thread < s.Dv) o[part * 2 * kPairs + thread] = convert<T>(total * inverse);
+      });
       if (t + 1 < s.T) __syncthreads();
     } else {
       for (std::int64_t e0 = 0; e0 < s.Dv; e0 += kWarp) {
         const std::int64_t e = e0 + lane;
         const A value = e < s.Dv ? load(v + e) : A(0);
         A total = 0;
-        for (int r = warp; r < F && e < s.Dv; r += kWarps) {
+        for (int r = warp; r < F && e < s.Dv; r += kStepWarps) {
           A& at = state[r * pitch + e];
           at = at * m.factor[r] + m.k[r] * value;
-          total += q_of(r) * at;
+          total += scale.feature(m, r) * at;
         }
         m.parts[warp * int(kWarp) + lane] = total;
         __syncthreads();
         if (warp == 0 && e < s.Dv) {
           total = 0;
-          for (int w = 0; w < kWarps; ++w) total += m.parts[w * int(kWarp) + lane];
+          for (int w = 0; w < kStepWarps; ++w) total += m.parts[w * int(kWarp) + lane];
           o[e] = convert<T>(total * inverse);
         }
         __syncthreads();
@@ -312,11 +166,7 @@ __global__ __launch_bounds__(kThreads, kHead ? 2 : 1) void linear_attention_step
     }
   }
 
-#pragma unroll
-  for (int i = 0; i < kRows; ++i) {
-    const int r = row_of(i);
-    if (r < F && holds) *reinterpret_cast<float2*>(cell + i * next_cell) = make_float2(float(first[i]), float(second[i]));
-  }
+  if constexpr (kRows > 0) columns.store(cell, next_cell, F, holds);
   // all blocks have read the sums of keys before one writes them
   if (kPairs == kPart && a.parts > 1) cluster_wait();
   if (part == 0 && thread < F) {
@@ -342,15 +192,15 @@ void launch(const Call& c) {
                      false,
                      true,
                      1};
-  a.vectors = a.weight[0] && a.weight[1] && s.width % 2 == 0 && kSide % (s.width / 2) == 0 && aligned({a.weight[0], a.weight[1]});
+  a.vectors = a.weight[0] && a.weight[1] && s.width % 2 == 0 && kSideThreads % (s.width / 2) == 0 && aligned({a.weight[0], a.weight[1]});
   for (int i = kStepWeightQ; i <= kStepBiasK; ++i) a.parameters = a.parameters && (!in[std::size_t(i)] || in[std::size_t(i)].parameter);
-  const std::size_t bytes = std::size_t(StepMemory<A>(nullptr, s.width, s.F, s.D).size) * sizeof(A);
+  const std::size_t bytes = std::size_t(StepMemory<A>::size(s.width, s.F, s.D)) * sizeof(A);
   const std::int64_t tasks = s.B * s.Hq, parts = s.Dv / (2 * kPart);
   auto run = [&](auto kernel) {
-    launch_clusters_early(kName, kernel, unsigned(a.parts), unsigned(tasks * a.parts), kThreads, bytes, a);
+    launch_clusters_early(kName, kernel, unsigned(a.parts), unsigned(tasks * a.parts), kStepThreads, bytes, a);
   };
   if constexpr (sizeof(A) == 4) {
-    constexpr std::int64_t rows = kWarps, part_rows = kWarps * kWarp / kPart;  // of a state, one a thread
+    constexpr std::int64_t rows = kStepWarps, part_rows = kStepWarps * kWarp / kPart;  // of a state, one a thread
     const bool even = s.Dv % 2 == 0 && aligned({a.state});
     // few heads wait for memory, many would make features too often
     const bool shared = has_early_launches() && even && s.Dv == parts * 2 * kPart && parts <= 8 && (parts & (parts - 1)) == 0 &&

@@ -83,18 +83,23 @@ Tensor Attention::operator()(const Tensor& x, const Tensor& residual, const Atte
 
 Tensor Attention::step(const Tensor& x, const Norm& norm, const AttentionState& state, const Tensor& position, const Tensor& rotary) const {
   const Scope scope("attention");
-  Tensor packed = qkv_.step(x, norm);
-  if (convolution_) packed = short_convolution_step(packed, convolution_, state.convolution);
-  if (options_.kind == "softmax") {
-    const auto [q, k, v] = heads_of(packed, rotary);
-    return output(softmax_attention_step(q, k, v, state.attention, position), x, {});
-  }
-  const auto [q, k, v] = heads_of(packed, {});
   LinearAttentionStepOptions o;
   o.weight_q = map_q_;
   o.weight_k = map_k_;
   o.map = options_.kind;
   o.rotary = rotary;
+  const bool softmax = options_.kind == "softmax";
+  if (!softmax && !convolution_)
+    return output(norm_linear_attention_step(x, norm.weight, norm.bias, qkv_.weight, qkv_.bias, state.attention,
+                                             {.heads = options_.heads, .norm = norm.kind, .attention = o}),
+                  x, {});
+  Tensor packed = qkv_.step(x, norm);
+  if (convolution_) packed = short_convolution_step(packed, convolution_, state.convolution);
+  if (softmax) {
+    const auto [q, k, v] = heads_of(packed, rotary);
+    return output(softmax_attention_step(q, k, v, state.attention, position), x, {});
+  }
+  const auto [q, k, v] = heads_of(packed, {});
   return output(linear_attention_step(q, k, v, state.attention, o), x, {});
 }
 

@@ -48,10 +48,13 @@ inline Sizes sizes_of(const Call& c) {
 enum StepInput : int { kStepQ, kStepK, kStepV, kState, kStepWeightQ, kStepWeightK, kStepBiasQ, kStepBiasK, kStepRotary };
 
 template <class In>
-Sizes step_sizes(const Attributes& a, const In& in) {
-  return extents_of(feature_map_of("linear_attention_step", a), in[kStepQ].shape, in[kStepK].shape, in[kStepV].shape,
+Sizes step_sizes(const Attributes& a, const In& in, const char* op = "linear_attention_step") {
+  return extents_of(feature_map_of(op, a), in[kStepQ].shape, in[kStepK].shape, in[kStepV].shape,
                     in[kStepWeightQ].given ? &in[kStepWeightQ].shape : nullptr);
 }
+
+/// `infer` of linear_attention_step for an op that ends with one, in whose name it raises errors.
+Layout infer_step(const Op& op, const Attributes& attributes, std::span<const Meta> inputs);
 
 /// Running sums of keys: row r holds exp(-shift_r) times the true sums.
 template <class T>

@@ -23,25 +23,6 @@ struct Scratch {
         factor(carver.take<T>(s.F)) {}
 };
 
-Layout infer(const Attributes& attributes, std::span<const Meta> in) {
-  const Op& op = kLinearAttentionStep;
-  const Meta &q = in[kStepQ], &state = in[kState];
-  check_attention_heads(op, q, in[kStepK], in[kStepV]);
-  check_attention_maps(op, q, in.subspan(kStepWeightQ, 4));
-  const Sizes s = step_sizes(attributes, in);
-  check_dtype(op, "state", state, accumulator_of(q.dtype), q.dtype == Dtype::bf16 ? nullptr : "q");
-  check_shape(op, "state", state, s.state_shape(), "(B, Hq, F, Dv + 2)", "q", q);
-  check_rotary(op, in[kStepRotary], q);
-  Layout layout;
-  layout.outputs = {{Shape{s.B, s.T, s.Hq, s.Dv}, q.dtype}};
-  dispatch_workspace(q.dtype, [&](auto zero) {
-    Carver carver;
-    for (std::int64_t w = 0; w < worker_count(s.B * s.Hq); ++w) Scratch<decltype(zero)>(carver, s);
-    layout.forward_workspace = carver.used();
-  });
-  return layout;
-}
-
 /// Takes one key and value into the state. x.k holds the working features of the key on entry.
 template <class T>
 void take_token(const Sizes& s, const T* __restrict v, T* state, const Scratch<T>& x) {
@@ -156,6 +137,25 @@ std::vector<Sample> samples() {
 }
 
 }  // namespace
+
+Layout infer_step(const Op& op, const Attributes& attributes, std::span<const Meta> in) {
+  const Meta &q = in[kStepQ], &state = in[kState];
+  check_attention_heads(op, q, in[kStepK], in[kStepV]);
+  check_attention_maps(op, q, in.subspan(kStepWeightQ, 4));
+  const Sizes s = step_sizes(attributes, in, op.name.c_str());
+  check_dtype(op, "state", state, accumulator_of(q.dtype), q.dtype == Dtype::bf16 ? nullptr : "q");
+  check_shape(op, "state", state, s.state_shape(), "(B, Hq, F, Dv + 2)", "q", q);
+  check_rotary(op, in[kStepRotary], q);
+  Layout layout;
+  layout.outputs = {{Shape{s.B, s.T, s.Hq, s.Dv}, q.dtype}};
+  dispatch_workspace(q.dtype, [&](auto zero) {
+    Carver carver;
+    for (std::int64_t w = 0; w < worker_count(s.B * s.Hq); ++w) Scratch<decltype(zero)>(carver, s);
+    layout.forward_workspace = carver.used();
+  });
+  return layout;
+}
+
 }  // namespace linear_attention_detail
 
 namespace la = linear_attention_detail;
@@ -167,7 +167,7 @@ const Op kLinearAttentionStep{
     .results = {"o"},
     .constant_outputs = bits(0),
     .attributes = {{"map", "hedgehog"}, {"temperature", 1.0}},
-    .infer = la::infer,
+    .infer = [](const Attributes& a, std::span<const Meta> in) { return la::infer_step(kLinearAttentionStep, a, in); },
     .forward = {[](const Call& c) { dispatch(c.inputs[0].dtype, [&](auto zero) { la::forward<decltype(zero)>(c); }); }},
     .strided = bits(la::kStepQ, la::kStepK, la::kStepV),
     .updates = bits(la::kState),

@@ -20,43 +20,7 @@ namespace {
 
 enum Input : int { kX, kNormWeight, kNormBias, kWeight, kBias };
 
-bool is_centred(const Attributes& a) {
-  const std::string& norm = a.text("norm");
-  if (norm != "layer" && norm != "rms") fail(kNormLinear, fmt::format("norm must be layer or rms, but is '{}'", norm));
-  return norm == "layer";
-}
-
-Layout infer(const Attributes& a, std::span<const Meta> in) {
-  const Op& op = kNormLinear;
-  const Meta &x = in[kX], &weight = in[kWeight], &bias = in[kBias];
-  const bool centred = is_centred(a);
-  const bool transposed = a.flag("transpose_weight"), active = activation_of(a.text("activation"), op.name.c_str()) != Activation::none;
-  if (transposed && (active || bias.given)) fail(op, "transpose_weight is for products without bias and activation; leave these out");
-  check_floating(op, "x", x);
-  if (x.shape.rank() < 1) fail(op, "x must be (..., K), but is a scalar; reshape it to (1)");
-  for (Input i : {kNormWeight, kNormBias}) {
-    if (!in[i].given) continue;
-    const char* name = i == kNormBias ? "norm_bias" : "norm_weight";
-    check_dtype(op, name, in[i], accumulator_of(x.dtype), x.dtype == Dtype::bf16 ? nullptr : "x");
-    check_shape(op, name, in[i], {x.shape.last()}, "(K)", "x", x);
-  }
-  if (in[kNormBias].given && !centred) fail(op, "norm_bias must be left out with norm = rms, which has none");
-  if (!(a.real("eps") > 0)) fail(op, fmt::format("eps must be above 0, but is {}; 1e-5 is usual", a.real("eps")));
-  const char* const form = transposed ? "(N, K)" : "(K, N)";
-  check_rank(op, "weight", weight, 2, form);
-  if (weight.shape[transposed] != x.shape.last())
-    fail(op, fmt::format("weight must be {} with K = {} to match x {}, but is {}", form, x.shape.last(), x.shape.text(), weight.shape.text()));
-  check_dtype(op, "weight", weight, x.dtype, "x");
-  if (bias.given) {
-    check_dtype(op, "bias", bias, x.dtype, "x");
-    check_shape(op, "bias", bias, {weight.shape[1]}, "(N)", "weight", weight);
-  }
-  Meta y{x.shape, x.dtype, true};
-  y.shape.set(-1, weight.shape[!transposed]);
-  Layout layout{{y}, {}};
-  layout.forward_workspace = x.shape.size() * size_of(x.dtype);  // n
-  return layout;
-}
+bool is_centred(const Attributes& a) { return a.text("norm") == "layer"; }
 
 template <class T>
 void forward(const Call& c) {
@@ -95,6 +59,39 @@ Tensors composed(const Attributes& a, const Tensors& in) {
 
 }  // namespace
 
+Layout infer_norm_linear(const Op& op, const Attributes& a, std::span<const Meta> in) {
+  const Meta &x = in[kX], &weight = in[kWeight], &bias = in[kBias];
+  const std::string& norm = a.text("norm");
+  if (norm != "layer" && norm != "rms") fail(op, fmt::format("norm must be layer or rms, but is '{}'", norm));
+  const bool centred = is_centred(a);
+  const bool transposed = a.flag("transpose_weight"), active = activation_of(a.text("activation"), op.name.c_str()) != Activation::none;
+  if (transposed && (active || bias.given)) fail(op, "transpose_weight is for products without bias and activation; leave these out");
+  check_floating(op, "x", x);
+  if (x.shape.rank() < 1) fail(op, "x must be (..., K), but is a scalar; reshape it to (1)");
+  for (Input i : {kNormWeight, kNormBias}) {
+    if (!in[i].given) continue;
+    const char* name = i == kNormBias ? "norm_bias" : "norm_weight";
+    check_dtype(op, name, in[i], accumulator_of(x.dtype), x.dtype == Dtype::bf16 ? nullptr : "x");
+    check_shape(op, name, in[i], {x.shape.last()}, "(K)", "x", x);
+  }
+  if (in[kNormBias].given && !centred) fail(op, "norm_bias must be left out with norm = rms, which has none");
+  if (!(a.real("eps") > 0)) fail(op, fmt::format("eps must be above 0, but is {}; 1e-5 is usual", a.real("eps")));
+  const char* const form = transposed ? "(N, K)" : "(K, N)";
+  check_rank(op, "weight", weight, 2, form);
+  if (weight.shape[transposed] != x.shape.last())
+    fail(op, fmt::format("weight must be {} with K = {} to match x {}, but is {}", form, x.shape.last(), x.shape.text(), weight.shape.text()));
+  check_dtype(op, "weight", weight, x.dtype, "x");
+  if (bias.given) {
+    check_dtype(op, "bias", bias, x.dtype, "x");
+    check_shape(op, "bias", bias, {weight.shape[1]}, "(N)", "weight", weight);
+  }
+  Meta y{x.shape, x.dtype, true};
+  y.shape.set(-1, weight.shape[!transposed]);
+  Layout layout{{y}, {}};
+  layout.forward_workspace = x.shape.size() * size_of(x.dtype);  // n
+  return layout;
+}
+
 const Op kNormLinear{
     .name = "norm_linear",
     .arguments = {{"x", false, false}, {"norm_weight", false, false, true}, {"norm_bias", true, false, true}, {"weight", false, false},
@@ -102,7 +99,7 @@ const Op kNormLinear{
     .results = {"y"},
     .constant_outputs = bits(0),
     .attributes = {{"norm", "layer"}, {"activation", "none"}, {"transpose_weight", false}, {"eps", 1e-5}},
-    .infer = infer,
+    .infer = [](const Attributes& a, std::span<const Meta> in) { return infer_norm_linear(kNormLinear, a, in); },
     .forward = {[](const Call& c) { dispatch(c.inputs[kX].dtype, [&](auto zero) { forward<decltype(zero)>(c); }); }},
     .cost = [](const Attributes& a, std::span<const Meta> in, std::span<const Meta> out) {
       const double product = 2.0 * double(in[kX].shape.size()) * double(out[0].shape.last());

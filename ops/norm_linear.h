@@ -33,4 +33,7 @@ struct NormLinearOptions {
 Tensor norm_linear(const Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias, const Tensor& weight, const Tensor& bias = {},
                    const NormLinearOptions& options = {}, SourceLine where = SourceLine::current());
 
+/// `infer` of norm_linear for an op that begins with one, in whose name it raises errors. Internal to ops/.
+Layout infer_norm_linear(const Op& op, const Attributes& attributes, std::span<const Meta> inputs);
+
 }  // namespace hedgehog

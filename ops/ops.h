@@ -13,6 +13,7 @@
 #include "ops/mlp.h"
 #include "ops/norm.h"
 #include "ops/norm_linear.h"
+#include "ops/norm_linear_attention_step.h"
 #include "ops/optimizer.h"
 #include "ops/reduce.h"
 #include "ops/rotary.h"
