@@ -341,7 +341,6 @@ void throw_uneven(const char* op, const Ref& x) {
 
 int multiprocessors() { return properties.multiProcessorCount; }
 std::size_t largest_shared_memory() { return properties.sharedMemPerBlockOptin; }
-std::size_t l2_bytes() { return std::size_t(std::max(properties.l2CacheSize, 0)); }
 
 void allow_shared_memory(const void* kernel, std::size_t bytes) {
   if (bytes > largest_shared_memory())

@@ -6,32 +6,20 @@
 namespace hedgehog::cuda {
 namespace {
 
-/// table[t] = (cos, sin) of (t + offset) base^(-2 i / D), computed and reduced in f64. A thread for each angle. While kernels before
-/// still run it makes its first for the offset as it is then and for the next one: decoding comes to one of these.
+/// table[t] = (cos, sin) of (t + offset) base^(-2 i / D), computed and reduced in f64. A thread for each angle.
 template <class T>
 __global__ void rotary_table_forward_kernel(const std::int32_t* offset, double base, std::int64_t length, std::int64_t half, T* table) {
   start_next_kernel();
   const std::int64_t begin = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x, stride = std::int64_t(gridDim.x) * blockDim.x;
   auto frequency = [&](std::int64_t n) { return pow(base, -double(n - quotient(n, half) * half) / double(half)); };
-  double turn = frequency(begin), sines[2] = {}, cosines[2] = {};
-  // both times from L2: L1 would not see the change
-  const std::int64_t guess = offset ? __ldcg(offset) : 0;
-#pragma unroll 1
-  for (int i = 0; i < (offset ? 2 : 1); ++i) {
-    double sine, cosine;
-    sincos(double(quotient(begin, half) + guess + i) * turn, &sine, &cosine);
-    if (i == 0) sines[0] = sine, cosines[0] = cosine;
-    else sines[1] = sine, cosines[1] = cosine;
-  }
+  double turn = frequency(begin);
   wait_for_kernels();
-  const std::int64_t first = offset ? __ldcg(offset) : 0, ahead = first - guess;
+  const std::int64_t first = offset ? *offset : 0;
   for (std::int64_t n = begin; n < length * half; n += stride) {
     const std::int64_t t = quotient(n, half), i = n - t * half;
-    double sine = ahead ? sines[1] : sines[0], cosine = ahead ? cosines[1] : cosines[0];
-    if (n != begin || (ahead != 0 && ahead != 1)) {
-      if (n != begin) turn = frequency(n);
-      sincos(double(t + first) * turn, &sine, &cosine);
-    }
+    if (n != begin) turn = frequency(n);
+    double sine, cosine;
+    sincos(double(t + first) * turn, &sine, &cosine);
     table[t * 2 * half + i] = T(cosine);
     table[t * 2 * half + half + i] = T(sine);
   }

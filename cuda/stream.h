@@ -19,7 +19,6 @@ void check_launch(const char* op);
 /// Properties read once.
 int multiprocessors();
 std::size_t largest_shared_memory();  // bytes a block may ask for
-std::size_t l2_bytes();
 /// Whether the program has machine code with warpgroup products (wgmma) for this device: sm_90a on Hopper. The environment variable
 /// HEDGEHOG_GPU_KERNELS=portable answers no, so that the kernels of other GPUs can be tested here.
 bool has_warpgroups();

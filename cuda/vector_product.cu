@@ -129,33 +129,29 @@ __global__ void __launch_bounds__(kThreads, M == 1 ? 2 : 1) vector_product_kerne
 
 constexpr int kTransposedThreads = 256, kTransposedWarps = kTransposedThreads / kWarpLanes;
 
-/// weight (n, k): a warp takes kRows rows of the weight, which are results. Those of every `kept_every`-th warp stay in L2.
+/// weight (n, k): a warp takes kRows rows of the weight, which are results.
 template <int M, int kRows>
-__global__ void __launch_bounds__(kTransposedThreads, M == 1 ? 3 : 1) vector_product_transposed_kernel(const __grid_constant__ VectorProduct p,
-                                                                                                       unsigned kept_every) {
+__global__ void __launch_bounds__(kTransposedThreads, M == 1 ? 3 : 1) vector_product_transposed_kernel(const __grid_constant__ VectorProduct p) {
   constexpr int kPieces = 3, kStep = kWarpLanes * kEach;
   static_assert(kRows * M <= kWarpLanes);
   __shared__ __align__(16) NormedRows<M> normed;
   start_next_kernel();
   const int lane = int(threadIdx.x) % kWarpLanes;
-  const unsigned warp = blockIdx.x * kTransposedWarps + threadIdx.x / kWarpLanes;
-  const std::int64_t begin = std::int64_t(warp) * kRows;
-  const bool kept = warp % kept_every == 0;
+  const std::int64_t begin = (std::int64_t(blockIdx.x) * kTransposedWarps + threadIdx.x / kWarpLanes) * kRows;
   const bf16* x = static_cast<const bf16*>(p.x);
   std::int64_t ldx = p.ldx;
   const bf16* const weight = static_cast<const bf16*>(p.weight);
   std::int64_t first = lane * kEach;
   uint4 packets[kPieces][kRows];
-  auto fetch_by = [&](auto load) {
+  auto fetch = [&] {
 #pragma unroll
     for (int i = 0; i < kPieces; ++i)
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
         packets[i][r] = make_uint4(0, 0, 0, 0);
-        if (begin < p.n && first + i * kStep < p.k) packets[i][r] = load(weight + min(begin + r, p.n - 1) * p.k + first + i * kStep);
+        if (begin < p.n && first + i * kStep < p.k) packets[i][r] = stream_in(weight + min(begin + r, p.n - 1) * p.k + first + i * kStep);
       }
   };
-  auto fetch = [&] { kept ? fetch_by(keep) : fetch_by(stream_in); };
   // lane r M + v finishes row v of column r
   Result result(p, lane < kRows * M && lane % M < p.m && begin + lane / M < p.n, lane % M, begin + lane / M);
   if (!p.parameters) wait_for_kernels();
@@ -218,16 +214,12 @@ void launch(const VectorProduct& p) {
   if (p.transposed) {
     constexpr int rows = M == 1 ? 4 : 2;
     constexpr std::int64_t each = kTransposedWarps * rows;
-    // a classifier takes as long as its bytes come from memory; two fifths of L2 leave room for states and what streams
-    const std::int64_t bytes = p.n * p.k * std::int64_t(sizeof(bf16));
-    const std::int64_t kept_bytes = std::max<std::int64_t>(1 << 20, std::int64_t(l2_bytes()) * 2 / 5);
-    return launch_early(kName, vector_product_transposed_kernel<M, rows>, unsigned((p.n + each - 1) / each), kTransposedThreads, 0, p,
-                        unsigned((bytes + kept_bytes - 1) / kept_bytes));
+    return launch_early(kName, vector_product_transposed_kernel<M, rows>, unsigned((p.n + each - 1) / each), kTransposedThreads, 0, p);
   }
-  // wide pieces of a row are read best, but every multiprocessor is to have some
-  constexpr std::int64_t kFewestBlocks = 64;
-  if (p.n >= kFewestBlocks * 8 * kEach) launch<M, 8>(p);
-  else if (p.n >= kFewestBlocks * 4 * kEach) launch<M, 4>(p);
+  // wide pieces of a row are read best, until too few blocks are left to share its columns: measured
+  constexpr std::int64_t kBlocksOfWide = 64, kBlocksOfUsual = 24;
+  if (p.n >= kBlocksOfWide * 8 * kEach) launch<M, 8>(p);
+  else if (p.n >= kBlocksOfUsual * 4 * kEach) launch<M, 4>(p);
   else launch<M, 2>(p);
 }
 

@@ -8,10 +8,8 @@ namespace hedgehog::cuda {
 constexpr int kEach = kVector<bf16>;
 constexpr int kWarpLanes = int(kWarp);
 
-/// 16 bytes that are not needed again, or not before so many others that L2 may let go of them first.
+/// 16 bytes that are not needed again.
 __device__ __forceinline__ uint4 stream_in(const bf16* at) { return __ldcs(reinterpret_cast<const uint4*>(at)); }
-/// 16 bytes that the next token finds in L2: what streams in goes before them.
-__device__ __forceinline__ uint4 keep(const bf16* at) { return *reinterpret_cast<const uint4*>(at); }
 
 /// Calls body(j, element j as a float).
 template <class Body>
