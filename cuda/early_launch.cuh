@@ -63,7 +63,8 @@ __device__ __forceinline__ void cluster_wait() {
 #endif
 }
 
-/// Counts the bytes that other blocks of the cluster send to one of them, in its shared memory.
+/// Counts the bytes that blocks of the cluster send to one of them, in its shared memory. Any block may have one, and may be told by
+/// itself: `bytes` counts these, too.
 ///
 ///   if (receives && threadIdx.x == 0) inbox.open(bytes);
 ///   cluster_arrive_relaxed();

@@ -21,6 +21,7 @@ struct Path {
   Kernel forward, backward;
   WorkspaceBytes forward_workspace, backward_workspace;
   KeptMetas kept = [](const Attributes&, std::span<const Meta>) { return std::vector<Meta>{}; };
+  bool applies_rotary = false;  // turns queries and keys itself
 };
 
 /// A call whose queries and keys have been turned in its workspace, for kernels that do not turn them as they load them. Backward finds
@@ -41,7 +42,7 @@ struct TurnedCall {
     for (int i : kTurned) {
       Ref& x = inputs[i];
       const Ref turned = take(x);
-      turn_heads(x, c.inputs[la::kRotary], false, turned, false);
+      rotate_heads(x, c.inputs[la::kRotary], false, turned, false);
       x = turned;
     }
     inputs[la::kRotary] = Ref{};
@@ -52,7 +53,7 @@ struct TurnedCall {
   Call of(const Call& c) const { return {c.attributes, inputs, c.outputs, c.saved, c.dy, dx, modes, rest}; }
   void turn_gradients_back(const Call& c) const {
     for (int i : kTurned)
-      if (dx[i]) turn_heads(dx[i], c.inputs[la::kRotary], true, c.dx[i], adds(c, i));
+      if (dx[i]) rotate_heads(dx[i], c.inputs[la::kRotary], true, c.dx[i], adds(c, i));
   }
 
   static constexpr int kTurned[] = {la::kQ, la::kK};
@@ -82,8 +83,9 @@ Path with_turned_calls(const Path& path) {
 }
 
 /// The tensor-core kernels take the shapes they know; forward and backward of one entry agree, as this looks at the inputs alone.
-Path path_of_turned(const Attributes& a, std::span<const Meta> in) {
-  if (mma::supports(a, in)) return {mma::forward, mma::backward, mma::forward_workspace, mma::backward_workspace, mma::kept};
+Path path_by_shape(const Attributes& a, std::span<const Meta> in) {
+  if (mma::supports(a, in))
+    return {mma::forward, mma::backward, mma::forward_workspace, mma::backward_workspace, mma::kept, mma::applies_rotary(a, in)};
   if (large::supports(a, in)) return {large::forward, large::backward, large::forward_workspace, large::backward_workspace};
   if (one_sided::supports(a, in))
     return {one_sided::forward, one_sided::backward, one_sided::forward_workspace, one_sided::backward_workspace};
@@ -96,8 +98,8 @@ Path path_of_turned(const Attributes& a, std::span<const Meta> in) {
   return {slow(generic::forward), slow(generic::backward), generic::forward_workspace, generic::backward_workspace};
 }
 Path path_of(const Attributes& a, std::span<const Meta> in) {
-  const Path path = path_of_turned(a, in);
-  return !in[la::kRotary].given || (mma::supports(a, in) && mma::turns(a, in)) ? path : with_turned_calls(path);
+  const Path path = path_by_shape(a, in);
+  return !in[la::kRotary].given || path.applies_rotary ? path : with_turned_calls(path);
 }
 Path path_of(const Call& c) {
   std::vector<Meta> metas;

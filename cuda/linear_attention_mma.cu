@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8) linear_attention_for
     const signed char* const rows = m.rows[chunk & 1];
     wait_all_copies();
     if constexpr (kTurned)
-      for (bf16* const tile : {m.k, m.q}) turn_rows<kD>(tile, s.rotary + t0 * kD, kD, count - 1, l);
+      for (bf16* const tile : {m.k, m.q}) turn_rows<kD>(tile, s.rotary + t0 * kD, kD, count - 1, s.vector, l);
     __syncthreads();  // q, k and rows are here; the chunk before is done with v
     load_rows<kD>(m.v, s.v.at(b, t0, h), s.v.token, left, s.vector, l);
     if (keeps(p, chunk)) keep_state(p, state, kept_slot(p, walk, chunk), l);
@@ -276,7 +276,7 @@ bool supports(const Attributes& attributes, std::span<const Meta> inputs) {
   return D == 32 || D == 64;
 }
 
-bool turns(const Attributes& attributes, std::span<const Meta> inputs) {
+bool applies_rotary(const Attributes& attributes, std::span<const Meta> inputs) {
   return attributes.flag("causal") && !attributes.flag("final_state") && !is_general(attributes, inputs);
 }
 

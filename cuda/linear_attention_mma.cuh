@@ -15,7 +15,7 @@ namespace hedgehog::cuda::linear_attention_mma {
 bool supports(const Attributes& attributes, std::span<const Meta> inputs);
 
 /// Whether they turn queries and keys of a supported call by a table of rotary as they load them.
-bool turns(const Attributes& attributes, std::span<const Meta> inputs);
+bool applies_rotary(const Attributes& attributes, std::span<const Meta> inputs);
 
 /// What forward keeps for backward: states before its segments, final states, and what normalises features.
 std::vector<Meta> kept(const Attributes& attributes, std::span<const Meta> inputs);

@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
     const signed char* const rows = m.rows[chunk & 1];
     const float *const deltas = m.delta[chunk & 1], *const dens = m.den[chunk & 1], *const shift = m.shift[chunk & 1];
     wait_all_copies();
-    if constexpr (kTurned) turn_rows<kD>(m.q, s.rotary + t0 * kD, kD, count - 1, l);
+    if constexpr (kTurned) turn_rows<kD>(m.q, s.rotary + t0 * kD, kD, count - 1, s.vector, l);
     __syncthreads();  // q and the numbers of the rows are here; the chunk after is done with all tiles
     if constexpr (!kOnlySums) {
       load_rows<kD>(m.k, s.k.at(b, t0, h), s.k.token, left, s.vector, l);
@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
       R.publish(ones, m.R, m.y, l);
     }
     wait_all_copies();
-    if constexpr (kTurned && !kOnlySums) turn_rows<kD>(m.k, s.rotary + t0 * kD, kD, count - 1, l);
+    if constexpr (kTurned && !kOnlySums) turn_rows<kD>(m.k, s.rotary + t0 * kD, kD, count - 1, s.vector, l);
     __syncthreads();  // k, v, dy, phi and R are here; all are done with q
     if (chunk > walk.begin) load_rows<kD>(m.q, s.q.at(b, t0 - kD, h), s.q.token, kD, s.vector, l);
     if (chunk > 0 || p.reaches_initial(walk)) numbers.fetch(p, walk, chunk - 1);
@@ -227,7 +227,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
       {
         float dk[kD / 8][4];
         through_weight<kD>(dk, du, m.weight_k, m.du, l);
-        if constexpr (kTurned) turn_back<kD>(dk, s.rotary + t0 * kD, kD, count - 1, l);
+        if constexpr (kTurned) turn_back<kD>(dk, s.rotary + t0 * kD, kD, count - 1, s.vector, l);
         store_rows<kD>(p.dk, p.dk.at(b, t0, h), dk, count, l);
       }
     }

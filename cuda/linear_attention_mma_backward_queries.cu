@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
     const bool goes_on = chunk + 1 < walk.end;
     const signed char* const rows = m.rows[chunk & 1];
     wait_all_copies();
-    if constexpr (kTurned) turn_rows<kD>(m.k, s.rotary + t0 * kD, kD, count - 1, l);
+    if constexpr (kTurned) turn_rows<kD>(m.k, s.rotary + t0 * kD, kD, count - 1, s.vector, l);
     __syncthreads();  // k and rows are here; the chunk before is done with all tiles
     load_rows<kD>(m.v, s.v.at(b, t0, h), s.v.token, left, s.vector, l);
     load_rows<kD>(m.dy, p.dy.at(b, t0, h), p.dy.token, left, s.vector, l);
@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
     norm.fetch(s.map, kOfQueries, index, t0, count, l.row);
     state.enter(m.weight_k, m.k, count, rows, m.phi, m.S, m.features, l, chunk_norm<kGeneral>(s.map, m.key_norm[0], h, kD));
     wait_all_copies();
-    if constexpr (kTurned) turn_rows<kD>(m.q, s.rotary + t0 * kD, kD, count - 1, l);
+    if constexpr (kTurned) turn_rows<kD>(m.q, s.rotary + t0 * kD, kD, count - 1, s.vector, l);
     __syncthreads();  // v, dy, o, q, phi and the state are here; all are done with k
     p.shifts[(index * s.chunks + chunk) * 2 * kD + thread] = m.features.shift[thread];
     signed char next_row = -1;
@@ -264,7 +264,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 2 : 6)
     {
       float dq[kD / 8][4];
       through_weight<kD>(dq, du, m.weight_q, m.du, l);
-      if constexpr (kTurned) turn_back<kD>(dq, s.rotary + t0 * kD, kD, count - 1, l);
+      if constexpr (kTurned) turn_back<kD>(dq, s.rotary + t0 * kD, kD, count - 1, s.vector, l);
       if (chunk >= first_chunk) store_rows<kD>(p.dq, p.dq.at(b, t0, h), dq, count, l);
     }
 

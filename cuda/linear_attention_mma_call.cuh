@@ -4,13 +4,13 @@
 
 #include "cuda/linear_attention_mma_state.cuh"
 #include "cuda/stream.h"
-#include "ops/feature_map_rows.h"
+#include "ops/linear_attention_sizes.h"
 
 /// Addresses of a call's tensors, and what of them may be reached 16 bytes at a time.
 namespace hedgehog::cuda::linear_attention_mma {
 
-/// Arguments of linear_attention, in order.
-enum Input : int { kQ, kK, kV, kWeightQ, kWeightK, kBiasQ, kBiasK, kDocumentStart, kMask, kInitialState, kRotary };
+using linear_attention_detail::Input;
+using enum linear_attention_detail::Input;
 
 /// How the chunks of a sequence are shared out to blocks.
 struct Segments {
@@ -134,6 +134,7 @@ void warpgroup_states(const Sequence& s, const SumSlots& states, float* local, s
 /// Calls f(general, turned) with the compile-time form of the kernels that a call needs.
 template <class F>
 void with_form(const Sequence& s, const F& f) {
+  if (s.map.general && s.rotary) throw Error("[linear_attention] no kernel turns queries of a general map");  // see applies_rotary
   if (s.map.general) return f(std::true_type{}, std::false_type{});
   s.rotary ? f(std::false_type{}, std::true_type{}) : f(std::false_type{}, std::false_type{});
 }

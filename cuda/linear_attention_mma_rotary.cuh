@@ -28,10 +28,14 @@ __device__ __forceinline__ float turned_back_element(const float* x, int d, cons
   const float2 y = turned_pair(x[i], x[kD / 2 + i], angles[i], -angles[kD / 2 + i]);
   return d < kD / 2 ? y.x : y.y;
 }
+/// Four neighbours, 16 bytes at a time if `vector`.
+__device__ __forceinline__ float4 four_at(const float* at, bool vector) {
+  return vector ? *reinterpret_cast<const float4*>(at) : float4{at[0], at[1], at[2], at[3]};
+}
 /// Turns a warp's 16 rows of a tile when its copies have arrived; rows of zeros stay so. angles: of the first row of the tile, rows
-/// `pitch` apart; those after `last` are not read.
+/// `pitch` apart; those after `last` are not read. vector: they may be read 16 bytes at a time.
 template <int kD>
-__device__ __forceinline__ void turn_rows(bf16* tile, const float* angles, int pitch, int last, const Lanes<kD>& l) {
+__device__ __forceinline__ void turn_rows(bf16* tile, const float* angles, int pitch, int last, bool vector, const Lanes<kD>& l) {
   constexpr int kPieces = kD / 16;  // of half a row
   __syncwarp();
 #pragma unroll
@@ -41,8 +45,8 @@ __device__ __forceinline__ void turn_rows(bf16* tile, const float* angles, int p
     float4 cosines[2], sines[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      cosines[i] = *reinterpret_cast<const float4*>(of_row + 4 * i);
-      sines[i] = *reinterpret_cast<const float4*>(of_row + kD / 2 + 4 * i);
+      cosines[i] = four_at(of_row + 4 * i, vector);
+      sines[i] = four_at(of_row + kD / 2 + 4 * i, vector);
     }
     uint4* const pieces[2] = {reinterpret_cast<uint4*>(tile + place<kD>(row, column)),
                               reinterpret_cast<uint4*>(tile + place<kD>(row, kD / 2 + column))};
@@ -62,14 +66,15 @@ __device__ __forceinline__ void turn_rows(bf16* tile, const float* angles, int p
 }
 /// Turns gradients of a warp's 16 rows back.
 template <int kD>
-__device__ __forceinline__ void turn_back(float (&c)[kD / 8][4], const float* angles, int pitch, int last, const Lanes<kD>& l) {
+__device__ __forceinline__ void turn_back(float (&c)[kD / 8][4], const float* angles, int pitch, int last, bool vector, const Lanes<kD>& l) {
+  const auto two_at = [&](const float* at) { return vector ? *reinterpret_cast<const float2*>(at) : float2{at[0], at[1]}; };
   constexpr int kTiles = kD / 16;  // of half a row
 #pragma unroll
   for (int x = 0; x < 2; ++x) {
     const float* const of_row = angles + min(l.row + 8 * x, last) * pitch + l.column;
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
-      const float2 cosines = pair_at(of_row, 8 * n), sines = pair_at(of_row, kD / 2 + 8 * n);
+      const float2 cosines = two_at(of_row + 8 * n), sines = two_at(of_row + kD / 2 + 8 * n);
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         float &a = c[n][2 * x + e], &b = c[n + kTiles][2 * x + e];
@@ -96,9 +101,9 @@ struct WithAngles : Tiles {
       copy_async(shared_address(angles + row * kPitch + column), rotary + (t + (valid ? row : 0)) * kD + column, valid);
     }
   }
-  __device__ __forceinline__ void turn(bf16* tile, const Lanes<kD>& l) const { turn_rows<kD>(tile, angles, kPitch, kD - 1, l); }
+  __device__ __forceinline__ void turn(bf16* tile, const Lanes<kD>& l) const { turn_rows<kD>(tile, angles, kPitch, kD - 1, true, l); }
   __device__ __forceinline__ void turn_back(float (&c)[kD / 8][4], const Lanes<kD>& l) const {
-    linear_attention_mma::turn_back<kD>(c, angles, kPitch, kD - 1, l);
+    linear_attention_mma::turn_back<kD>(c, angles, kPitch, kD - 1, true, l);
   }
 };
 template <class Tiles, int kD>

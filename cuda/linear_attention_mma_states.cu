@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(2 * kD, kD == 64 ? 3 : 8) linear_attention_sta
     const std::int64_t t0 = std::int64_t(chunk) * kD;
     const signed char* const rows = m.rows[chunk & 1];
     wait_all_copies();
-    if constexpr (kTurned) turn_rows<kD>(m.k, s.rotary + t0 * kD, kD, kD - 1, l);
+    if constexpr (kTurned) turn_rows<kD>(m.k, s.rotary + t0 * kD, kD, kD - 1, s.vector, l);
     __syncthreads();  // k and rows are here; the chunk before is done with v
     load_rows<kD>(m.v, s.v.at(b, t0, h), s.v.token, kD, s.vector, l);
     state.enter(m.weight_k, m.k, kD, rows, m.phi, m.S, m.features, l, chunk_norm<kGeneral>(s.map, m.key_norm[0], h, kD));

@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_forward_ker
     const bool goes_on = chunk + 1 < walk.end, ends = p.final_state && chunk + 1 == s.chunks;
     const signed char* const rows = m.rows[chunk & 1];
     wait_copies<1>();  // q may be on its way
-    if constexpr (kTurned) turn_rows<kWide>(m.k, s.rotary + t0 * kWide, kWide, count - 1, l);
+    if constexpr (kTurned) turn_rows<kWide>(m.k, s.rotary + t0 * kWide, kWide, count - 1, true, l);
     shared_written();
     __syncthreads();  // k and rows are here; the chunk before is done with v, phi and the state
     load_rows<kWide>(m.v, s.v.at(b, t0, h), s.v.token, left, true, l);
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(128, 3) linear_attention_warpgroup_forward_ker
     float u[8][4];
     enter<true>(S, at(m.weight_k), at(m.k), count, rows, last, at(m.phi), at(m.S), m.features, l, chunk_norm<kGeneral>(s.map, m.norm(), h, kWide));
     wait_all_copies();
-    if constexpr (kTurned) turn_rows<kWide>(m.q, s.rotary + t0 * kWide, kWide, count - 1, l);
+    if constexpr (kTurned) turn_rows<kWide>(m.q, s.rotary + t0 * kWide, kWide, count - 1, true, l);
     shared_written();
     __syncthreads();  // q, v, phi and the state are here; all are done with k
     signed char next_row = -1;

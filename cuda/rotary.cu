@@ -122,7 +122,7 @@ void backward(const Call& c) {
 
 }  // namespace
 
-void turn_heads(const Ref& x, const Ref& table, bool back, const Ref& y, bool adds) { turn(x, table, false, back, y, adds); }
+void rotate_heads(const Ref& x, const Ref& table, bool back, const Ref& y, bool adds) { turn(x, table, false, back, y, adds); }
 
 void register_rotary(KernelTable& table) {
   table["rotary_table"] = {table_forward, {}, {}, {}};

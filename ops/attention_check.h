@@ -26,14 +26,14 @@ inline void check_token_numbers(const Op& op, const char* name, const Meta& numb
   check_shape(op, name, numbers, Shape{q.shape[0], q.shape[1]}, "(B, T)", "q", q);
 }
 
-/// Table (T, D) of rotary_table, if given.
-inline void check_rotary(const Op& op, const Meta& table, const Meta& q) {
+/// Table (tokens, D) of rotary_table, if given; `form` as the op's header has it.
+inline void check_rotary(const Op& op, const Meta& table, const Meta& q, const char* form) {
   if (!table.given) return;
   if (q.shape[3] % 2 != 0)
     fail(op, fmt::format("D must be even where rotary is given, since features turn in pairs, but q is {}; choose another head size",
                          q.shape.text()));
   check_dtype(op, "rotary", table, accumulator_of(q.dtype), q.dtype == Dtype::bf16 ? nullptr : "q");
-  check_shape(op, "rotary", table, {q.shape[1], q.shape[3]}, "(T, D)", "q", q);
+  check_shape(op, "rotary", table, {q.shape[1], q.shape[3]}, form, "q", q);
 }
 
 constexpr std::int64_t kLargestWidth = 256;

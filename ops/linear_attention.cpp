@@ -22,7 +22,7 @@ Layout infer(const Attributes& attributes, std::span<const Meta> in) {
   check_attention_maps(op, q, in.subspan(kWeightQ, 4));
   check_token_numbers(op, "document_start", in[kDocumentStart], q);
   check_token_numbers(op, "mask", in[kMask], q);
-  check_rotary(op, in[kRotary], q);
+  check_rotary(op, in[kRotary], q, "(T, D)");
   const std::int64_t chunk = attributes.integer("chunk");
   if (chunk < 0) fail(op, fmt::format("chunk must be positive, or 0 to let the op choose, but is {}", chunk));
   const Sizes s = sizes_of(attributes, q.shape, in[kK].shape, in[kV].shape, in[kWeightQ].given ? &in[kWeightQ].shape : nullptr);
@@ -48,7 +48,8 @@ std::pair<Work, Work> cost(const Attributes& a, std::span<const Meta> in, std::s
   const bool states = !s.causal || s.chunks() > 1 || s.final_state || in[kInitialState].given;
   const double forward = 2 * map + seen * (F + Dv) + (states ? 2 * F * Dv : 0);
   const double backward = 6 * map + seen * (3 * F + 2 * Dv) + (states ? 5 * F * Dv : 0);
-  return {{2 * rows * forward}, {2 * rows * backward}};
+  const double turns = in[kRotary].given ? 3.0 * double(in[kQ].shape.size() + in[kK].shape.size()) : 0;
+  return {{2 * rows * forward + turns}, {2 * rows * backward + 2 * turns}};
 }
 
 /// Sizes of a sample: extents differ pairwise.
@@ -145,7 +146,7 @@ const Op kLinearAttention{
     .cost = la::cost,
     .reference = [](const Attributes& a, const Tensors& in) { return la::composed(a, in, la::Lost::nothing); },
     .formula_forward = "q, k turned by rotary, if there is a table;  A_ij = phi_q(q_i) . phi_k(k_j);  o_i = sum_j A_ij v_j / sum_j A_ij",
-    .formula_backward = "W_ij = (G_i . (v_j - o_i)) / den_i;  dphi_q = W phi_k;  dphi_k = W^T phi_q;  dv = (A / den)^T G",
+    .formula_backward = "W_ij = (G_i . (v_j - o_i)) / den_i;  dphi_q = W phi_k;  dphi_k = W^T phi_q;  dv = (A / den)^T G;  dq, dk turned back by rotary",
     .samples = la::samples(),
     .faults = {la::fault("normaliser to k", "the path of the normaliser to k is lost (dk alone is wrong)",
                                               la::Lost::normaliser_to_k, "hedgehog causal"),

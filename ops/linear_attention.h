@@ -36,8 +36,8 @@ struct LinearAttentionResult {
 /// options see above; the map of keys is one per query head. Weights and biases have the dtype of q; states are f32 where q is bf16
 /// returns o, and the state on request
 ///
-/// With a rotary table (dtype of q, f32 for bf16) q and k stand for the vectors turned by it, as by rotary in layout "half", and
-/// their gradients are turned back.
+/// With a rotary table (dtype of q, f32 for bf16; no gradient) q and k stand for the vectors turned by it, as by rotary in layout
+/// "half" and rounded like them, and their gradients are turned back.
 ///
 /// Scores are not scaled. A row that sees no token gives o = 0 and no gradient. Masked tokens produce an o of their own (they
 /// are hidden as keys, not as queries).

@@ -145,7 +145,7 @@ Layout infer_step(const Op& op, const Attributes& attributes, std::span<const Me
   const Sizes s = step_sizes(attributes, in, op.name.c_str());
   check_dtype(op, "state", state, accumulator_of(q.dtype), q.dtype == Dtype::bf16 ? nullptr : "q");
   check_shape(op, "state", state, s.state_shape(), "(B, Hq, F, Dv + 2)", "q", q);
-  check_rotary(op, in[kStepRotary], q);
+  check_rotary(op, in[kStepRotary], q, "(n, D)");
   Layout layout;
   layout.outputs = {{Shape{s.B, s.T, s.Hq, s.Dv}, q.dtype}};
   dispatch_workspace(q.dtype, [&](auto zero) {

@@ -27,7 +27,8 @@ struct LinearAttentionStepOptions {
 ///                              f32 where q is bf16
 /// rotary   (n, D)  table of rotary_table, dtype of q, f32 for bf16, or none: q and k are first turned as by rotary in layout "half",
 ///                  and not rounded in between
-/// returns  (B, n, Hq, Dv), equal to the rows of linear_attention over the whole sequence up to rounding
+/// returns  (B, n, Hq, Dv), equal to the rows of linear_attention over the whole sequence up to rounding, which there is of turned
+///          vectors, too
 ///
 /// Backward: none.
 /// Saved:    nothing.

@@ -59,7 +59,7 @@ Tensors composed(const Attributes& a, const Tensors& in) {
 
 }  // namespace
 
-Layout infer_norm_linear(const Op& op, const Attributes& a, std::span<const Meta> in) {
+Layout infer_norm_linear(const Op& op, const Attributes& a, std::span<const Meta> in, const char* width, const char* columns) {
   const Meta &x = in[kX], &weight = in[kWeight], &bias = in[kBias];
   const std::string& norm = a.text("norm");
   if (norm != "layer" && norm != "rms") fail(op, fmt::format("norm must be layer or rms, but is '{}'", norm));
@@ -72,18 +72,18 @@ Layout infer_norm_linear(const Op& op, const Attributes& a, std::span<const Meta
     if (!in[i].given) continue;
     const char* name = i == kNormBias ? "norm_bias" : "norm_weight";
     check_dtype(op, name, in[i], accumulator_of(x.dtype), x.dtype == Dtype::bf16 ? nullptr : "x");
-    check_shape(op, name, in[i], {x.shape.last()}, "(K)", "x", x);
+    check_shape(op, name, in[i], {x.shape.last()}, fmt::format("({})", width).c_str(), "x", x);
   }
   if (in[kNormBias].given && !centred) fail(op, "norm_bias must be left out with norm = rms, which has none");
   if (!(a.real("eps") > 0)) fail(op, fmt::format("eps must be above 0, but is {}; 1e-5 is usual", a.real("eps")));
-  const char* const form = transposed ? "(N, K)" : "(K, N)";
-  check_rank(op, "weight", weight, 2, form);
+  const std::string form = transposed ? fmt::format("({}, {})", columns, width) : fmt::format("({}, {})", width, columns);
+  check_rank(op, "weight", weight, 2, form.c_str());
   if (weight.shape[transposed] != x.shape.last())
-    fail(op, fmt::format("weight must be {} with K = {} to match x {}, but is {}", form, x.shape.last(), x.shape.text(), weight.shape.text()));
+    fail(op, fmt::format("weight must be {} with {} = {} to match x {}, but is {}", form, width, x.shape.last(), x.shape.text(), weight.shape.text()));
   check_dtype(op, "weight", weight, x.dtype, "x");
   if (bias.given) {
     check_dtype(op, "bias", bias, x.dtype, "x");
-    check_shape(op, "bias", bias, {weight.shape[1]}, "(N)", "weight", weight);
+    check_shape(op, "bias", bias, {weight.shape[1]}, fmt::format("({})", columns).c_str(), "weight", weight);
   }
   Meta y{x.shape, x.dtype, true};
   y.shape.set(-1, weight.shape[!transposed]);

@@ -34,6 +34,7 @@ Tensor norm_linear(const Tensor& x, const Tensor& norm_weight, const Tensor& nor
                    const NormLinearOptions& options = {}, SourceLine where = SourceLine::current());
 
 /// `infer` of norm_linear for an op that begins with one, in whose name it raises errors. Internal to ops/.
-Layout infer_norm_linear(const Op& op, const Attributes& attributes, std::span<const Meta> inputs);
+Layout infer_norm_linear(const Op& op, const Attributes& attributes, std::span<const Meta> inputs, const char* width = "K",
+                         const char* columns = "N");
 
 }  // namespace hedgehog

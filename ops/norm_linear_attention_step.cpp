@@ -20,14 +20,19 @@ Layout infer(const Attributes& a, std::span<const Meta> in) {
   const Op& op = kNormLinearAttentionStep;
   const Meta &x = in[kX], &weight = in[kWeight];
   check_rank(op, "x", x, 3, "(B, n, C)");
-  const Layout linear = infer_norm_linear(op, linear_attributes(a), linear_inputs(in));
+  const Layout linear = infer_norm_linear(op, linear_attributes(a), linear_inputs(in), "C", "(Hq + 2 Hkv) D");
   const std::int64_t heads = a.integer("heads"), key_heads = a.integer("key_heads");
   if (heads < 1) fail(op, fmt::format("heads must be at least 1, but is {}", heads));
   if (key_heads < 0) fail(op, fmt::format("key_heads must be at least 1, or 0 for as many as heads, but is {}", key_heads));
+  if (key_heads > 0 && heads % key_heads != 0)
+    fail(op, fmt::format("heads must be a multiple of key_heads, but is {} with {}; change one of them", heads, key_heads));
   const PackedHeads s(a, weight.shape);
   if (s.D < 1 || s.D * (s.Hq + 2 * s.Hkv) != s.columns)
     fail(op, fmt::format("weight must be (C, (Hq + 2 Hkv) D) with Hq = {} and Hkv = {}, but its {} columns are no multiple of {}; change heads",
                          s.Hq, s.Hkv, s.columns, s.Hq + 2 * s.Hkv));
+  if (in[kRotary].given && s.D % 2 != 0)
+    fail(op, fmt::format("D must be even where rotary is given, since features turn in pairs, but weight {} has heads of {}; change heads",
+                         weight.shape.text(), s.D));
   Layout layout = linear_attention_detail::infer_step(op, step_attributes(a), step_inputs(s, in));
   layout.forward_workspace = packed_bytes(x, weight) + std::max(linear.forward_workspace, layout.forward_workspace);
   return layout;

@@ -29,7 +29,8 @@ struct AttentionShape {
   bool uneven = false;                  // of the initial state some rows are empty, and some so large that no key raises their shift
   std::string text() const {
     return fmt::format("B {} T {} H {}/{} D {}{}{}{}{} scale {}{}{}{}{}", B, T, Hq, Hkv, D, causal ? " causal" : "", documents ? " documents" : "",
-                       initial ? uneven ? " uneven initial state" : " initial state" : "", final ? state_alone ? " final state alone" : " final state" : "", scale,
+                       initial ? uneven ? " uneven initial state" : " initial state" : "",
+                       final ? state_alone ? " final state alone" : " final state" : "", scale,
                        turned ? " turned" : "", quarter_turns ? " turned by right angles" : "", weights ? "" : " no weights", temperature == 1 ? "" : fmt::format(" temperature {}", temperature));
   }
   SampleInput packed() const { return normal({B, T, (Hq + 2 * Hkv) * D}, scale); }

@@ -168,7 +168,9 @@ inline Cases turned_cases() {
     out.push_back(linear_case({.T = 65, .Hq = 4, .Hkv = 2, .D = D, .causal = false, .turned = true}));
     out.push_back(linear_case({.T = 65, .D = D, .turned = true}, true, "elu"));
   }
-  for (const std::int64_t D : {40, 96}) out.push_back(linear_case({.T = 130, .D = D, .turned = true}));
+  out.push_back(linear_case({.T = 65, .final = true, .turned = true}));
+  out.push_back(linear_case({.T = 65, .turned = true}, false, "exp"));
+  for (const std::int64_t D : {40, 96, 128}) out.push_back(linear_case({.T = 130, .D = D, .turned = true}));
   return shortened(out);
 }
 

@@ -94,11 +94,6 @@ Program with_rounded_results(Program program, const Kept& kept, const Op& op) {
   for (const Entry& e : program.entries)
     if (op.name == "linear_attention of packed" && !e.backward && e.op->name == "matmul" && e.attributes.flag("transpose_a"))
       features.push_back(e.inputs[0]);
-  // and they turn queries and keys by rotary as ops/rotary.h stores them: the halves of a vector side by side
-  auto is_turned = [&](const Entry& e) {
-    return op.name == "linear_attention of packed" && !e.backward && e.op->name == "concat" && e.inputs.size() == 2 &&
-           e.outputs[0].shape().last() == 2 * e.inputs[0].shape().last();
-  };
   std::vector<Entry> entries;
   for (Entry& e : program.entries) {
     // ops/norm_linear_attention_step.h: q, k and v are rounded to the dtype of x on their way
@@ -106,7 +101,6 @@ Program with_rounded_results(Program program, const Kept& kept, const Op& op) {
       for (int part = 0; part < 3; ++part) entries.push_back(rounding(e.inputs[std::size_t(part)], 8));
     Tensors stored;
     if (is_dh(e)) stored.push_back(e.dx[0]);
-    if (is_turned(e)) stored.push_back(e.outputs[0]);
     for (const Tensor& y : e.backward ? Tensors{} : e.outputs) {
       bool narrow = (products && e.op->name == "matmul") || std::find(features.begin(), features.end(), y) != features.end();
       for (std::size_t j = 0; j < program.outputs.size(); ++j) narrow |= program.outputs[j] == y && kept.dtypes[j] == Dtype::bf16;

@@ -200,6 +200,9 @@ void attention_is_fast() {
     CHECK(slow_calls({.time = 130, .heads = 2, .head_size = D, .causal = false}) == 0);
     CHECK(slow_calls({.time = 130, .heads = 2, .head_size = D, .documents = true}) == 0);
     CHECK(slow_calls({.time = 130, .heads = 2, .head_size = D, .turned = true}) == 0);
+    // turned as they are loaded: no copies
+    const AttentionCase plain{.time = 130, .heads = 2, .head_size = D}, rotated{.time = 130, .heads = 2, .head_size = D, .turned = true};
+    CHECK(extra_memory(attention_program(rotated, Dtype::bf16, true)) == extra_memory(attention_program(plain, Dtype::bf16, true)));
     CHECK(slow_calls({.time = 130, .heads = 2, .head_size = D, .states = true}) == 0);
   }
   CHECK(slow_calls({.time = 130, .heads = 2, .head_size = 40}) == 2);

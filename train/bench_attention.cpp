@@ -147,6 +147,17 @@ std::int64_t extra_memory(const Program& attention) {
   return saved + workspace;
 }
 
+namespace {
+
+const char* variant_of(const AttentionCase& c) {
+  if (c.states) return "initial and final state";
+  if (c.documents) return "packed documents";
+  if (c.turned) return "rotary positions";
+  return c.causal ? "causal" : "bidirectional";
+}
+
+}  // namespace
+
 ordered_json bench_attention(const AttentionCase& c, Dtype dtype) {
   auto time = [&](bool gradients, std::int64_t* bytes) {
     const Program program = attention_program(c, dtype, gradients);
@@ -158,7 +169,7 @@ ordered_json bench_attention(const AttentionCase& c, Dtype dtype) {
   std::int64_t bytes = 0;
   ordered_json forward = time(false, nullptr), both = time(true, &bytes);
   return {{"attention", c.attention},
-          {"variant", c.states ? "initial and final state" : c.documents ? "packed documents" : c.turned ? "rotary positions" : c.causal ? "causal" : "bidirectional"},
+          {"variant", variant_of(c)},
           {"dtype", name_of(dtype)},
           {"batch", c.rows},
           {"time", c.time},
