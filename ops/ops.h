@@ -1,5 +1,6 @@
 #pragma once
 /// All user functions, a header a family.
+#include "ops/attention_cross_entropy.h"
 #include "ops/cross_entropy.h"
 #include "ops/dropout.h"
 #include "ops/elementwise.h"

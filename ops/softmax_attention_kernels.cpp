@@ -1,9 +1,8 @@
 #include <limits>
 
-#include "ops/blas.h"
 #include "core/dispatch.h"
+#include "ops/attention_tiles.h"
 #include "ops/feature_map_rows.h"
-#include "ops/head_rows.h"
 #include "ops/softmax_attention_sizes.h"
 #include "ops/worker_tasks.h"
 
@@ -38,22 +37,7 @@ std::vector<Scratch<T>> scratch_of(const Sizes& s, std::int64_t tasks, bool back
   return scratch;
 }
 
-/// Rows [i0, i1) of one head against keys [j0, j1) of the same document.
-struct Tile {
-  std::int64_t b, h, hkv, i0, i1, j0, j1;
-  std::int64_t rows() const { return i1 - i0; }
-  std::int64_t columns() const { return j1 - j0; }
-};
-
-/// Calls body(tile) for all tiles of rows [i0, i1), left to right.
-template <class Body>
-void for_tiles(const Sizes& s, Tile t, std::int64_t begin, std::int64_t end, const Body& body) {
-  const std::int64_t last = s.causal ? t.i1 : end;
-  for (t.j0 = begin; t.j0 < last; t.j0 = t.j1) {
-    t.j1 = std::min(t.j0 + s.columns(), last);
-    body(t);
-  }
-}
+using Tile = AttentionTile;
 
 template <class T>
 class Attention {
@@ -71,10 +55,10 @@ class Attention {
   void forward(std::int64_t b, std::int64_t h, const Scratch<T>& x) const {
     for_each_document(document_start(b), s_.T, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t i0 = begin; i0 < end; i0 += s_.rows()) {
-        const Tile rows{b, h, h / s_.group(), i0, std::min(i0 + s_.rows(), end), 0, 0};
+        const Tile rows{b, h, h / s_.group(), i0, std::min(i0 + s_.rows(), end), 0, 0, s_.causal};
         std::fill_n(x.m, rows.rows(), -kInfinity<T>);
         std::fill_n(x.sum, rows.rows(), T(0));
-        for_tiles(s_, rows, begin, end, [&](const Tile& t) { add_tile(t, t.j0 == begin, x); });
+        for_tiles(rows, s_.columns(), begin, end, [&](const Tile& t) { add_tile(t, t.j0 == begin, x); });
         finish_rows(rows, x);
       }
     });
@@ -85,9 +69,9 @@ class Attention {
     if (g == 0) std::fill_n(x.dk, s_.T * s_.D, T(0)), std::fill_n(x.dv, s_.T * s_.Dv, T(0));
     for_each_document(document_start(b), s_.T, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t i0 = begin; i0 < end; i0 += s_.rows()) {
-        const Tile rows{b, h, hkv, i0, std::min(i0 + s_.rows(), end), 0, 0};
+        const Tile rows{b, h, hkv, i0, std::min(i0 + s_.rows(), end), 0, 0, s_.causal};
         for (std::int64_t i = 0; i < rows.rows(); ++i) x.sum[i] = rows::dot(G_.at(b, i0 + i, h), o_.at(b, i0 + i, h), s_.Dv);
-        for_tiles(s_, rows, begin, end, [&](const Tile& t) { tile_backward(t, t.j0 == begin, x); });
+        for_tiles(rows, s_.columns(), begin, end, [&](const Tile& t) { tile_backward(t, t.j0 == begin, x); });
       }
     });
     if (g + 1 == s_.group()) store(x.dk, dk_, kK, b, hkv, s_.D), store(x.dv, dv_, kV, b, hkv, s_.Dv);
@@ -99,26 +83,13 @@ class Attention {
     return c_.inputs[i] ? c_.inputs[i].template as<std::int32_t>() + b * s_.T : nullptr;
   }
   T& lse(const Tile& t, std::int64_t i) const { return lse_[(t.b * s_.T + t.i0 + i) * s_.Hq + t.h]; }
-  /// Columns of the tile that row i may see by order.
-  std::int64_t seen(const Tile& t, std::int64_t i) const {
-    return s_.causal ? std::clamp<std::int64_t>(t.i0 + i + 1 - t.j0, 0, t.columns()) : t.columns();
-  }
-
-  /// Scaled scores of a tile, -inf for masked keys.
-  void scores(const Tile& t, T* p) const {
-    gemm_serial<T>(false, true, t.rows(), t.columns(), s_.D, T(s_.scale), q_.at(t.b, t.i0, t.h), q_.row,
-                   k_.at(t.b, t.j0, t.hkv), k_.row, 0, p, t.columns());
-    const std::int32_t* mask = row_of(kMask, t.b);
-    for (std::int64_t i = 0; mask && i < t.rows(); ++i)
-      for (std::int64_t j = 0; j < t.columns(); ++j)
-        if (!mask[t.j0 + j]) p[i * t.columns() + j] = -kInfinity<T>;
-  }
+  void scores(const Tile& t, T* p) const { tile_scores(t, s_.D, T(s_.scale), q_, k_, row_of(kMask, t.b), p); }
 
   void add_tile(const Tile& t, bool first, const Scratch<T>& x) const {
     scores(t, x.p);
     for (std::int64_t i = 0; i < t.rows(); ++i) {
       T* __restrict p = x.p + i * t.columns();
-      const std::int64_t n = seen(t, i);
+      const std::int64_t n = t.seen(i);
       T m = x.m[i];
 #pragma omp simd reduction(max : m)
       for (std::int64_t j = 0; j < n; ++j) m = p[j] > m ? p[j] : m;
@@ -162,7 +133,7 @@ class Attention {
     for (std::int64_t i = 0; i < n; ++i) {
       T* __restrict p = x.p + i * columns;
       const T l = lse(t, i);
-      const std::int64_t visible = seen(t, i);
+      const std::int64_t visible = t.seen(i);
       for (std::int64_t j = 0; j < visible; ++j) p[j] = vector_exp(p[j] - l);
       std::fill(p + visible, p + columns, T(0));
     }
