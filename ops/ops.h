@@ -1,5 +1,6 @@
 #pragma once
 /// All user functions, a header a family.
+#include "ops/cosformer_features.h"
 #include "ops/cross_entropy.h"
 #include "ops/dropout.h"
 #include "ops/elementwise.h"
@@ -15,6 +16,7 @@
 #include "ops/norm_linear.h"
 #include "ops/norm_linear_attention_step.h"
 #include "ops/optimizer.h"
+#include "ops/performer_features.h"
 #include "ops/reduce.h"
 #include "ops/rotary.h"
 #include "ops/sample_token.h"
@@ -23,3 +25,4 @@
 #include "ops/softmax.h"
 #include "ops/softmax_attention.h"
 #include "ops/step_state.h"
+#include "ops/taylor_features.h"
