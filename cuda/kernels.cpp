@@ -19,6 +19,9 @@ const KernelTable& kernels() {
     register_rotary(t);
     register_short_convolution(t);
     register_feature_map(t);
+    register_taylor_features(t);
+    register_cosformer_features(t);
+    register_performer_features(t);
     register_linear_attention(t);
     register_linear_attention_step(t);
     register_norm_linear_attention_step(t);

@@ -1,6 +1,7 @@
 #pragma once
 #include <string>
 
+#include "nn/attention_features.h"
 #include "nn/layers.h"
 
 namespace hedgehog {
@@ -19,12 +20,16 @@ struct AttentionState {
 };
 
 /// Multi-head causal attention: packed projection, short convolution of queries, keys and values (if asked), rotary
-/// positions, softmax or linear attention, output projection. The projection is one tensor (B, T, 3 C); q, k, v are windows of it.
+/// positions, softmax or linear attention, output projection. The projection is one tensor (B, T, 2 Q + C); q, k, v are windows of it.
+/// Q is C but for "taylor", whose queries and keys are narrower.
 class Attention {
  public:
   struct Options {
     std::int64_t heads = 1, width = 1;
     std::string kind = "hedgehog";  // softmax, or a map of linear attention
+    FeatureOptions features;
+    std::int64_t layer = 0;         // number of the layer, for random features
+    std::uint64_t seed = 1;         // of random features
     bool bias = false;
     double map_init_gain = 1;
     std::int64_t short_convolution = 0;  // tokens that it spans; 0: none
@@ -48,16 +53,19 @@ class Attention {
   struct Heads {
     Tensor q, k, v;  // (B, T, H, D)
   };
-  /// Windows of the packed projection (B, T, 3 C), queries and keys turned if there is a table.
+  /// Windows of the packed projection, queries and keys turned if there is a table.
   Heads heads_of(const Tensor& packed, const Tensor& rotary) const;
   void start_values_unmixed(Parameters& parameters);
   void start_mimetic(Parameters& parameters);
   Tensor output(const Tensor& o, const Tensor& residual, const Tensor& dropout_step) const;
 
   Options options_;
+  std::int64_t queries_ = 0;  // Q, width of all queries together
   Linear qkv_, output_;
-  Tensor convolution_;    // (K, 3 C), of queries, keys and values
-  Tensor map_q_, map_k_;  // (H, D, D), of the Hedgehog maps
+  AttentionFeatures features_;
+  Tensor convolution_;              // (K, 2 Q + C), of queries, keys and values
+  Tensor map_q_, map_k_;            // (H, D, D), of the Hedgehog maps and T2R
+  Tensor map_bias_q_, map_bias_k_;  // (H, D), of T2R
 };
 
 }  // namespace hedgehog

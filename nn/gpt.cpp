@@ -28,8 +28,18 @@ void check(const GptOptions& o) {
     refuse(fmt::format("layers, heads, width, context and vocabulary must be at least 1, got {}, {}, {}, {}, {}", o.layers, o.heads,
                        o.width, o.context, o.vocabulary));
   if (o.width % o.heads) refuse(fmt::format("heads must divide width, got {} heads and width {}", o.heads, o.width));
-  if (o.positions == "rotary" && o.width / o.heads % 2)
-    refuse(fmt::format("rotary positions need an even head width, got width / heads = {}", o.width / o.heads));
+  const FeatureOptions& f = o.features;
+  if (f.taylor_dim < 1 || f.taylor_dim > 30)
+    refuse(fmt::format("taylor_dim must be from 1 to 30, whose 496 features linear attention takes, got {}", f.taylor_dim));
+  if (f.performer_features < 0 || f.performer_features > 512)
+    refuse(fmt::format("performer_features must be from 1 to 512, or 0 to choose by the heads' width, got {}", f.performer_features));
+  if (f.performer_hyperbolic && f.performer_features % 2)
+    refuse(fmt::format("performer_hyperbolic makes two features a vector: performer_features must be even, got {}", f.performer_features));
+  if (f.cosformer_length != 0 && f.cosformer_length < o.context)
+    refuse(fmt::format("cosformer_length must be at least the context of {} tokens, or 0 for that, got {}", o.context, f.cosformer_length));
+  if (o.positions == "rotary" && o.query_width() % 2)
+    refuse(o.attention == "taylor" ? fmt::format("rotary positions need an even taylor_dim, got {}", o.query_width())
+                                   : fmt::format("rotary positions need an even head width, got width / heads = {}", o.query_width()));
   if (!(o.dropout >= 0 && o.dropout < 1)) refuse(fmt::format("dropout must be at least 0 and below 1, got {}", o.dropout));
   if (!(o.embedding_init > 0)) refuse(fmt::format("embedding_init must be above 0, got {}", o.embedding_init));
   if (o.short_convolution < 0 || o.short_convolution == 1 || o.short_convolution > 64)
@@ -40,9 +50,16 @@ void check(const GptOptions& o) {
         std::tuple{"activation", o.activation, std::vector<std::string>{"gelu", "silu", "relu"}},
         std::tuple{"init", o.init, std::vector<std::string>{"default", "gpt2", "mimetic"}},
         std::tuple{"attention", o.attention,
-                   std::vector<std::string>{"softmax", "hedgehog", "hedgehog-softmax", "hedgehog-joint", "elu", "relu", "exp"}}})
+                   std::vector<std::string>{"softmax", "hedgehog", "hedgehog-softmax", "hedgehog-joint", "elu", "relu", "exp", "t2r", "taylor",
+                                            "cosformer", "performer"}}})
     if (std::find(choices.begin(), choices.end(), value) == choices.end())
       refuse(fmt::format("{} '{}' is not known; choose one of {}", name, value, fmt::join(choices, ", ")));
+}
+
+FeatureOptions features_of(const GptOptions& o) {
+  FeatureOptions f = o.features;
+  if (f.cosformer_length == 0) f.cosformer_length = o.context;
+  return f;
 }
 
 Block make_block(Parameters& p, const GptOptions& o, std::int64_t layer) {
@@ -54,6 +71,9 @@ Block make_block(Parameters& p, const GptOptions& o, std::int64_t layer) {
                               {.heads = o.heads,
                                .width = o.width,
                                .kind = o.attention,
+                               .features = features_of(o),
+                               .layer = layer,
+                               .seed = o.seed,
                                .bias = o.bias,
                                .map_init_gain = o.map_init_gain,
                                .short_convolution = o.short_convolution,
@@ -75,6 +95,13 @@ Block make_block(Parameters& p, const GptOptions& o, std::int64_t layer) {
 Tensor Block::operator()(Tensor x, const AttentionContext& context) const {
   x = attention(norm_1(x), x, context);
   return mlp(norm_2(x), x, context.step);
+}
+
+std::int64_t GptOptions::longest() const {
+  std::int64_t most = std::int64_t(1) << 40;
+  if (positions == "learned") most = context;
+  if (attention == "cosformer") most = std::min(most, features.cosformer_length ? features.cosformer_length : context);
+  return most;
 }
 
 Gpt Gpt::declared(const GptOptions& options) { return Gpt(options, true); }
@@ -142,9 +169,10 @@ Tensors DecodingState::memory() const {
 }
 
 DecodingState Gpt::decoding_state(std::int64_t batch, std::int64_t capacity) const {
-  if (position_table_ && capacity > options_.context)
-    throw ShapeError(fmt::format("[gpt] a stream of {} tokens exceeds the context of {} that learned positions have", capacity,
-                                 options_.context));
+  if (capacity > options_.longest())
+    throw ShapeError(fmt::format("[gpt] a stream of {} tokens exceeds the {} that {} have", capacity,
+                                 position_table_ ? fmt::format("context of {}", options_.context) : fmt::format("length of {}", options_.longest()),
+                                 position_table_ ? "learned positions" : "cosFormer's weights"));
   DecodingState s;
   for (const Block& block : blocks_) s.layers.push_back(block.attention.empty_state(batch, capacity, options_.dtype));
   s.position = state({1}, Dtype::i32, "position");
@@ -152,7 +180,7 @@ DecodingState Gpt::decoding_state(std::int64_t batch, std::int64_t capacity) con
 }
 
 Tensor Gpt::rotary_angles(std::int64_t length, const Tensor& offset) const {
-  return rotary_table(length, options_.width / options_.heads, 10000, offset, accumulator_of(options_.dtype));
+  return rotary_table(length, options_.query_width(), 10000, offset, accumulator_of(options_.dtype));
 }
 
 Tensor Gpt::decode(const Tensor& tokens, DecodingState& state) const {
@@ -171,11 +199,14 @@ Tensor Gpt::decode(const Tensor& tokens, DecodingState& state) const {
 
 std::int64_t parameter_count(const GptOptions& options) {
   check(options);
-  const std::int64_t c = options.width, d = c / options.heads, maps = options.attention.starts_with("hedgehog") ? 2 * options.heads * d * d : 0;
-  const std::int64_t norm = c * (options.bias && options.norm == "layer" ? 2 : 1), bias = options.bias ? 9 * c : 0;
+  const std::int64_t c = options.width, d = c / options.heads, packed = 2 * options.heads * options.query_width() + c;
+  const std::int64_t maps = options.attention == "t2r"                ? 2 * options.heads * d * (d + 1)
+                            : options.attention.starts_with("hedgehog") ? 2 * options.heads * d * d
+                                                                        : 0;
+  const std::int64_t norm = c * (options.bias && options.norm == "layer" ? 2 : 1), bias = options.bias ? packed + 6 * c : 0;
   const std::int64_t positions = options.positions == "learned" ? options.context * c : 0;
   return Gpt::table_rows(options) * c * (options.tied_head ? 1 : 2) + positions +
-         options.layers * (12 * c * c + maps + 3 * c * options.short_convolution + bias + 2 * norm) + norm;
+         options.layers * ((packed + 9 * c) * c + maps + packed * options.short_convolution + bias + 2 * norm) + norm;
 }
 
 }  // namespace hedgehog

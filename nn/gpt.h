@@ -17,6 +17,7 @@ struct GptOptions {
   std::int64_t vocabulary = 256;
   std::int64_t vocabulary_multiple = 1;  // tables get rows up to a multiple of this, which tensor cores like; the surplus is never scored
   std::string attention = "hedgehog";  // softmax, or a feature map of linear attention
+  FeatureOptions features;             // of the attentions "taylor", "performer" and "cosformer"
   std::string positions = "rotary";    // rotary, learned, none
   std::string norm = "layer";          // layer, rms
   std::string activation = "gelu";     // gelu, silu, relu
@@ -32,6 +33,11 @@ struct GptOptions {
   double map_init_gain = 1;            // feature maps start at this times the identity
   Dtype dtype = Dtype::f32;
   std::uint64_t seed = 1;
+
+  /// Width of a head's queries and keys.
+  std::int64_t query_width() const { return hedgehog::query_width(attention, features, width / heads); }
+  /// Most tokens that the model tells apart: the context of learned positions, cosFormer's length; else as good as no limit.
+  std::int64_t longest() const;
 };
 
 /// Norm, attention and MLP, each added to the residual stream:
@@ -64,8 +70,8 @@ struct DecodingState {
 ///   });
 ///
 /// Parameter names are GPT-2's: wte.weight, wpe.weight, h.0.ln_1.weight, h.0.attn.c_attn.weight (in, out), …, ln_f.weight;
-/// the feature maps are h.0.attn.map_q.weight and map_k.weight (H, D, D); the short convolution is h.0.attn.conv.weight
-/// (K, 3 C); an untied classifier is lm_head.weight (V, C). V is rounded up to a multiple of vocabulary_multiple.
+/// the feature maps are h.0.attn.map_q.weight and map_k.weight (H, D, D), for T2R with map_q.bias and map_k.bias (H, D); the short
+/// convolution is h.0.attn.conv.weight (K, 3 C); an untied classifier is lm_head.weight (V, C). V is rounded up to a multiple of vocabulary_multiple.
 class Gpt {
  public:
   /// Throws ShapeError naming the option if the sizes do not fit together.
@@ -84,7 +90,7 @@ class Gpt {
   /// caller's to raise.
   Tensor decode(const Tensor& tokens, DecodingState& state) const;
   /// An empty state for `batch` streams; `capacity` tokens for the cache of softmax attention. Throws ShapeError if learned
-  /// positions have fewer.
+  /// positions or cosFormer have fewer.
   DecodingState decoding_state(std::int64_t batch, std::int64_t capacity) const;
 
   const GptOptions& options() const { return options_; }

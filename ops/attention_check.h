@@ -1,5 +1,6 @@
 #pragma once
 #include "ops/check.h"
+#include "ops/feature_map_rows.h"
 
 /// Argument checks shared by the attention ops.
 namespace hedgehog {
@@ -37,12 +38,20 @@ inline void check_rotary(const Op& op, const Meta& table, const Meta& q, const c
 }
 
 constexpr std::int64_t kLargestWidth = 256;
+constexpr std::int64_t kLargestFeatures = 2 * kLargestWidth;
 
 /// Maps of linear attention: weights (Hq, D, D') both or neither, biases (Hq, D') only with them. `maps` starts at weight_q and
-/// holds weight_q, weight_k, bias_q, bias_k.
-inline void check_attention_maps(const Op& op, const Meta& q, std::span<const Meta> maps) {
-  if (q.shape[3] > kLargestWidth)
-    fail(op, fmt::format("q has head dimension D = {}, but at most {} is supported; use more heads", q.shape[3], kLargestWidth));
+/// holds weight_q, weight_k, bias_q, bias_k. Without weights D may be as large as the features of the widest map.
+inline void check_attention_maps(const Op& op, const Attributes& attributes, const Meta& q, std::span<const Meta> maps) {
+  const std::int64_t D = q.shape[3];
+  const FeatureMap map = feature_map_of(op.name.c_str(), attributes);
+  if (maps[0].given ? D > kLargestWidth : map.features(D) > kLargestFeatures)
+    fail(op, fmt::format("q has head dimension D = {}, but at most {} is supported; use more heads{}", D,
+                         maps[0].given || map.two_halves() ? kLargestWidth : kLargestFeatures,
+                         map.kind == MapKind::identity || map.kind == MapKind::exp
+                             ? ", or fewer features: vectors of fewer dimensions or the compact form of taylor_features, a projection of "
+                               "fewer rows of performer_features"
+                             : ""));
   if (maps[0].given != maps[1].given)
     fail(op, "needs weight_q and weight_k together, but only one of them is given; give both or neither");
   for (int side = 0; side < 2; ++side) {

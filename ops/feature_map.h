@@ -18,6 +18,8 @@ namespace hedgehog {
 ///   "relu"              max(u, 1e-6); with weight and bias: T2R            D'
 ///   "identity"          u: x already holds features                        D'
 ///
+/// Taylor, cosFormer and Performer features are ops of their own: taylor_features, cosformer_features, performer_features.
+///
 /// The three Hedgehog maps are different functions and their checkpoints are not interchangeable.
 ///
 /// x            (B, T, H, D)   f32 | f64 | bf16 (CUDA); may be rows with a stride

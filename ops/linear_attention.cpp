@@ -19,7 +19,7 @@ Layout infer(const Attributes& attributes, std::span<const Meta> in) {
   const Op& op = kLinearAttention;
   const Meta& q = in[kQ];
   check_attention_heads(op, q, in[kK], in[kV]);
-  check_attention_maps(op, q, in.subspan(kWeightQ, 4));
+  check_attention_maps(op, attributes, q, in.subspan(kWeightQ, 4));
   check_token_numbers(op, "document_start", in[kDocumentStart], q);
   check_token_numbers(op, "mask", in[kMask], q);
   check_rotary(op, in[kRotary], q, "(T, D)");

@@ -42,7 +42,7 @@ struct LinearAttentionResult {
 /// Scores are not scaled. A row that sees no token gives o = 0 and no gradient. Masked tokens produce an o of their own (they
 /// are hidden as keys, not as queries).
 ///
-/// Any T, chunk, D, Dv and D' up to 256 work. Documents are cut where document_start changes, also inside a chunk.
+/// Any T, chunk, D, Dv and D' up to 256 work; without weights F up to 512. Documents are cut where document_start changes, also inside a chunk.
 ///
 /// Exact stabilisation (exp-type maps): keys enter as exp(ln phi_k,r - c_r), c_r the running maximum over the visible keys of
 /// the document, one scalar a feature; queries as exp(ln phi_q,r + c_r - m_i). Rows whose denominator in this scale is under

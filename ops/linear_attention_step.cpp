@@ -141,7 +141,7 @@ std::vector<Sample> samples() {
 Layout infer_step(const Op& op, const Attributes& attributes, std::span<const Meta> in) {
   const Meta &q = in[kStepQ], &state = in[kState];
   check_attention_heads(op, q, in[kStepK], in[kStepV]);
-  check_attention_maps(op, q, in.subspan(kStepWeightQ, 4));
+  check_attention_maps(op, attributes, q, in.subspan(kStepWeightQ, 4));
   const Sizes s = step_sizes(attributes, in, op.name.c_str());
   check_dtype(op, "state", state, accumulator_of(q.dtype), q.dtype == Dtype::bf16 ? nullptr : "q");
   check_shape(op, "state", state, s.state_shape(), "(B, Hq, F, Dv + 2)", "q", q);

@@ -1,6 +1,7 @@
 #pragma once
 /// All user functions, a header a family.
 #include "ops/attention_cross_entropy.h"
+#include "ops/cosformer_features.h"
 #include "ops/cross_entropy.h"
 #include "ops/dropout.h"
 #include "ops/elementwise.h"
@@ -16,6 +17,7 @@
 #include "ops/norm_linear.h"
 #include "ops/norm_linear_attention_step.h"
 #include "ops/optimizer.h"
+#include "ops/performer_features.h"
 #include "ops/reduce.h"
 #include "ops/rotary.h"
 #include "ops/sample_token.h"
@@ -24,3 +26,4 @@
 #include "ops/softmax.h"
 #include "ops/softmax_attention.h"
 #include "ops/step_state.h"
+#include "ops/taylor_features.h"

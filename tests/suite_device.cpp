@@ -103,7 +103,7 @@ GptOptions small_model(const char* attention, Dtype dtype) {
 
 template <class F>
 void for_each_small_model(F&& f) {
-  for (const char* attention : {"hedgehog", "softmax"})
+  for (const char* attention : {"hedgehog", "softmax", "t2r", "taylor", "cosformer", "performer"})
     for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
       CAPTURE(std::string(attention));
       CAPTURE(std::string(name_of(dtype)));

@@ -157,7 +157,7 @@ GptOptions tiny(const Preset& preset, const char* attention) {
 /// from the device's list.
 void presets_run_fused() {
   for (const Preset& preset : preset_table())
-    for (const char* attention : {"softmax", "hedgehog"})
+    for (const char* attention : {"softmax", "hedgehog", "t2r", "taylor", "cosformer", "performer"})
       for (const bool documents : {false, true}) {
         CAPTURE(preset.name);
         CAPTURE(std::string(attention));

@@ -35,7 +35,8 @@ std::vector<float> weights_of(Gpt& model) {
   return {w.as<float>(), w.as<float>() + w.size()};
 }
 
-const char* const kAttentions[] = {"softmax", "hedgehog", "hedgehog-softmax", "hedgehog-joint", "elu", "relu", "exp"};
+const char* const kAttentions[] = {"softmax", "hedgehog", "hedgehog-softmax", "hedgehog-joint", "elu", "relu", "exp",
+                                   "t2r", "taylor", "cosformer", "performer"};
 
 /// Forward has seen every token before; decoding has only its state.
 void decoding_gives_the_logits() {

@@ -235,10 +235,11 @@ void print_step(const ordered_json& s) {
 ordered_json bench_decoding(const StepCase& c) {
   GptOptions o = c.model;
   // learned positions end with the context, and rotary ones need an even head width
-  o.positions = o.width / o.heads % 2 ? "none" : "rotary";
+  o.positions = o.query_width() % 2 ? "none" : "rotary";
   const bool gpu = !current_device().host(), constant = o.attention != "softmax";
   // a state of constant size costs the same anywhere; a cache has to be filled first
   const std::int64_t count = gpu ? 512 : 64, far = gpu && constant ? 1'000'000 : 2048;
+  o.features.cosformer_length = far + 8 * count;
   Gpt model(o);
   Generator generator(model, far + 8 * count);
   const Sampling sampling;

@@ -56,6 +56,10 @@ json model_json(const GptOptions& o) {
           {"vocabulary_multiple", o.vocabulary_multiple},
           {"tied_head", o.tied_head}, {"embedding_init", o.embedding_init},
           {"short_convolution", o.short_convolution}, {"map_init_gain", o.map_init_gain},
+          {"taylor_dim", o.features.taylor_dim},
+          {"performer_features", o.features.performer_features},
+          {"performer_hyperbolic", o.features.performer_hyperbolic},
+          {"cosformer_length", o.features.cosformer_length},
           {"dtype", name_of(o.dtype)}, {"seed", o.seed}};
 }
 
@@ -75,6 +79,7 @@ class Fields {
       bad(name, expected);
     }
   }
+  bool has(const char* name) const { return object_.contains(name); }
   std::int64_t integer(const char* name, std::int64_t low, std::int64_t high) const {
     auto found = object_.find(name);
     if (found == object_.end() || !found->is_number_integer()) bad(name, "an integer");
@@ -125,6 +130,12 @@ GptOptions model_options(const Fields& f) {
   o.short_convolution = f.integer("short_convolution", 0, 64);
   o.init = f.get<std::string>("init", "text");
   o.map_init_gain = f.get<double>("map_init_gain", "a number");
+  if (f.has("taylor_dim")) {  // earlier checkpoints have none of the four, nor the attentions that they belong to
+    o.features.taylor_dim = f.integer("taylor_dim", 1, 30);
+    o.features.performer_features = f.integer("performer_features", 0, 512);
+    o.features.performer_hyperbolic = f.get<bool>("performer_hyperbolic", "true or false");
+    o.features.cosformer_length = f.integer("cosformer_length", 0, std::int64_t(1) << 40);
+  }
   const auto dtype = f.get<std::string>("dtype", "text");
   // the file holds f32 masters of bf16 weights, which the CPU computes with
   o.dtype = dtype == "f64" ? Dtype::f64 : dtype == "bf16" && !current_device().host() ? Dtype::bf16 : Dtype::f32;

@@ -62,7 +62,7 @@ std::vector<Option> model_options() {
       text("preset", "", "model", "a named set of values (listed below); without it training chooses by the data",
            kModelCommands),
       text("attention", "hedgehog", "model", "attention or feature map", kModelCommands,
-           {"hedgehog", "hedgehog-softmax", "hedgehog-joint", "softmax", "elu", "relu", "exp"}),
+           {"hedgehog", "hedgehog-softmax", "hedgehog-joint", "softmax", "elu", "relu", "exp", "t2r", "taylor", "cosformer", "performer"}),
       integer("layers", "2", "", "model", "number of blocks", kModelCommands, 1, 1024),
       integer("heads", "2", "", "model", "attention heads a layer; divides width", kModelCommands, 1, 1024),
       integer("width", "64", "", "model", "channels of the residual stream", kModelCommands, 1, 65536),
@@ -81,6 +81,12 @@ std::vector<Option> model_options() {
       real("embedding_init", "0.02", "", "model", "standard deviation of the embeddings at the start", kModelCommands, kAboveZero),
       real("map_init_gain", "1", "", "model", "feature maps start at this times the identity", kModelCommands,
            kAboveZero),
+      integer("taylor_dim", "16", "", "model", "width of queries and keys of --attention=taylor, at most that of the heads", kModelCommands,
+              1, 30),
+      integer("performer_features", "0", "", "model", "random features of --attention=performer; 0 for D ln D, at most 256", kModelCommands,
+              0, 512),
+      flag("performer_hyperbolic", "false", "model", "two features a random vector, of both signs", kModelCommands),
+      integer("cosformer_length", "0", "tokens", "model", "longest text of --attention=cosformer; 0 for the context", kModelCommands, 0, 1 << 24),
   };
 }
 

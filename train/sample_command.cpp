@@ -31,7 +31,7 @@ class Writer {
   void write(const std::string& start, const std::vector<std::int32_t>& prompt, std::int64_t tokens, std::uint64_t seed, bool until_sentence) {
     const GptOptions& o = checkpoint_.model->options();
     std::int64_t capacity = std::int64_t(prompt.size()) + tokens;
-    if (o.positions == "learned") capacity = std::min(capacity, o.context);
+    capacity = std::min(capacity, o.longest());
     if (!generator_ || capacity_ < capacity) {
       check_decoding_memory(o, capacity);
       generator_ = std::make_unique<Generator>(*checkpoint_.model, capacity);

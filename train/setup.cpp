@@ -149,6 +149,32 @@ RunData load_data(Config& config, TokenizerPointer tokenizer) {
   return data;
 }
 
+namespace {
+
+/// Throws UsageError where one is given that another attention has, or that does not fit.
+FeatureOptions feature_options(const Config& config) {
+  const std::string attention = config.text("attention");
+  for (const char* option : {"taylor_dim", "performer_features", "performer_hyperbolic", "cosformer_length"}) {
+    const std::string owner = std::string(option).substr(0, std::string(option).find('_'));
+    if (config.source(option) == OptionSource::kFlag && attention != owner)
+      throw UsageError(fmt::format("--{} belongs to --attention={}, but the attention is {}; leave it out, or change that", option, owner, attention));
+  }
+  const FeatureOptions f{config.integer("taylor_dim"), config.integer("performer_features"), config.flag("performer_hyperbolic"),
+                         config.integer("cosformer_length")};
+  if (attention == "performer" && f.performer_hyperbolic && f.performer_features % 2)
+    throw UsageError(fmt::format("--performer_hyperbolic makes two features a vector: --performer_features must be even, not {}", f.performer_features));
+  if (attention == "cosformer" && f.cosformer_length != 0 && f.cosformer_length < config.integer("context"))
+    throw UsageError(fmt::format("--cosformer_length={} must be at least the --context of {}; leave it out for that", f.cosformer_length,
+                                 config.integer("context")));
+  const std::int64_t width = config.integer("width") / config.integer("heads"), queries = query_width(attention, f, width);
+  if (attention == "taylor" && config.text("positions") == "rotary" && queries % 2)
+    throw UsageError(fmt::format("rotary positions need queries of an even width, but theirs is {}; choose another --taylor_dim, --heads or "
+                                 "--positions=learned", queries));
+  return f;
+}
+
+}  // namespace
+
 GptOptions gpt_options(const Config& config, std::int64_t vocabulary) {
   GptOptions o;
   o.layers = config.integer("layers");
@@ -167,12 +193,13 @@ GptOptions gpt_options(const Config& config, std::int64_t vocabulary) {
   o.short_convolution = config.integer("short_convolution");
   o.init = config.text("init");
   o.map_init_gain = config.real("map_init_gain");
+  o.features = feature_options(config);
   o.dtype = configure_dtype(config);
   o.vocabulary_multiple = current_device().host() ? 1 : kTensorCoreColumns;
   o.seed = std::uint64_t(config.has("seed") ? config.integer("seed") : 1);
   if (o.width % o.heads)
     throw UsageError(fmt::format("--heads={} must divide --width={}", o.heads, o.width));
-  if (o.positions == "rotary" && o.width / o.heads % 2)
+  if (o.positions == "rotary" && o.attention != "taylor" && o.width / o.heads % 2)
     throw UsageError(fmt::format("rotary positions need an even head width, but width / heads = {}; choose other --heads or "
                                  "--positions=learned",
                                  o.width / o.heads));

@@ -16,6 +16,7 @@ namespace fs = std::filesystem;
 const char* const kFixed[] = {"data",          "preset",        "attention",  "layers", "heads",     "width",
                               "context",       "positions",     "norm",       "bias",   "activation", "init",
                               "tied_head",     "embedding_init", "short_convolution", "map_init_gain", "tokenizer", "vocabulary",
+                              "taylor_dim",    "performer_features", "performer_hyperbolic", "cosformer_length",
                               "dtype",         "dropout",       "seed",       "batch",  "gradient_accumulation", "out", "minutes"};
 
 /// The run whose `last` a checkpoint is. Log and checkpoints go on from the last step only: another checkpoint would cut the
@@ -68,7 +69,7 @@ std::vector<std::int32_t> first_tokens(const Trainer& trainer, std::int64_t coun
 
 ReportSample write_sample(Trainer& trainer, std::uint64_t seed) {
   const GptOptions& o = trainer.model().options();
-  const std::int64_t length = trainer.data().stories ? o.context : std::min<std::int64_t>(400, o.positions == "learned" ? o.context : 400);
+  const std::int64_t length = trainer.data().stories ? o.context : std::min<std::int64_t>(400, o.longest());
   const Sampling sampling{trainer.data().stories ? 1.0 : 0.8, 0, 1.0};
   Generator generator(trainer.model(), length);
   const Tokenizer& tokenizer = *trainer.data().tokenizer;
