@@ -312,7 +312,7 @@ std::string bpe_json(const BpeVocabulary& v) {
       gpt2 ? byte_level
            : fmt::format(R"({{"type": "Sequence", "pretokenizers": [
   {{"type": "Split", "pattern": {{"Regex": {}}}, "behavior": "Isolated", "invert": false}},
-  {}]}})", text(v.pattern), byte_level);
+  {}]}})", Json(v.pattern).dump(-1, ' ', true), byte_level);
   return fmt::format(R"({{
  "version": "1.0", "truncation": null, "padding": null,
  "added_tokens": [{}],
