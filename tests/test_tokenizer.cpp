@@ -114,7 +114,7 @@ TEST_CASE("tokenizer.json: damage is named") {
   };
   const std::string head = R"({"hedgehog":"tokenizer","version":1,"type":)";
   CHECK(contains(refusal(""), "not JSON at byte"));
-  CHECK(contains(refusal("{\"a\":[[1]]}"), "nested deeper than 2 levels"));
+  CHECK(contains(refusal("{\"a\":[[[[[[[[1]]]]]]]]}"), "nested deeper than 8 levels"));
   CHECK(contains(refusal("[]"), "not an object"));
   CHECK(contains(refusal("{}"), "field 'hedgehog' is not a string"));
   CHECK(contains(refusal(R"({"hedgehog":"model","version":1,"type":"byte"})"), "not one of ours"));

@@ -46,14 +46,17 @@ const std::vector<std::string> kModelCommands = {"train", "bench", "info"};
 const std::vector<std::string> kSample = {"sample"};
 const std::vector<std::string> kUseCheckpoint = {"sample", "eval", "info"};
 const std::vector<std::string> kEverywhere = {"train", "sample", "eval", "gradcheck", "bench", "info"};
+const std::vector<std::string> kAlsoPrepare = {"train", "sample", "eval", "prepare", "gradcheck", "bench", "info"};
 std::vector<Option> data_options() {
   return {
       text("data", "", "data",
            "a file, a directory, - for standard input, or shakespeare (downloaded); without it the built-in stories, in eval "
            "the run's data; eval takes all of a text given",
-           {"train", "eval"}),
-      text("tokenizer", "byte", "data", "byte, char, word, or a directory that holds tokenizer.json", kTrain),
-      integer("vocabulary", "8192", "tokens", "data", "largest vocabulary of --tokenizer=word", kTrain, 3, 1 << 24),
+           {"train", "eval", "prepare"}),
+      text("tokenizer", "byte", "data",
+           "byte, char, word, bpe (byte pairs learned from the text), or a directory with tokenizer.json or GPT-2's encoder.json and vocab.bpe",
+           kTrain),
+      integer("vocabulary", "8192", "tokens", "data", "largest vocabulary of --tokenizer=word or bpe", {"train", "prepare"}, 3, 1 << 24),
   };
 }
 
@@ -119,7 +122,7 @@ std::vector<Option> training_options() {
 
 std::vector<Option> run_options() {
   return {
-      text("out", "", "run", "directory of the run; without it runs/<data>-<attention>-<n>", kTrain),
+      text("out", "", "run", "directory of the run, without it runs/<data>-<attention>-<n>; prepare: of tokenizer.json", {"train", "prepare"}),
       outside_file(text("resume", "", "run", "go on from a run's last checkpoint, by default the latest run", kTrain),
                    "latest"),
       integer("evaluate_every", "250", "steps", "run", "validation every so many steps; 0 only at the end", kTrain),
@@ -136,9 +139,9 @@ std::vector<Option> run_options() {
            "products in TF32",
            kModelCommands, {"auto", "f32", "bf16", "tf32", "f64"}),
       integer("threads", "", "threads", "run", "CPU threads; without it all cores that the process may use",
-              kEverywhere, 1, 4096),
+              kAlsoPrepare, 1, 4096),
       outside_file(
-          text("config", "", "run", "file of options, name = value a line (.toml) or one object (.json)", kEverywhere)),
+          text("config", "", "run", "file of options, name = value a line (.toml) or one object (.json)", kAlsoPrepare)),
   };
 }
 
@@ -190,6 +193,7 @@ const std::vector<Command>& command_table() {
       {"train", "train a model; writes checkpoints, a log and a report", "hedgehog train --data=my.txt --minutes=10"},
       {"sample", "let a trained model write", "hedgehog sample --prompt=\"Once upon a time\" --temperature=0.7"},
       {"eval", "measure a trained model: loss, perplexity, answers", "hedgehog eval --data=other.txt"},
+      {"prepare", "learn byte-pair tokens from a text; writes tokenizer.json", "hedgehog prepare --data=my.txt --vocabulary=8192 --out=tokens"},
       {"gradcheck", "check every gradient against differences", "hedgehog gradcheck --op=layernorm"},
       {"bench", "time products, attention and training steps against the machine's peak", "hedgehog bench --preset=char-cpu"},
       {"info", "show devices, BLAS kernel, a checkpoint, a model's size", "hedgehog info --preset=gpt2"},

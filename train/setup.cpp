@@ -43,10 +43,10 @@ std::string fingerprint(std::string_view text) {
   return fmt::format("{:016x}-{}", hash, text.size());
 }
 
-/// Word pieces are counted in the training part alone; characters of the whole text get an id.
+/// Words and byte pairs are counted in the training part alone; characters of the whole text get an id.
 TokenizerPointer new_tokenizer(const Config& config, std::string_view text) {
   const std::string name = config.text("tokenizer");
-  if (name == "word") text = text.substr(0, split_position(text, 0.9));
+  if (name == "word" || name == "bpe") text = text.substr(0, split_position(text, 0.9));
   return make_tokenizer(name, text, config.integer("vocabulary"));
 }
 

@@ -17,15 +17,16 @@ namespace hedgehog {
 /// | char  | the distinct bytes of the training text, in byte order   | text                                        |
 /// | word  | <unk>, <end>, then words and punctuation by count        | text, with <unk> where a piece is unknown   |
 /// | story | a fixed list of lower-case words and punctuation         | text in normal writing (capitals, spaces)   |
+/// | bpe   | the 256 bytes and merges of them, <|endoftext|>          | text                                        |
 ///
-/// File format (tokenizer.json): {"hedgehog": "tokenizer", "version": 1, "type": KIND, ...} with, for char, "bytes"
+/// File format (tokenizer.json): for bpe that of Hugging Face (train/tokenizer_bpe.h), else {"hedgehog": "tokenizer", "version": 1, "type": KIND, ...} with, for char, "bytes"
 /// (ascending integers 0…255), for word and story, "tokens" (unique strings in id order), and for story, "names" (those
 /// of the tokens that are written with a capital).
 class Tokenizer {
  public:
   virtual ~Tokenizer() = default;
 
-  /// "byte", "char", "word" or "story".
+  /// "byte", "char", "word", "story" or "bpe".
   virtual std::string kind() const = 0;
   /// Number of ids.
   virtual int64_t size() const = 0;
@@ -71,11 +72,12 @@ TokenizerPointer word_tokenizer(std::vector<std::string> tokens);
 /// Throws: Error if the words are not unique or a name is not among them.
 TokenizerPointer story_tokenizer(std::vector<std::string> words, std::vector<std::string> names = {});
 
-/// The tokenizer that `--tokenizer=` names: byte, char, word, or a directory or file with a tokenizer.json.
+/// The tokenizer that `--tokenizer=` names: byte, char, word, bpe, or a directory or file with a tokenizer.json, or a
+/// directory with GPT-2's encoder.json and vocab.bpe (also named vocab.json and merges.txt).
 ///
 /// name        the option's value
 /// text        training text, for char the whole text
-/// vocabulary  cap for word
+/// vocabulary  cap for word and bpe
 ///
 /// Throws: UsageError for an unknown name (nearest offered), FileError for a damaged file.
 TokenizerPointer make_tokenizer(const std::string& name, std::string_view text, int64_t vocabulary);

@@ -7,7 +7,9 @@
 #include "core/error.h"
 #include "train/config.h"
 #include "train/files.h"
+#include "train/strict_json.h"
 #include "train/tokenizer.h"
+#include "train/tokenizer_bpe.h"
 #include "train/utf8.h"
 
 namespace hedgehog {
@@ -17,7 +19,7 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr size_t kLargestFile = size_t{1} << 28;  // bytes
-constexpr int kMaximumDepth = 2;                  // file, list
+constexpr int kMaximumDepth = 8;                  // Hugging Face's files have 5
 
 /// Reads a tokenizer.json; every error names the file.
 class TokenizerReader {
@@ -25,7 +27,8 @@ class TokenizerReader {
   explicit TokenizerReader(const std::filesystem::path& file) : file_(file) {}
 
   TokenizerPointer read() {
-    parse(read_file(file_, kLargestFile));
+    json_ = parse_strict_json(file_, read_file(file_, kLargestFile), "tokenizer", kMaximumDepth);
+    if (json_.contains("model") && !json_.contains("hedgehog")) return bpe_tokenizer_of(file_, read_bpe_json(file_, json_));
     if (text("hedgehog") != "tokenizer") fail("field 'hedgehog' is not \"tokenizer\": the file is not one of ours");
     if (!json_.contains("version") || json_["version"] != 1) fail("field 'version' is not 1");
     const std::string type = text("type");
@@ -45,22 +48,6 @@ class TokenizerReader {
  private:
   [[noreturn]] void fail(const std::string& what) const {
     throw FileError(fmt::format("'{}' is not a valid tokenizer: {}", file_.string(), what));
-  }
-
-  void parse(const std::string& content) {
-    const auto shallow = [&](int depth, Json::parse_event_t event, Json&) {
-      if (depth >= kMaximumDepth &&
-          (event == Json::parse_event_t::object_start || event == Json::parse_event_t::array_start)) {
-        fail(fmt::format("it is nested deeper than {} levels", kMaximumDepth));
-      }
-      return true;
-    };
-    try {
-      json_ = Json::parse(content, shallow);
-    } catch (const Json::parse_error& error) {
-      fail(fmt::format("not JSON at byte {}", error.byte));
-    }
-    if (!json_.is_object()) fail("it is not an object");
   }
 
   std::string text(const char* field) const {
@@ -96,6 +83,18 @@ class TokenizerReader {
   Json json_;
 };
 
+/// The tokenizer of a directory: tokenizer.json, else GPT-2's two files under either pair of names.
+TokenizerPointer tokenizer_of_directory(const std::filesystem::path& directory) {
+  std::error_code error;
+  if (std::filesystem::exists(directory / "tokenizer.json", error)) return load_tokenizer(directory / "tokenizer.json");
+  for (const auto& [vocabulary, merges] : {std::pair("encoder.json", "vocab.bpe"), std::pair("vocab.json", "merges.txt")}) {
+    if (std::filesystem::exists(directory / vocabulary, error))
+      return bpe_tokenizer_of(directory / vocabulary, read_bpe_files(directory / vocabulary, directory / merges));
+  }
+  throw FileError(fmt::format("'{}' holds no tokenizer.json, nor encoder.json with vocab.bpe, nor vocab.json with merges.txt",
+                              directory.string()));
+}
+
 }  // namespace
 
 TokenizerPointer load_tokenizer(const std::filesystem::path& file) { return TokenizerReader(file).read(); }
@@ -108,14 +107,15 @@ TokenizerPointer make_tokenizer(const std::string& name, std::string_view text, 
   if (name == "byte") return byte_tokenizer();
   if (name == "char") return char_tokenizer(text);
   if (name == "word") return word_tokenizer(text, vocabulary);
+  if (name == "bpe") return bpe_tokenizer(train_bpe(text, vocabulary));
   std::error_code error;
   const std::filesystem::path path(name);
-  if (std::filesystem::is_directory(path, error)) return load_tokenizer(path / "tokenizer.json");
+  if (std::filesystem::is_directory(path, error)) return tokenizer_of_directory(path);
   if (std::filesystem::exists(path, error)) return load_tokenizer(path);
-  const std::array<std::string, 3> kinds = {"byte", "char", "word"};
+  const std::array<std::string, 4> kinds = {"byte", "char", "word", "bpe"};
   const std::string nearest = nearest_name(name, kinds);
   throw UsageError(
-      fmt::format("--tokenizer expects byte, char, word or a directory that holds tokenizer.json, but got '{}'{}",
+      fmt::format("--tokenizer expects byte, char, word, bpe or a directory that holds tokenizer.json, but got '{}'{}",
                   valid_utf8(name), nearest.empty() ? "" : fmt::format("; did you mean {}?", nearest)));
 }
 

@@ -76,8 +76,9 @@ ReportSample write_sample(Trainer& trainer, std::uint64_t seed) {
   std::vector<std::int32_t> ids = first_tokens(trainer, 1);
   generator.read(ids);
   generator.generate(length - 1, sampling, {seed, 1}, [&](std::int32_t id) {
+    if (id == tokenizer.end()) return false;
     ids.push_back(id);
-    return id != tokenizer.end();
+    return true;
   });
   return {"", tokenizer.decode(ids), fmt::format("temperature {}, seed {}", sampling.temperature, seed)};
 }

@@ -1,0 +1,87 @@
+#pragma once
+#include <array>
+#include <cstdint>
+#include <filesystem>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "train/pieces.h"
+#include "train/tokenizer.h"
+
+namespace hedgehog {
+
+/// Text that ends a document, a token of its own in byte-pair vocabularies.
+inline constexpr std::string_view kEndOfText = "<|endoftext|>";
+
+/// Two tokens that become one, in a piece of text.
+struct BpeMerge {
+  int32_t left = 0;
+  int32_t right = 0;
+  int32_t merged = 0;
+};
+
+/// A token that is found in the text before it is cut into pieces.
+struct BpeAddedToken {
+  int32_t id = 0;
+  bool special = true;  // as tokenizer.json says it; ids do not depend on it
+};
+
+/// A byte-pair vocabulary.
+///
+/// tokens   bytes of every token, by id
+/// merges   by rank: of all pairs in a piece, the one of the lowest rank is merged first, the leftmost of those
+/// added    tokens matched whole: the first in the text, the longest of those
+/// pattern  of the pieces, see piece_rule
+struct BpeVocabulary {
+  std::vector<std::string> tokens;
+  std::vector<BpeMerge> merges;
+  std::vector<BpeAddedToken> added;
+  std::string pattern;
+};
+
+/// The 256 bytes in the order of GPT-2's ids: first those that Latin-1 prints (33-126, 161-172, 174-255), then the rest.
+const std::array<uint8_t, 256>& gpt2_byte_order();
+
+/// Bytes written as GPT-2's files write them: the printable ones as themselves, the n-th of the rest as U+0100 + n.
+std::string visible_bytes(std::string_view bytes);
+
+/// The bytes again. Throws Error naming the first character that stands for no byte.
+std::string bytes_of_visible(std::string_view visible);
+
+/// Learns merges from a text: pieces are counted, then the most frequent pair of neighbours becomes a token, again and
+/// again. Of equally frequent pairs the one with the lower left id, then the lower right id, goes first; a pair whose
+/// bytes are a token already is passed over; pairs that occur once are left. Pieces over 256 bytes count in parts of 256.
+/// The same for any number of threads.
+///
+/// text        the training text
+/// vocabulary  ids wanted: 256 bytes in GPT-2's order, then merges in order, then <|endoftext|>; fewer if pairs run out
+/// pattern     of the pieces
+///
+/// Throws: UsageError if vocabulary < 257.
+/// Source: Sennrich, Haddow, Birch 2016, arXiv:1508.07909; over bytes as in Radford et al. 2019 (GPT-2).
+BpeVocabulary train_bpe(std::string_view text, int64_t vocabulary, const std::string& pattern = kOwnPattern);
+
+/// The tokenizer of a vocabulary. Encoding keeps a cache of pieces and takes all threads for long texts; the ids depend on
+/// neither.
+///
+/// Throws: Error, one sentence, if a token is empty, twice there, or neither a byte nor a merge's nor added; if a byte is
+/// missing; if a merge is twice there, names ids out of range, or its token is not the two joined; if piece_rule refuses.
+TokenizerPointer bpe_tokenizer(BpeVocabulary vocabulary);
+
+/// The text of tokenizer.json as Hugging Face's `tokenizers` writes it: model BPE, ByteLevel pre-tokenizer and decoder.
+std::string bpe_json(const BpeVocabulary& vocabulary);
+
+/// Takes what bpe_json and Hugging Face write. Throws FileError naming file and field, for pre-tokenizers, normalizers and
+/// options that are not supported too.
+BpeVocabulary read_bpe_json(const std::filesystem::path& file, const nlohmann::json& json);
+
+/// Reads GPT-2's two files: encoder.json or vocab.json, and vocab.bpe or merges.txt; <|endoftext|> is an added token where
+/// the vocabulary has it. Throws FileError naming file and token or line.
+BpeVocabulary read_bpe_files(const std::filesystem::path& vocabulary, const std::filesystem::path& merges);
+
+/// As bpe_tokenizer, with FileError naming the file for what is wrong.
+TokenizerPointer bpe_tokenizer_of(const std::filesystem::path& file, BpeVocabulary vocabulary);
+
+}  // namespace hedgehog
