@@ -20,8 +20,8 @@ class AttentionFeatures {
  public:
   AttentionFeatures() = default;
   /// width: of the heads; layer and seed name the draws of Performer, whose projection has no memory if `declared`.
-  AttentionFeatures(const std::string& kind, const FeatureOptions& options, std::int64_t width, Dtype dtype, std::uint64_t seed, std::int64_t layer,
-                    bool declared);
+  AttentionFeatures(const std::string& kind, const FeatureOptions& options, std::int64_t width, Dtype dtype, std::uint64_t seed,
+                    std::int64_t layer, bool declared);
 
   /// x (B, T, H, D) -> (B, T, H, F). position i32 (1): of the first token, none for 0.
   Tensor operator()(const Tensor& x, const Tensor& position = {}) const;

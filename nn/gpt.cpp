@@ -170,8 +170,8 @@ Tensors DecodingState::memory() const {
 
 DecodingState Gpt::decoding_state(std::int64_t batch, std::int64_t capacity) const {
   if (capacity > options_.longest())
-    throw ShapeError(fmt::format("[gpt] a stream of {} tokens exceeds the {} that {} have", capacity,
-                                 position_table_ ? fmt::format("context of {}", options_.context) : fmt::format("length of {}", options_.longest()),
+    throw ShapeError(fmt::format("[gpt] a stream of {} tokens exceeds the {} of {} that {} have", capacity,
+                                 position_table_ ? "context" : "length", options_.longest(),
                                  position_table_ ? "learned positions" : "cosFormer's weights"));
   DecodingState s;
   for (const Block& block : blocks_) s.layers.push_back(block.attention.empty_state(batch, capacity, options_.dtype));

@@ -46,6 +46,17 @@ TEST_CASE("cli: sizes of feature maps belong to their attention, are kept by che
   check_refused(run_program("train --steps=8 --quiet --resume=run --performer_features=8", at), 2, {"--performer_features", "cannot change"});
   // what --config finds in a run's file is no choice of the user's
   CHECK(run_program("train --config=run/config.toml --attention=elu --out=other --quiet", at).code == 0);
+  // checkpoints from before there were these maps
+  std::string text = bytes_of(d / "other/last/state.json");
+  const std::size_t model = text.find("\"model\"");
+  REQUIRE(model != std::string::npos);
+  for (const char* name : {"\"taylor_dim\"", "\"performer_features\"", "\"performer_hyperbolic\"", "\"cosformer_length\""}) {
+    const std::size_t found = text.find(name, model);
+    REQUIRE(found != std::string::npos);
+    text.erase(found, text.find('\n', found) + 1 - found);
+  }
+  d.file("other/last/state.json", text);
+  CHECK(run_program("sample --checkpoint=other/last --tokens=3 --prompt=the", at).code == 0);
 }
 
 TEST_CASE("cli: a text of cosFormer ends with its length") {

@@ -114,6 +114,7 @@ Timed time_steps(TrainingStep& step, const std::vector<Batch>& batches) {
 std::string family_of(const std::string& op) {
   for (const auto& [part, family] : std::initializer_list<std::pair<const char*, const char*>>{
            {"classifier", "classifier and loss"}, {"linear_attention", "attention"}, {"softmax_attention", "attention"},
+           {"_features", "attention"},
            {"matmul", "matrix products"},         {"linear", "matrix products"},     {"mlp", "matrix products"},
            {"norm", "norms"},                     {"adamw", "optimiser"},         {"embedding", "embedding"}})
     if (op.find(part) != std::string::npos) return op.starts_with("gradient_norm") ? "optimiser" : family;

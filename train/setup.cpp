@@ -157,12 +157,14 @@ FeatureOptions feature_options(const Config& config) {
   for (const char* option : {"taylor_dim", "performer_features", "performer_hyperbolic", "cosformer_length"}) {
     const std::string owner = std::string(option).substr(0, std::string(option).find('_'));
     if (config.source(option) == OptionSource::kFlag && attention != owner)
-      throw UsageError(fmt::format("--{} belongs to --attention={}, but the attention is {}; leave it out, or change that", option, owner, attention));
+      throw UsageError(fmt::format("--{} belongs to --attention={}, but the attention is {}; leave it out, or change that", option, owner,
+                                   attention));
   }
   const FeatureOptions f{config.integer("taylor_dim"), config.integer("performer_features"), config.flag("performer_hyperbolic"),
                          config.integer("cosformer_length")};
   if (attention == "performer" && f.performer_hyperbolic && f.performer_features % 2)
-    throw UsageError(fmt::format("--performer_hyperbolic makes two features a vector: --performer_features must be even, not {}", f.performer_features));
+    throw UsageError(fmt::format("--performer_hyperbolic makes two features a vector: --performer_features must be even, not {}",
+                                 f.performer_features));
   if (attention == "cosformer" && f.cosformer_length != 0 && f.cosformer_length < config.integer("context"))
     throw UsageError(fmt::format("--cosformer_length={} must be at least the --context of {}; leave it out for that", f.cosformer_length,
                                  config.integer("context")));
