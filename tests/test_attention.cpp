@@ -391,13 +391,11 @@ TEST_CASE("attention: wrong arguments are refused with what was expected") {
   CHECK(message([&] { linear_attention(k, k, v, {.weight_q = input({4, 4, 4}, "w")}); }).find("give both or neither") != std::string::npos);
   CHECK(message([&] { linear_attention(k, k, v, {.chunk = -1}); }).find("chunk must be positive") != std::string::npos);
   CHECK(message([&] { linear_attention(k, k, v, {.temperature = 2}); }).find("temperature belongs to the map 'exp'") != std::string::npos);
-  CHECK(message([&] { linear_attention(k, k, v, {.rotary = input({4, 4}, "table")}); }).find("rotary must have shape (T, D) = (5, 4)") !=
-        std::string::npos);
-  CHECK(message([&] { linear_attention(k, k, v, {.rotary = input({5, 4}, "table", Dtype::f64)}); }).find("rotary must be f32") !=
-        std::string::npos);
-  const Tensor odd = input({2, 5, 4, 3}, "odd"), memory = state({2, 4, 6, 5}, Dtype::f32, "memory");
-  CHECK(message([&] { linear_attention(odd, odd, v, {.rotary = input({5, 3}, "table")}); }).find("D must be even") != std::string::npos);
-  CHECK(message([&] { linear_attention_step(odd, odd, odd, memory, {.rotary = input({5, 3}, "table")}); }).find("D must be even") !=
-        std::string::npos);
+  const Tensor odd = input({2, 5, 4, 3}, "odd"), memory = state({2, 4, 6, 5}, Dtype::f32, "memory"), table = input({5, 3}, "table");
+  const auto says = [&](const char* part, const std::function<void()>& call) { CHECK(message(call).find(part) != std::string::npos); };
+  says("rotary must have shape (T, D) = (5, 4)", [&] { linear_attention(k, k, v, {.rotary = input({4, 4}, "table")}); });
+  says("rotary must be f32", [&] { linear_attention(k, k, v, {.rotary = input({5, 4}, "table", Dtype::f64)}); });
+  says("D must be even", [&] { linear_attention(odd, odd, v, {.rotary = table}); });
+  says("D must be even", [&] { linear_attention_step(odd, odd, odd, memory, {.rotary = table}); });
   CHECK(message([&] { softmax_attention(k, k, v, {.mask = input({2, 5}, "mask")}); }).find("mask must be i32") != std::string::npos);
 }

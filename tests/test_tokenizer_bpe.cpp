@@ -1,5 +1,6 @@
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -150,7 +151,7 @@ TEST_CASE("bpe: ties go to the lower left id, then to the lower right one; equal
   CHECK(left.merges[1].left == kC);
   CHECK(left.merges[1].right == kD);
   CHECK(left.merges[2].left == kSpace);
-  const BpeVocabulary right = train_bpe("ac ab ac ab", 300);
+  const BpeVocabulary right = train_bpe("ac\nab\nac\nab", 300);
   CHECK(right.tokens[256] == "ab");
   CHECK(right.merges[0].right == kB);
   // a+a 6 times, then aa+aa twice
@@ -271,7 +272,7 @@ TEST_CASE("pieces: hostile patterns and what PCRE2 cannot read are refused") {
     const auto rule = piece_rule(pattern);
     return message_of<Error>([&] { pieces_of(*rule, text + "!"); });
   };
-  CHECK(contains(failure("(?:a+)+b"), "fails at byte 0 of a text: match limit exceeded"));
+  CHECK(contains(failure("(?:a+)+[bc]"), "fails at byte 0 of a text: match limit exceeded"));
   // what matches nothing leaves the text whole
   CHECK(pieces_of(*piece_rule("x*"), "ab") == std::vector<std::string>{"ab"});
   CHECK(pieces_of(*piece_rule("b"), "abc") == std::vector<std::string>{"a", "b", "c"});

@@ -1,5 +1,6 @@
 #include "train/pieces.h"
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 

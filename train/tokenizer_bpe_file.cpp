@@ -185,7 +185,8 @@ class HuggingFaceReader {
   }
 
   void read_model(const Json& model) {
-    check_type(model, "model", "BPE", "BPE");
+    // GPT-2's own file has no type
+    if (!model.is_object() || model.contains("type")) check_type(model, "model", "BPE", "BPE");
     for (const char* field : {"dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges"})
       check_unset(model, "model.", field);
     const Json &vocab = member(model, "vocab"), &merges = member(model, "merges"), &added = member(json_, "added_tokens");
