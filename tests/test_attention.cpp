@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "ops/cpu.h"
 #include "core/error.h"
+#include "ops/cpu.h"
 #include "core/gradcheck.h"
 #include "ops/elementwise.h"
 #include "ops/linear_attention.h"
@@ -375,7 +375,6 @@ TEST_CASE("softmax attention: decoding with a cache gives the rows of the whole,
   CHECK_THROWS_AS(softmax_attention_step(qs[1], ks[1], vs[1], cache, position), Error);
   CHECK(position.item() == 9);  // read, not raised: all layers of a model share it
 }
-
 TEST_CASE("attention: wrong arguments are refused with what was expected") {
   auto message = [](const std::function<void()>& call) -> std::string {
     try {
