@@ -43,7 +43,7 @@ void for_each_touched(const Entry& entry, const Visit& visit) {
   if (entry.op->views) return;
   auto each = [&](const Tensors& tensors, std::uint32_t used, bool writes) {
     for (std::size_t i = 0; i < tensors.size(); ++i)
-      if (tensors[i] && (used >> i & 1u)) visit(tensors[i], writes);
+      if (tensors[i] && i < 32 && (used >> i & 1u)) visit(tensors[i], writes);
   };
   const Reads& r = entry.op->reads;
   each(entry.inputs, entry.backward ? r.inputs : ~0u, false);

@@ -141,7 +141,7 @@ Tensors apply(const Op& op, Attributes attributes, Tensors inputs, SourceLine wh
         for (const Meta& m : kept) entry.saved.push_back(declare(m.shape, m.dtype));
   }
   for (std::size_t j = 0; j < entry.outputs.size(); ++j)
-    entry.outputs[j]->wants_gradient = wants && is_floating(entry.outputs[j].dtype()) && !(op.constant_outputs >> j & 1u);
+    entry.outputs[j]->wants_gradient = wants && is_floating(entry.outputs[j].dtype()) && !(j < 32 && (op.constant_outputs >> j & 1u));  // split has more
   raise_versions(op, inputs);
   entry.inputs = std::move(inputs);
   entry.attributes = std::move(attributes);
@@ -161,7 +161,7 @@ ResolvedCall resolve(const Entry& entry, const std::function<void*(const Tensor&
       if (const Tensor& x = tensors[i]) {
         r = {nullptr, x.shape(), x.dtype(), x.contiguous() ? x.size() : x.columns(), x.contiguous() ? x.size() : x.stride(), true,
              x.role() == Role::parameter};
-        if (used >> i & 1u) r.data = address(x);
+        if (i < 32 && (used >> i & 1u)) r.data = address(x);
       }
       out.push_back(r);
     }
