@@ -2,11 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
 
 #include "core/error.h"
 #include "ops/ops.h"
 #include "tests/op_cases.h"
+#include "tests/temporary_directory.h"
 
 using namespace hedgehog;
 using namespace hedgehog::test;
@@ -97,20 +97,12 @@ TEST_CASE("attention_cross_entropy: shifting a feature of queries up and of keys
 }
 
 TEST_CASE("attention_cross_entropy: wrong arguments are refused with what was expected") {
-  const auto message = [](const std::function<void()>& call) -> std::string {
-    try {
-      call();
-    } catch (const ShapeError& e) {
-      return e.what();
-    }
-    return "";
-  };
   const Tensor q = input({2, 5, 4, 3}, "q"), k = input({2, 5, 2, 3}, "k"), x = input({2, 5, 4, 6}, "x");
-  CHECK(message([&] { attention_cross_entropy(q, k, x, x); }) == "");
-  CHECK(message([&] { attention_cross_entropy(k, q, x, x); }).find("multiple of the key heads") != std::string::npos);
-  CHECK(message([&] { attention_cross_entropy(q, k, x, input({2, 5, 2, 6}, "y")); }).find("features_k must have shape (B, T, Hq, F)") !=
+  CHECK(message_of<ShapeError>([&] { attention_cross_entropy(q, k, x, x); }) == "");
+  CHECK(message_of<ShapeError>([&] { attention_cross_entropy(k, q, x, x); }).find("multiple of the key heads") != std::string::npos);
+  CHECK(message_of<ShapeError>([&] { attention_cross_entropy(q, k, x, input({2, 5, 2, 6}, "y")); }).find("features_k must have shape (B, T, Hq, F)") !=
         std::string::npos);
-  CHECK(message([&] { attention_cross_entropy(q, k, x, input({2, 5, 4, 7}, "y")); }).find("(2, 5, 4, 6)") != std::string::npos);
-  CHECK(message([&] { attention_cross_entropy(q, k, x, x, {.scale = -1}); }).find("scale must be positive") != std::string::npos);
-  CHECK(message([&] { attention_cross_entropy(q, k, x, x, {.mask = input({2, 5}, "mask")}); }).find("mask must be i32") != std::string::npos);
+  CHECK(message_of<ShapeError>([&] { attention_cross_entropy(q, k, x, input({2, 5, 4, 7}, "y")); }).find("(2, 5, 4, 6)") != std::string::npos);
+  CHECK(message_of<ShapeError>([&] { attention_cross_entropy(q, k, x, x, {.scale = -1}); }).find("scale must be positive") != std::string::npos);
+  CHECK(message_of<ShapeError>([&] { attention_cross_entropy(q, k, x, x, {.mask = input({2, 5}, "mask")}); }).find("mask must be i32") != std::string::npos);
 }

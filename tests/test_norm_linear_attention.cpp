@@ -1,13 +1,13 @@
 #include <doctest/doctest.h>
 
 #include <cmath>
-#include <functional>
 
 #include "core/error.h"
 #include "nn/gpt.h"
 #include "ops/ops.h"
 #include "tests/device_cases.h"
 #include "tests/op_cases.h"
+#include "tests/temporary_directory.h"
 #include "train/generation.h"
 
 using namespace hedgehog;
@@ -107,17 +107,9 @@ TEST_CASE("norm_linear_attention_step: a text token by token gives the logits of
 
 TEST_CASE("norm_linear_attention_step: wrong arguments are refused with what was expected") {
   const no_grad guard;
-  const auto message = [](const std::function<void()>& call) -> std::string {
-    try {
-      call();
-    } catch (const ShapeError& e) {
-      return e.what();
-    }
-    return "";
-  };
   const Tensor x = input({2, 1, 8}, "x"), norm = input({8}, "norm"), weight = input({8, 24}, "weight"), st = state({2, 2, 4, 6}, Dtype::f32, "state");
   const auto refusal = [&](const Tensor& x, const Tensor& norm, const Tensor& weight, const Tensor& st, const NormLinearAttentionStepOptions& o) {
-    return message([&] { norm_linear_attention_step(x, norm, {}, weight, {}, st, o); });
+    return message_of<ShapeError>([&] { norm_linear_attention_step(x, norm, {}, weight, {}, st, o); });
   };
   const auto with = [](std::int64_t heads, std::int64_t key_heads, const Tensor& rotary = {}) {
     NormLinearAttentionStepOptions o{.heads = heads, .key_heads = key_heads};
