@@ -27,9 +27,9 @@ template <class T>
 void Backward<T>::chunk_backward(const Head<T>& head, const Chunk<T>& c, const State<T>& before, const T* after, bool reversed,
                                  bool goes_on, BackwardScratch<T>& x) const {
   const std::int64_t n = c.n, F = s_.F;
-  key_features(head, c.t0, n, x, x.k);
+  features_.of_keys(head, c.t0, n, x, x.k);
   scale_keys(s_, head, c.t0, n, after, x.k);
-  query_features(head, c.t0, n, x, x.q);
+  features_.of_queries(head, c.t0, n, x, x.q);
   const std::int64_t redo = normalised_queries(head, c, after, true, x);
   deltas(head, c, x);
   for (std::int64_t r = 0; r < F; ++r) x.factor[r] = after[r] == before.shift[r] ? T(1) : vector_exp(before.shift[r] - after[r]);
@@ -54,7 +54,7 @@ void Backward<T>::chunk_backward(const Head<T>& head, const Chunk<T>& c, const S
   }
   if (goes_on) reverse(c, reversed, x.factor, x);
   if (redo) {
-    key_features(head, c.t0, n, x, x.spare);
+    features_.of_keys(head, c.t0, n, x, x.spare);
     for (std::int64_t l = 0; l < redo; ++l) log_space_row(head, c, x.log_rows[l], before, goes_on, x);
   }
   if (wants_q_) through_map(head, c, 0, x);
@@ -69,7 +69,7 @@ void Backward<T>::log_space_row(const Head<T>& head, const Chunk<T>& c, std::int
                                 BackwardScratch<T>& x) const {
   const std::int64_t F = s_.F;
   T* __restrict a = x.row;
-  query_features(head, c.t0 + i, 1, x, a);
+  features_.of_queries(head, c.t0 + i, 1, x, a);
   const T den = saved(head, c.t0 + i), delta = x.delta[i];
   const T* __restrict G = c.G + i * c.G_row;
   T* __restrict dq = x.dq + i * F;
@@ -108,7 +108,7 @@ void Backward<T>::bidirectional(const Head<T>& head, std::int64_t begin, std::in
   for (std::int64_t t0 = begin; t0 < end; t0 += s_.chunk) {
     const std::int64_t n = std::min(s_.chunk, end - t0);
     if (!any_visible(head, t0, n)) continue;
-    key_features(head, t0, n, x, x.k);
+    features_.of_keys(head, t0, n, x, x.k);
     const bool raised = raise_shift(s_, head, t0, n, x.k, all.shift, x.row, x.factor);
     scale_keys(s_, head, t0, n, x.row, x.k);
     absorb(s_, n, x.k, v_.at(head.b, t0, head.hkv), v_.row, x.factor, raised, all);
@@ -120,7 +120,7 @@ void Backward<T>::bidirectional(const Head<T>& head, std::int64_t begin, std::in
   std::fill_n(x.factor, s_.F, T(1));
   for (std::int64_t t0 = begin; t0 < end && all.filled; t0 += s_.chunk) {
     const Chunk<T> c = chunk(head, t0, end, x);
-    query_features(head, t0, c.n, x, x.q);
+    features_.of_queries(head, t0, c.n, x, x.q);
     normalised_queries(head, c, all.shift, false, x);
     deltas(head, c, x);
     reverse(c, reversed, x.factor, x);
@@ -132,7 +132,7 @@ void Backward<T>::bidirectional(const Head<T>& head, std::int64_t begin, std::in
   }
   for (std::int64_t t0 = begin; t0 < end && all.filled; t0 += s_.chunk) {
     const Chunk<T> c = chunk(head, t0, end, x);
-    key_features(head, t0, c.n, x, x.k);
+    features_.of_keys(head, t0, c.n, x, x.k);
     scale_keys(s_, head, t0, c.n, all.shift, x.k);
     if (dv_) gemm_serial<T>(false, false, c.n, s_.Dv, s_.F, 1, x.k, s_.F, x.R, s_.Dv, earlier(head), dvalues(t0, x), s_.Dv);
     if (wants_k_) {

@@ -46,7 +46,7 @@ template <class T>
 class Backward {
  public:
   Backward(const Call& c, const Sizes& s, T* partials)
-      : c_(c), s_(s), q_(kName, c.inputs[kQ]), k_(kName, c.inputs[kK]), v_(kName, c.inputs[kV]), o_(kName, c.outputs[0]),
+      : c_(c), s_(s), features_(c, s), v_(kName, c.inputs[kV]), o_(kName, c.outputs[0]),
         G_(kName, c.dy[0]), dq_(kName, c.dx[kQ]), dk_(kName, c.dx[kK]), dv_(kName, c.dx[kV]), saved_(c.saved[0].as<T>()) {
     const std::int64_t heads = s.B * s.Hq, matrix = s.D * s.width;
     for (int side = 0; side < 2; ++side) {
@@ -91,18 +91,6 @@ class Backward {
   static constexpr const char* kName = "linear_attention";
 
   T saved(const Head<T>& head, std::int64_t t) const { return saved_[(head.b * s_.T + t) * s_.Hq + head.h]; }
-  TokenRows<T> keys(const Head<T>& head, std::int64_t t0, std::int64_t n, const BackwardScratch<T>& x) const {
-    return turned_rows<T>(s_, head.rotary, {k_.at(head.b, t0, head.hkv), k_.row}, t0, n, x.turned);
-  }
-  TokenRows<T> queries(const Head<T>& head, std::int64_t t0, std::int64_t n, const BackwardScratch<T>& x) const {
-    return turned_rows<T>(s_, head.rotary, {q_.at(head.b, t0, head.h), q_.row}, t0, n, x.turned);
-  }
-  void key_features(const Head<T>& head, std::int64_t t0, std::int64_t n, const BackwardScratch<T>& x, T* k) const {
-    token_features(s_, keys(head, t0, n, x), n, head.weight_k, head.bias_k, x.u, k);
-  }
-  void query_features(const Head<T>& head, std::int64_t t0, std::int64_t n, const BackwardScratch<T>& x, T* q) const {
-    token_features(s_, queries(head, t0, n, x), n, head.weight_q, head.bias_q, x.u, q);
-  }
   Chunk<T> chunk(const Head<T>& head, std::int64_t t0, std::int64_t end, const BackwardScratch<T>& x) const {
     Chunk<T> c{t0, std::min(s_.chunk, end - t0), x.no_gradient, v_.at(head.b, t0, head.hkv), s_.Dv, v_.row};
     if (G_) c.G = G_.at(head.b, t0, head.h), c.G_row = G_.row;
@@ -155,7 +143,7 @@ class Backward {
       const std::int64_t n = std::min(s_.chunk, end - t0);
       const State<T>& before = x.states[index];
       State<T>& after = x.states[index + 1];
-      key_features(head, t0, n, x, x.k);
+      features_.of_keys(head, t0, n, x, x.k);
       const bool raised = raise_shift(s_, head, t0, n, x.k, before.shift, after.shift, x.factor);
       after.filled = before.filled;
       const bool visible = any_visible(head, t0, n);
@@ -319,8 +307,8 @@ class Backward {
   void through_map(const Head<T>& head, const Chunk<T>& c, int side, BackwardScratch<T>& x) const {
     const T* dworking = side ? x.dk : x.dq;
     if (s_.map.normalised() || !s_.map.logarithmic()) {
-      if (side) key_features(head, c.t0, c.n, x, x.spare);
-      else query_features(head, c.t0, c.n, x, x.spare);
+      if (side) features_.of_keys(head, c.t0, c.n, x, x.spare);
+      else features_.of_queries(head, c.t0, c.n, x, x.spare);
       for (std::int64_t e = 0; s_.map.normalised() && e < c.n * s_.F; ++e) x.spare[e] = vector_exp(x.spare[e]);
     }
     for (std::int64_t i = 0; i < c.n; ++i)
@@ -328,7 +316,7 @@ class Backward {
     const T* weight = side ? head.weight_k : head.weight_q;
     const std::int64_t index = head.b * s_.Hq + head.h;
     if (wants_weight_[side]) {
-      const TokenRows<T> from = side ? keys(head, c.t0, c.n, x) : queries(head, c.t0, c.n, x);
+      const TokenRows<T> from = side ? features_.keys(head, c.t0, c.n, x) : features_.queries(head, c.t0, c.n, x);
       gemm_serial<T>(true, false, s_.D, s_.width, c.n, 1, from.at, from.row, x.du, s_.width, 1, dweight_[side] + index * s_.D * s_.width,
                      s_.width);
     }
@@ -357,7 +345,8 @@ class Backward {
 
   const Call& c_;
   const Sizes& s_;
-  HeadRows<T> q_, k_, v_, o_, G_, dq_, dk_, dv_;
+  HeadFeatures<T> features_;
+  HeadRows<T> v_, o_, G_, dq_, dk_, dv_;
   const T* saved_;
   T *dweight_[2], *dbias_[2];
   bool wants_weight_[2], wants_bias_[2], wants_q_, wants_k_;

@@ -41,7 +41,7 @@ template <class T>
 class Forward {
  public:
   Forward(const Call& c, const Sizes& s)
-      : c_(c), s_(s), q_("linear_attention", c.inputs[kQ]), k_("linear_attention", c.inputs[kK]), v_("linear_attention", c.inputs[kV]),
+      : c_(c), s_(s), features_(c, s), v_("linear_attention", c.inputs[kV]),
         o_("linear_attention", c.outputs[0]), saved_(c.saved[0].as<T>()) {}
 
   void run(std::int64_t b, std::int64_t h, Scratch<T>& scratch) const {
@@ -59,18 +59,6 @@ class Forward {
 
  private:
   T* saved_row(const Head<T>& head, std::int64_t t) const { return saved_ ? saved_ + (head.b * s_.T + t) * s_.Hq + head.h : nullptr; }
-  TokenRows<T> keys(const Head<T>& head, std::int64_t t0, std::int64_t n, const Scratch<T>& x) const {
-    return turned_rows<T>(s_, head.rotary, {k_.at(head.b, t0, head.hkv), k_.row}, t0, n, x.turned);
-  }
-  TokenRows<T> queries(const Head<T>& head, std::int64_t t0, std::int64_t n, const Scratch<T>& x) const {
-    return turned_rows<T>(s_, head.rotary, {q_.at(head.b, t0, head.h), q_.row}, t0, n, x.turned);
-  }
-  void key_features(const Head<T>& head, std::int64_t t0, std::int64_t n, const Scratch<T>& x, T* k) const {
-    token_features(s_, keys(head, t0, n, x), n, head.weight_k, head.bias_k, x.u, k);
-  }
-  void query_features(const Head<T>& head, std::int64_t t0, std::int64_t n, const Scratch<T>& x, T* q) const {
-    token_features(s_, queries(head, t0, n, x), n, head.weight_q, head.bias_q, x.u, q);
-  }
 
   void causal(const Head<T>& head, std::int64_t begin, std::int64_t end, bool final, Scratch<T>& x) const {
     for (std::int64_t t0 = begin; t0 < end; t0 += s_.chunk) {
@@ -80,10 +68,10 @@ class Forward {
         for (std::int64_t i = 0; i < n; ++i) empty_row(s_, o_.at(head.b, t0 + i, head.h), saved_row(head, t0 + i));
         continue;
       }
-      key_features(head, t0, n, x, x.k);
+      features_.of_keys(head, t0, n, x, x.k);
       const bool raised = raise_shift(s_, head, t0, n, x.k, x.state.shift, x.shift, x.factor);
       scale_keys(s_, head, t0, n, x.shift, x.k);
-      query_features(head, t0, n, x, x.q);
+      features_.of_queries(head, t0, n, x, x.q);
       scale_queries(s_, n, x.shift, x.q, x.m);
       inside_chunk(head, t0, n, x);
       if (x.state.filled) before_chunk(head, t0, n, raised, x);
@@ -122,7 +110,7 @@ class Forward {
       if (!seen) {
         empty_row(s_, o, saved);
       } else if (s_.map.logarithmic() && x.den[i] < kSmallest<T>) {
-        if (!raw) key_features(head, t0, n, x, x.spare);
+        if (!raw) features_.of_keys(head, t0, n, x, x.spare);
         raw = true;
         log_space_row(head, t0, i, o, saved, x);
         ++redone;
@@ -136,7 +124,7 @@ class Forward {
   /// One row with the exponents of its own keys only; x.spare holds ln phi of the chunk's keys.
   void log_space_row(const Head<T>& head, std::int64_t t0, std::int64_t i, T* __restrict o, T* saved, Scratch<T>& x) const {
     T* __restrict a = x.row;
-    query_features(head, t0 + i, 1, x, a);
+    features_.of_queries(head, t0 + i, 1, x, a);
     T largest = -kInfinity<T>;
     const T* __restrict before = x.state.shift;
     for (std::int64_t r = 0; r < s_.F && x.state.filled; ++r) largest = std::max(largest, a[r] + before[r]);
@@ -164,7 +152,7 @@ class Forward {
     for (std::int64_t t0 = begin; t0 < end; t0 += s_.chunk) {
       const std::int64_t n = std::min(s_.chunk, end - t0);
       if (!any_visible(head, t0, n)) continue;
-      key_features(head, t0, n, x, x.k);
+      features_.of_keys(head, t0, n, x, x.k);
       const bool raised = raise_shift(s_, head, t0, n, x.k, x.state.shift, x.shift, x.factor);
       scale_keys(s_, head, t0, n, x.shift, x.k);
       absorb(s_, n, x.k, v_.at(head.b, t0, head.hkv), v_.row, x.factor, raised, x.state);
@@ -174,7 +162,7 @@ class Forward {
     for (std::int64_t t0 = begin; t0 < end; t0 += s_.chunk) {
       const std::int64_t n = std::min(s_.chunk, end - t0);
       if (x.state.filled) {
-        query_features(head, t0, n, x, x.q);
+        features_.of_queries(head, t0, n, x, x.q);
         scale_queries(s_, n, x.state.shift, x.q, x.m);
         read_state(s_, n, x.q, x.state, T(0), o_.at(head.b, t0, head.h), o_.row, x.den);
       }
@@ -188,7 +176,8 @@ class Forward {
 
   const Call& c_;
   const Sizes& s_;
-  HeadRows<T> q_, k_, v_, o_;
+  HeadFeatures<T> features_;
+  HeadRows<T> v_, o_;
   T* saved_;
 };
 

@@ -51,6 +51,37 @@ void token_features(const Sizes& s, TokenRows<T> x, std::int64_t n, const T* wei
   for (std::int64_t i = 0; i < n; ++i) working_features(s.map, s.width, x.at + i * x.row, y + i * s.F);
 }
 
+/// Queries and keys of a call by chunks: turned by rotary, and as features in working form. A pass gives its scratch, which has
+/// `turned` (chunk, D) and `u` (chunk, D').
+template <class T>
+class HeadFeatures {
+ public:
+  HeadFeatures(const Call& c, const Sizes& s) : s_(s), q_("linear_attention", c.inputs[kQ]), k_("linear_attention", c.inputs[kK]) {}
+
+  /// n vectors from token t0 on.
+  template <class Scratch>
+  TokenRows<T> keys(const Head<T>& head, std::int64_t t0, std::int64_t n, const Scratch& x) const {
+    return turned_rows<T>(s_, head.rotary, {k_.at(head.b, t0, head.hkv), k_.row}, t0, n, x.turned);
+  }
+  template <class Scratch>
+  TokenRows<T> queries(const Head<T>& head, std::int64_t t0, std::int64_t n, const Scratch& x) const {
+    return turned_rows<T>(s_, head.rotary, {q_.at(head.b, t0, head.h), q_.row}, t0, n, x.turned);
+  }
+  /// Their features, (n, F).
+  template <class Scratch>
+  void of_keys(const Head<T>& head, std::int64_t t0, std::int64_t n, const Scratch& x, T* y) const {
+    token_features(s_, keys(head, t0, n, x), n, head.weight_k, head.bias_k, x.u, y);
+  }
+  template <class Scratch>
+  void of_queries(const Head<T>& head, std::int64_t t0, std::int64_t n, const Scratch& x, T* y) const {
+    token_features(s_, queries(head, t0, n, x), n, head.weight_q, head.bias_q, x.u, y);
+  }
+
+ private:
+  const Sizes& s_;
+  HeadRows<T> q_, k_;
+};
+
 /// Raises the running shift to cover the visible keys of a chunk. Writes factor = exp(old - new); returns whether any
 /// of it differs from 1. Does nothing for maps without logarithm.
 template <class T>
