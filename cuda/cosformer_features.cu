@@ -1,4 +1,4 @@
-#include "cuda/common.cuh"
+#include "cuda/vector_features.cuh"
 #include "ops/feature_map_rows.h"
 
 namespace hedgehog::cuda {
@@ -64,25 +64,16 @@ __global__ __launch_bounds__(kThreads) void cosformer_features_backward_kernel(c
 }
 
 void forward(const Call& c) {
-  dispatch_floating(c.inputs[0].dtype, [&](auto zero) {
-    using T = decltype(zero);
-    const CosformerSizes s(c);
-    cosformer_features_forward_kernel<T><<<blocks_for(s.tokens, 1), kThreads, 0, stream()>>>(s, Rows<const T>(c.inputs[0]), Rows<T>(c.outputs[0]));
-    check_launch(kName);
+  const CosformerSizes s(c);
+  features_forward(kName, c, [&](auto, const auto& x, const auto& phi) {
+    cosformer_features_forward_kernel<<<blocks_for(s.tokens, 1), kThreads, 0, stream()>>>(s, x, phi);
   });
 }
 
 void backward(const Call& c) {
-  if (!c.dx[0]) return;
-  dispatch_floating(c.inputs[0].dtype, [&](auto zero) {
-    using T = decltype(zero);
-    dispatch_gradient<T>(c.dx[0], [&](auto gradient) {
-      using G = decltype(gradient);
-      const CosformerSizes s(c);
-      cosformer_features_backward_kernel<T, G><<<blocks_for(s.tokens, 1), kThreads, 0, stream()>>>(
-          s, Rows<const T>(c.inputs[0]), Rows<const T>(c.dy[0]), Rows<G>(c.dx[0]), adds(c, 0));
-      check_launch(kName);
-    });
+  const CosformerSizes s(c);
+  features_backward(kName, c, [&](auto, const auto& x, const auto& dphi, const auto& dx, bool adds) {
+    cosformer_features_backward_kernel<<<blocks_for(s.tokens, 1), kThreads, 0, stream()>>>(s, x, dphi, dx, adds);
   });
 }
 

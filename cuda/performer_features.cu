@@ -1,4 +1,4 @@
-#include "cuda/common.cuh"
+#include "cuda/vector_features.cuh"
 
 namespace hedgehog::cuda {
 namespace {
@@ -109,26 +109,20 @@ dim3 grid_for(std::int64_t vectors, std::int64_t columns) {
 }
 
 void forward(const Call& c) {
-  dispatch_floating(c.inputs[0].dtype, [&](auto zero) {
+  features_forward(kName, c, [&](auto zero, const auto& x, const auto& phi) {
     using T = decltype(zero);
     const PerformerSizes<Accumulator<T>> s(c);
-    performer_features_forward_kernel<T><<<grid_for(s.vectors, s.m), kThreads, 0, stream()>>>(
-        s, Rows<const T>(c.inputs[0]), c.inputs[1].as<const Accumulator<T>>(), Rows<T>(c.outputs[0]));
-    check_launch(kName);
+    performer_features_forward_kernel<T>
+        <<<grid_for(s.vectors, s.m), kThreads, 0, stream()>>>(s, x, c.inputs[1].as<const Accumulator<T>>(), phi);
   });
 }
 
 void backward(const Call& c) {
-  if (!c.dx[0]) return;
-  dispatch_floating(c.inputs[0].dtype, [&](auto zero) {
+  features_backward(kName, c, [&](auto zero, const auto& x, const auto& dphi, const auto& dx, bool adds) {
     using T = decltype(zero);
-    dispatch_gradient<T>(c.dx[0], [&](auto gradient) {
-      using G = decltype(gradient);
-      const PerformerSizes<Accumulator<T>> s(c);
-      performer_features_backward_kernel<T, G><<<grid_for(s.vectors, s.D), kThreads, 0, stream()>>>(
-          s, Rows<const T>(c.inputs[0]), c.inputs[1].as<const Accumulator<T>>(), Rows<const T>(c.dy[0]), Rows<G>(c.dx[0]), adds(c, 0));
-      check_launch(kName);
-    });
+    const PerformerSizes<Accumulator<T>> s(c);
+    performer_features_backward_kernel<T>
+        <<<grid_for(s.vectors, s.D), kThreads, 0, stream()>>>(s, x, c.inputs[1].as<const Accumulator<T>>(), dphi, dx, adds);
   });
 }
 

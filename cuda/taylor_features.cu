@@ -1,4 +1,4 @@
-#include "cuda/common.cuh"
+#include "cuda/vector_features.cuh"
 
 namespace hedgehog::cuda {
 namespace {
@@ -67,26 +67,16 @@ __global__ __launch_bounds__(kThreads) void taylor_features_backward_kernel(cons
 }
 
 void forward(const Call& c) {
-  dispatch_floating(c.inputs[0].dtype, [&](auto zero) {
-    using T = decltype(zero);
-    const TaylorSizes<Accumulator<T>> s(c);
-    taylor_features_forward_kernel<T>
-        <<<blocks_for(s.vectors, kWarps), kThreads, 0, stream()>>>(s, Rows<const T>(c.inputs[0]), Rows<T>(c.outputs[0]));
-    check_launch(kName);
+  features_forward(kName, c, [&](auto zero, const auto& x, const auto& phi) {
+    const TaylorSizes<Accumulator<decltype(zero)>> s(c);
+    taylor_features_forward_kernel<<<blocks_for(s.vectors, kWarps), kThreads, 0, stream()>>>(s, x, phi);
   });
 }
 
 void backward(const Call& c) {
-  if (!c.dx[0]) return;
-  dispatch_floating(c.inputs[0].dtype, [&](auto zero) {
-    using T = decltype(zero);
-    dispatch_gradient<T>(c.dx[0], [&](auto gradient) {
-      using G = decltype(gradient);
-      const TaylorSizes<Accumulator<T>> s(c);
-      taylor_features_backward_kernel<T, G><<<blocks_for(s.vectors, kWarps), kThreads, 0, stream()>>>(
-          s, Rows<const T>(c.inputs[0]), Rows<const T>(c.dy[0]), Rows<G>(c.dx[0]), adds(c, 0));
-      check_launch(kName);
-    });
+  features_backward(kName, c, [&](auto zero, const auto& x, const auto& dphi, const auto& dx, bool adds) {
+    const TaylorSizes<Accumulator<decltype(zero)>> s(c);
+    taylor_features_backward_kernel<<<blocks_for(s.vectors, kWarps), kThreads, 0, stream()>>>(s, x, dphi, dx, adds);
   });
 }
 
