@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "core/error.h"
+
 namespace hedgehog {
 
 Attention::Attention(Parameters& parameters, const std::string& name, const Options& options)
@@ -46,18 +48,18 @@ void Attention::start_mimetic(Parameters& parameters) {
   parameters.assign(output_.weight, out);
 }
 
-Attention::Heads Attention::heads_of(const Tensor& packed, const Tensor& rotary) const {
+AttentionHeads Attention::heads_of(const Tensor& packed, const Tensor& rotary) const {
   const std::int64_t B = packed.shape()[0], T = packed.shape()[1], C = options_.width, Q = queries_, H = options_.heads;
   auto heads = [&](const Tensor& part) { return reshape(part, {B, T, H, part.shape().last() / H}); };
   if (!rotary) {
     const Tensors parts = split(packed, {Q, Q, C});
-    return {heads(parts[0]), heads(parts[1]), heads(parts[2])};
+    return {heads(parts[0]), heads(parts[1]), heads(parts[2]), {}};
   }
   // queries and keys turn by the same angles: in one pass, as twice the heads
   const Tensors parts = split(packed, {2 * Q, C});
   const Tensor turned = hedgehog::rotary(reshape(parts[0], {B, T, 2 * H, Q / H}), rotary);
   const Tensors both = split(reshape(turned, {B, T, 2 * Q}), {Q, Q});
-  return {heads(both[0]), heads(both[1]), heads(parts[1])};
+  return {heads(both[0]), heads(both[1]), heads(parts[1]), {}};
 }
 
 Tensor Attention::output(const Tensor& o, const Tensor& residual, const Tensor& dropout_step) const {
@@ -70,12 +72,22 @@ Tensor Attention::operator()(const Tensor& x, const Tensor& residual, const Atte
   const Scope scope("attention");
   Tensor packed = qkv_(x);
   if (convolution_) packed = short_convolution(packed, convolution_, context.document_start);
-  if (options_.kind == "softmax") {
-    const auto [q, k, v] = heads_of(packed, context.rotary);
-    SoftmaxAttentionOptions o;
-    o.document_start = context.document_start;
-    return output(softmax_attention(q, k, v, o), residual, context.step);
-  }
+  // linear attention turns vectors as it loads them, unless features are made of them before
+  const bool on_load = !context.heads && options_.kind != "softmax" && !features_.any();
+  AttentionHeads heads = heads_of(packed, on_load ? Tensor{} : context.rotary);
+  heads.o = on_load ? linear(heads, context, context.rotary) : attend(heads, context);
+  if (context.heads) context.heads->push_back(heads);
+  return output(heads.o, residual, context.step);
+}
+
+Tensor Attention::attend(const AttentionHeads& heads, const AttentionContext& context) const {
+  if (options_.kind != "softmax") return linear(heads, context, {});
+  SoftmaxAttentionOptions o;
+  o.document_start = context.document_start;
+  return softmax_attention(heads.q, heads.k, heads.v, o);
+}
+
+Tensor Attention::linear(const AttentionHeads& heads, const AttentionContext& context, const Tensor& rotary) const {
   LinearAttentionOptions o;
   o.weight_q = map_q_;
   o.weight_k = map_k_;
@@ -83,10 +95,16 @@ Tensor Attention::operator()(const Tensor& x, const Tensor& residual, const Atte
   o.bias_k = map_bias_k_;
   o.map = features_.map();
   o.document_start = context.document_start;
-  // vectors are turned before they are mapped, wherever that is
-  if (!features_.any()) o.rotary = context.rotary;
-  const auto [q, k, v] = heads_of(packed, features_.any() ? context.rotary : Tensor{});
-  return output(linear_attention(features_(q), features_(k), v, o).o, residual, context.step);
+  o.rotary = rotary;
+  return linear_attention(features_(heads.q), features_(heads.k), heads.v, o).o;
+}
+
+MappedHeads Attention::features(const AttentionHeads& heads) const {
+  if (options_.kind == "softmax") throw ShapeError("[attention] softmax attention has no features: give a model of linear attention");
+  const std::string map = features_.map();
+  const bool logarithmic = map.starts_with("hedgehog") || map == "exp";
+  if (features_.any()) return {features_(heads.q), features_(heads.k), logarithmic};
+  return {feature_map(heads.q, map_q_, map_bias_q_, map, 1, logarithmic), feature_map(heads.k, map_k_, map_bias_k_, map, 1, logarithmic), logarithmic};
 }
 
 Tensor Attention::step(const Tensor& x, const Norm& norm, const AttentionState& state, const Tensor& position, const Tensor& rotary) const {
@@ -106,11 +124,11 @@ Tensor Attention::step(const Tensor& x, const Norm& norm, const AttentionState& 
   Tensor packed = qkv_.step(x, norm);
   if (convolution_) packed = short_convolution_step(packed, convolution_, state.convolution);
   if (softmax) {
-    const auto [q, k, v] = heads_of(packed, rotary);
-    return output(softmax_attention_step(q, k, v, state.attention, position), x, {});
+    const AttentionHeads h = heads_of(packed, rotary);
+    return output(softmax_attention_step(h.q, h.k, h.v, state.attention, position), x, {});
   }
-  const auto [q, k, v] = heads_of(packed, features_.any() ? rotary : Tensor{});
-  return output(linear_attention_step(features_(q, position), features_(k, position), v, state.attention, o), x, {});
+  const AttentionHeads h = heads_of(packed, features_.any() ? rotary : Tensor{});
+  return output(linear_attention_step(features_(h.q, position), features_(h.k, position), h.v, state.attention, o), x, {});
 }
 
 AttentionState Attention::empty_state(std::int64_t batch, std::int64_t capacity, Dtype dtype) const {

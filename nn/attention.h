@@ -1,16 +1,30 @@
 #pragma once
 #include <string>
+#include <vector>
 
 #include "nn/attention_features.h"
 #include "nn/layers.h"
 
 namespace hedgehog {
 
+/// What one layer of attention works on: queries and keys, turned by their positions, and values, each (B, T, H, D); o is what it makes
+/// of them.
+struct AttentionHeads {
+  Tensor q, k, v, o;
+};
+
+/// Features of queries and keys, (B, T, H, F).
+struct MappedHeads {
+  Tensor q, k;
+  bool logarithmic;  // their logarithms instead
+};
+
 /// What attention needs to know besides x. All optional.
 struct AttentionContext {
   Tensor document_start = {};  // i32 (B, T): start of each token's document in its row; attention stays inside it
   Tensor step = {};            // the optimiser's step state, for dropout in training
   Tensor rotary = {};          // table of rotary_table(T, D), shared by all layers; empty: no rotary positions
+  std::vector<AttentionHeads>* heads = nullptr;  // each layer adds its own, for those who distil or look at attention
 };
 
 /// What one layer remembers of a stream: the attention's state, and the last queries, keys and values if a short
@@ -43,6 +57,10 @@ class Attention {
 
   /// x (B, T, C); returns residual + attention(x).
   Tensor operator()(const Tensor& x, const Tensor& residual, const AttentionContext& context) const;
+  /// o (B, T, H, D) of heads that may come from another model: what this layer's attention makes of their queries, keys and values.
+  Tensor attend(const AttentionHeads& heads, const AttentionContext& context = {}) const;
+  /// Features that this layer's maps give the queries and keys of `heads`. Throws ShapeError for softmax, which has none.
+  MappedHeads features(const AttentionHeads& heads) const;
   /// x + attention(norm(x)) for one token a stream, x (B, 1, C); advances `state` in place. position i32 (1):
   /// of this token; rotary: the table of that position, or none.
   Tensor step(const Tensor& x, const Norm& norm, const AttentionState& state, const Tensor& position, const Tensor& rotary) const;
@@ -50,13 +68,11 @@ class Attention {
   AttentionState empty_state(std::int64_t batch, std::int64_t capacity, Dtype dtype) const;
 
  private:
-  struct Heads {
-    Tensor q, k, v;  // (B, T, H, D)
-  };
   /// Windows of the packed projection, queries and keys turned if there is a table.
-  Heads heads_of(const Tensor& packed, const Tensor& rotary) const;
+  AttentionHeads heads_of(const Tensor& packed, const Tensor& rotary) const;
   void start_values_unmixed(Parameters& parameters);
   void start_mimetic(Parameters& parameters);
+  Tensor linear(const AttentionHeads& heads, const AttentionContext& context, const Tensor& rotary) const;
   Tensor output(const Tensor& o, const Tensor& residual, const Tensor& dropout_step) const;
 
   Options options_;

@@ -93,6 +93,7 @@ class Gpt {
   /// positions or cosFormer have fewer.
   DecodingState decoding_state(std::int64_t batch, std::int64_t capacity) const;
 
+  const Attention& attention(std::int64_t layer) const { return blocks_[std::size_t(layer)].attention; }
   const GptOptions& options() const { return options_; }
   /// Rows of the token table, the surplus included.
   static std::int64_t table_rows(const GptOptions& options);
