@@ -76,9 +76,19 @@ __device__ void add_weighted(const Vectors<T>& x, std::int64_t e0, std::int64_t 
 /// Whether key j counts for query i of batch element b.
 template <class T>
 __device__ __forceinline__ bool visible(const Arguments<T>& a, std::int64_t b, std::int64_t i, std::int64_t j) {
-  if (i >= a.s.T || j >= a.s.T || (a.s.causal && j > i)) return false;
+  if (i >= a.s.T || j >= a.s.T || (a.s.causal && (j > i || i - j >= a.s.window))) return false;
   if (a.document_start && a.document_start[b * a.s.T + i] != a.document_start[b * a.s.T + j]) return false;
   return !a.mask || a.mask[b * a.s.T + j] != 0;
+}
+
+/// The first key that a tile of rows from i0 on sees, and the row behind the last one that sees keys from j0 on, in whole tiles.
+template <class T>
+__device__ __forceinline__ std::int64_t first_key(const Arguments<T>& a, std::int64_t i0) {
+  return a.s.causal && i0 >= a.s.window ? (i0 + 1 - a.s.window) / kTile * kTile : 0;
+}
+template <class T>
+__device__ __forceinline__ std::int64_t last_row(const Arguments<T>& a, std::int64_t j0) {
+  return a.s.causal && j0 + kTile + a.s.window < a.s.T ? j0 + kTile - 1 + a.s.window : a.s.T;
 }
 
 /// The part of a block: a tile of one head, and a slice of the columns of its result.
@@ -106,7 +116,7 @@ __global__ void __launch_bounds__(kThreads) softmax_attention_forward_kernel(con
   const std::int64_t hkv = h / (a.s.Hq / a.s.Hkv), end = a.s.causal && i0 + kTile < n ? i0 + kTile : n;
   const A scale = A(a.s.scale);
   A largest[2] = {-kInfinity<A>, -kInfinity<A>}, sum[2] = {}, o[2][4] = {};
-  for (std::int64_t j0 = 0; j0 < end; j0 += kTile) {
+  for (std::int64_t j0 = first_key(a, i0); j0 < end; j0 += kTile) {
     A p[2][2];
     tile_products(vectors(a.q, b, i0, h, n), vectors(a.k, b, j0, hkv, n), a.s.D, shared, p);
 #pragma unroll
@@ -187,7 +197,7 @@ __global__ void __launch_bounds__(kThreads) softmax_attention_backward_query_ker
   const auto [b, h, i0, e0] = part_of((a.s.D + kSlice - 1) / kSlice, (n + kTile - 1) / kTile, a.s.Hq);
   const std::int64_t hkv = h / (a.s.Hq / a.s.Hkv), end = a.s.causal && i0 + kTile < n ? i0 + kTile : n;
   A dq[2][4] = {};
-  for (std::int64_t j0 = 0; j0 < end; j0 += kTile) {
+  for (std::int64_t j0 = first_key(a, i0); j0 < end; j0 += kTile) {
     A s[2][2], dp[2][2];
     tile_products(vectors(a.q, b, i0, h, n), vectors(a.k, b, j0, hkv, n), a.s.D, shared, s);
     tile_products(vectors(a.dy, b, i0, h, n), vectors(a.v, b, j0, hkv, n), a.s.Dv, shared, dp);
@@ -215,7 +225,7 @@ __global__ void __launch_bounds__(kThreads) softmax_attention_backward_key_kerne
   const bool makes_dk = a.dk && e0 < a.s.D, makes_dv = a.dv && e0 < a.s.Dv;
   A dk[2][4] = {}, dv[2][4] = {};
   for (std::int64_t h = hkv * group; h < (hkv + 1) * group; ++h)
-    for (std::int64_t i0 = a.s.causal ? j0 : 0; i0 < n; i0 += kTile) {
+    for (std::int64_t i0 = a.s.causal ? j0 : 0; i0 < last_row(a, j0); i0 += kTile) {
       A s[2][2], dp[2][2];
       tile_products(vectors(a.k, b, j0, hkv, n), vectors(a.q, b, i0, h, n), a.s.D, shared, s);
       tile_products(vectors(a.v, b, j0, hkv, n), vectors(a.dy, b, i0, h, n), a.s.Dv, shared, dp);

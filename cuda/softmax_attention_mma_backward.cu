@@ -30,6 +30,7 @@ struct Inputs {
   HeadsTarget<bf16> dq, dk, dv;
   const std::int32_t* document_start;  // (B, T)
   int tokens, padded, heads, group, tiles;
+  int window;  // tokens that a causal row sees
   bool causal;
   float scale;
 };
@@ -76,8 +77,9 @@ __global__ void __launch_bounds__(QueryBlocking<D>::kThreads, 2) softmax_attenti
   const std::int64_t head = blockIdx.x / unsigned(in.tiles), h = head % in.heads, b = head / in.heads, hkv = h / in.group;
   const std::int32_t* start = in.document_start ? in.document_start + b * T : nullptr;
   const int end = (min(T, in.causal ? i0 + S::kRows : T) + kKeyTile - 1) / kKeyTile;
-  // no row sees a key before the first token of the first row's document
-  const int begin = start ? min(max(start[i0], 0), i0) / kKeyTile : 0;
+  // no row sees a key before the first token of the first row's document, or before the first row's window
+  const int nearest = in.causal ? max(i0 + 1 - in.window, 0) : 0;
+  const int begin = max(start ? min(max(start[i0], 0), i0) : 0, nearest) / kKeyTile;
 
   auto fetch_keys = [&](int n, int stage) {
     const int j0 = n * kKeyTile;
@@ -116,22 +118,23 @@ __global__ void __launch_bounds__(QueryBlocking<D>::kThreads, 2) softmax_attenti
     for (int step = 0; step < kKeyTile; step += kStep) {
       const int j0 = tile * kKeyTile + step;
       if (first >= T || j0 >= T || (in.causal && j0 >= first + S::kWarpRows)) break;
+      if (in.causal && j0 + kStep + in.window <= first + 1) continue;
       float s[kRowTiles][kStep / 8][4], dp[kRowTiles][kStep / 8][4];
       multiply_rows<D, kRowTiles, kStep / 16>(s, q, reader_by_column<D>(keys), step);
       multiply_rows<D, kRowTiles, kStep / 16>(dp, dy, reader_by_column<D>(values), step);
-      if (start || j0 + kStep > T || (in.causal && j0 + kStep > first + 1)) {
+      if (start || j0 + kStep > T || (in.causal && (j0 + kStep > first + 1 || j0 + in.window < first + S::kWarpRows))) {
 #pragma unroll
         for (int m = 0; m < kRowTiles; ++m)
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
-            const int i = row + 16 * m + 8 * half, last = in.causal ? min(i, T - 1) : T - 1;
+            const int i = row + 16 * m + 8 * half, last = in.causal ? min(i, T - 1) : T - 1, left = in.causal ? i - in.window : -1;
             const int document = start ? start[min(i, T - 1)] : 0;
 #pragma unroll
             for (int n = 0; n < kStep / 8; ++n)
 #pragma unroll
               for (int e = 0; e < 2; ++e) {
                 const int j = j0 + 8 * n + 2 * t + e;
-                if (j > last || (start && start[j] != document)) s[m][n][2 * half + e] = -INFINITY;
+                if (j > last || j <= left || (start && start[j] != document)) s[m][n][2 * half + e] = -INFINITY;
               }
           }
       }
@@ -170,6 +173,8 @@ __global__ void __launch_bounds__(KeyBlocking<D>::kThreads, D <= 64 ? 2 : 1) sof
   const std::int64_t head = blockIdx.x / unsigned(in.tiles), hkv = head % kv_heads, b = head / kv_heads;
   const std::int32_t* start = in.document_start ? in.document_start + b * T : nullptr;
   int begin = in.causal ? j0 / kKeyTile : 0, end = (T + kKeyTile - 1) / kKeyTile;
+  // rows behind the window of the tile's last key do not see it
+  if (in.causal) end = min(end, (j0 + S::kRows - 1 + min(in.window, T) + kKeyTile - 1) / kKeyTile);
   if (start) {
     // documents lie one after the other: those that start behind the tile do not see it, nor those before its first token's
     if (!in.causal) begin = min(max(start[j0], 0), j0) / kKeyTile;
@@ -221,11 +226,11 @@ __global__ void __launch_bounds__(KeyBlocking<D>::kThreads, D <= 64 ? 2 : 1) sof
     for (int step = 0; step < kKeyTile; step += kStep) {
       const int i0 = (begin + n % tiles) * kKeyTile + step;
       if (first >= T || i0 >= T) break;
-      if (in.causal && i0 + kStep <= first) continue;
+      if (in.causal && (i0 + kStep <= first || i0 >= first + S::kWarpRows - 1 + in.window)) continue;
       float s[kRowTiles][kStep / 8][4], dp[kRowTiles][kStep / 8][4];
       multiply_rows<D, kRowTiles, kStep / 16>(s, k, reader_by_column<D>(queries), step);
       multiply_rows<D, kRowTiles, kStep / 16>(dp, v, reader_by_column<D>(gradients), step);
-      if (start || (in.causal && i0 < first + S::kWarpRows)) {
+      if (start || (in.causal && (i0 < first + S::kWarpRows || i0 + kStep > first + in.window))) {
 #pragma unroll
         for (int m = 0; m < kRowTiles; ++m)
 #pragma unroll
@@ -237,7 +242,7 @@ __global__ void __launch_bounds__(KeyBlocking<D>::kThreads, D <= 64 ? 2 : 1) sof
 #pragma unroll
               for (int e = 0; e < 2; ++e) {
                 const int i = i0 + 8 * c + 2 * t + e;
-                if ((in.causal && i < j) || (start && start[min(i, T - 1)] != document)) s[m][c][2 * half + e] = -INFINITY;
+                if ((in.causal && (i < j || i - j >= in.window)) || (start && start[min(i, T - 1)] != document)) s[m][c][2 * half + e] = -INFINITY;
               }
           }
       }
@@ -310,7 +315,7 @@ void backward_mma(const Arguments<bf16>& a) {
       a.dy, a.o, a.log_sum_exp, log_sum_exp, delta, int(a.s.T), int(rows), int(a.s.Hq), int(a.s.D / 8));
   check_launch(kName);
   const Inputs in{a.q, a.k, a.v, a.dy, log_sum_exp, delta, a.dq, a.dk, a.dv, a.document_start,
-                  int(a.s.T), int(rows), int(a.s.Hq), int(a.s.Hq / a.s.Hkv), 0, a.s.causal, float(a.s.scale)};
+                  int(a.s.T), int(rows), int(a.s.Hq), int(a.s.Hq / a.s.Hkv), 0, int(a.s.window), a.s.causal, float(a.s.scale)};
   dispatch_width(a.s.D, [&](auto width) { launch<decltype(width)::value>(a, in); });
 }
 

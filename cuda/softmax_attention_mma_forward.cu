@@ -19,6 +19,7 @@ struct Inputs {
   float* log_sum_exp;                  // (B, T, Hq)
   const std::int32_t* document_start;  // (B, T)
   int tokens, heads, group, tiles;
+  int window;  // tokens that a causal row sees
   bool causal;
   float scale;
 };
@@ -38,8 +39,9 @@ __global__ void __launch_bounds__(Blocking<D>::kThreads, 2) softmax_attention_fo
   const std::int64_t head = blockIdx.x / unsigned(in.tiles), h = head % in.heads, b = head / in.heads, hkv = h / in.group;
   const std::int32_t* start = in.document_start ? in.document_start + b * T : nullptr;
   const int end = (min(T, in.causal ? i0 + S::kRows : T) + kKeyTile - 1) / kKeyTile;
-  // no row sees a key before the first token of the first row's document
-  const int begin = start ? min(max(start[i0], 0), i0) / kKeyTile : 0;
+  // no row sees a key before the first token of the first row's document, or before the first row's window
+  const int nearest = in.causal ? max(i0 + 1 - in.window, 0) : 0;
+  const int begin = max(start ? min(max(start[i0], 0), i0) : 0, nearest) / kKeyTile;
 
   auto fetch_keys = [&](int n, int stage) {
     const int j0 = n * kKeyTile;
@@ -67,23 +69,23 @@ __global__ void __launch_bounds__(Blocking<D>::kThreads, 2) softmax_attention_fo
     wait_copies();
     __syncthreads();  // this tile is there, and all have read the one before, which the next copies overwrite
     if (tile + 1 < end) fetch_keys(tile + 1, stage ^ 1);
-    if (first >= T || (in.causal && j0 >= first + S::kWarpRows)) continue;
+    if (first >= T || (in.causal && (j0 >= first + S::kWarpRows || j0 + kKeyTile + in.window <= first + 1))) continue;
 
     float s[kRowTiles][8][4];
     multiply_rows<D, kRowTiles, 4>(s, q, reader_by_column<D>(k_tile + stage * S::kTileBytes), 0);
-    if (start || j0 + kKeyTile > T || (in.causal && j0 + kKeyTile > first + 1)) {
+    if (start || j0 + kKeyTile > T || (in.causal && (j0 + kKeyTile > first + 1 || j0 + in.window < first + S::kWarpRows))) {
 #pragma unroll
       for (int m = 0; m < kRowTiles; ++m)
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          const int i = row + 16 * m + 8 * half, last = in.causal ? min(i, T - 1) : T - 1;
+          const int i = row + 16 * m + 8 * half, last = in.causal ? min(i, T - 1) : T - 1, left = in.causal ? i - in.window : -1;
           const int document = start ? start[min(i, T - 1)] : 0;
 #pragma unroll
           for (int n = 0; n < 8; ++n)
 #pragma unroll
             for (int e = 0; e < 2; ++e) {
               const int j = j0 + 8 * n + 2 * t + e;
-              if (j > last || (start && start[j] != document)) s[m][n][2 * half + e] = -INFINITY;
+              if (j > last || j <= left || (start && start[j] != document)) s[m][n][2 * half + e] = -INFINITY;
             }
         }
     }
@@ -150,7 +152,7 @@ void forward_mma(const Arguments<bf16>& a) {
     using S = Blocking<D>;
     const std::int64_t tiles = (a.s.T + S::kRows - 1) / S::kRows;
     const Inputs in{a.q, a.k, a.v, a.o, a.log_sum_exp, a.document_start, int(a.s.T), int(a.s.Hq), int(a.s.Hq / a.s.Hkv), int(tiles),
-                    a.s.causal, float(a.s.scale)};
+                    int(a.s.window), a.s.causal, float(a.s.scale)};
     allow_shared_memory(reinterpret_cast<const void*>(softmax_attention_forward_mma_kernel<D>), S::kBytes);
     softmax_attention_forward_mma_kernel<D><<<grid_of(tiles * a.s.B * a.s.Hq), S::kThreads, S::kBytes, stream()>>>(in);
     check_launch(kName);

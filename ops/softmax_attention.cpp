@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "ops/attention_check.h"
+#include "ops/attention_window.h"
 #include "ops/elementwise.h"
 #include "ops/matmul.h"
 #include "ops/reduce.h"
@@ -25,6 +26,7 @@ Layout infer(const Attributes& attributes, std::span<const Meta> in) {
   check_token_numbers(op, "mask", in[kMask], q);
   const double scale = attributes.real("scale");
   if (!(scale >= 0)) fail(op, fmt::format("scale must be positive, or 0 for 1 / sqrt(D), but is {}", scale));
+  check_window(op, attributes.integer("window"), attributes.flag("causal"));
   const Sizes s = sizes_of(attributes, q.shape, in[kK].shape, in[kV].shape);
   Layout layout;
   layout.outputs = {{Shape{s.B, s.T, s.Hq, s.Dv}, q.dtype}};
@@ -36,7 +38,8 @@ Layout infer(const Attributes& attributes, std::span<const Meta> in) {
 
 std::pair<Work, Work> cost(const Attributes& a, std::span<const Meta> in, std::span<const Meta>) {
   const Sizes s = sizes_of(a, in[kQ].shape, in[kK].shape, in[kV].shape);
-  const double pairs = double(s.B * s.Hq) * double(s.T) * (s.causal ? double(s.T + 1) / 2 : double(s.T));
+  const double w = double(s.window), seen = s.causal ? w - w * (w - 1) / 2 / double(s.T) : double(s.T);  // the first rows see fewer
+  const double pairs = double(s.B * s.Hq) * double(s.T) * seen;
   return {{2 * pairs * double(s.D + s.Dv)}, {2 * pairs * double(3 * s.D + 2 * s.Dv)}};
 }
 
@@ -47,7 +50,7 @@ Tensors composed(const Attributes& a, Tensors in, bool loses_row_term) {
   auto heads_first = [](const Tensor& x) { return permute(x, {0, 2, 1, 3}); };
   const Tensor q = heads_first(in[kQ]), k = heads_first(repeat_heads(in[kK], s.group())), v = heads_first(repeat_heads(in[kV], s.group()));
   const Dtype dtype = q.dtype();
-  Tensor visible;  // (B, 1, T, T) or (B, 1, 1, T), 1 where j may be seen from i
+  Tensor visible;  // (B, 1, T, T), (B, 1, 1, T) or (1, 1, T, T), 1 where j may be seen from i
   if (in[kDocumentStart]) {
     const Tensor start = cast(in[kDocumentStart], dtype);
     visible = relu(1.0 - square(reshape(start, Shape{s.B, 1, s.T, 1}) - reshape(start, Shape{s.B, 1, 1, s.T})));
@@ -55,6 +58,10 @@ Tensors composed(const Attributes& a, Tensors in, bool loses_row_term) {
   if (in[kMask]) {
     const Tensor mask = reshape(cast(in[kMask], dtype), Shape{s.B, 1, 1, s.T});
     visible = visible ? visible * mask : mask;
+  }
+  if (s.window < s.T) {
+    const Tensor near = reshape(in_window(s.T, s.window, dtype), Shape{1, 1, s.T, s.T});
+    visible = visible ? visible * near : near;
   }
   // finite, so that a row without any visible key gives numbers that the second masking turns into 0
   constexpr double kHidden = 1e30;
@@ -88,6 +95,9 @@ std::vector<Sample> samples() {
     list.push_back({"one token" + suffix, a,
                     {constant_input(normal({2, 1, 2, 3})), constant_input(normal({2, 1, 1, 3})), normal({2, 1, 1, 4})}});
   }
+  list.push_back(sample("window", {{"window", 5}}, {2, 13, 4, 3}, 2, 5));
+  list.push_back(sample("window and documents", {{"window", 3}}, {2, 17, 2, 3}, 1, 4, true, true));
+  list.push_back(sample("window of several tiles", {{"window", 40}}, {1, 135, 1, 2}, 1, 3));
   // more keys than a tile has columns
   Sample wide = sample("wide", {}, {1, 530, 1, 2}, 1, 1);
   list.push_back(wide);
@@ -104,7 +114,7 @@ const Op kSoftmaxAttention{
     .arguments = {{"q"}, {"k"}, {"v"}, {"document_start", true, false}, {"mask", true, false}},
     .results = {"o"},
     .saved_names = {"log_sum_exp"},
-    .attributes = {{"causal", true}, {"scale", 0.0}},
+    .attributes = {{"causal", true}, {"scale", 0.0}, {"window", 0}},
     .infer = sa::infer,
     .forward = {sa::forward_cpu},
     .backward = {sa::backward_cpu},
@@ -120,7 +130,7 @@ const Op kSoftmaxAttention{
 };
 
 Tensor softmax_attention(const Tensor& q, const Tensor& k, const Tensor& v, const SoftmaxAttentionOptions& o, SourceLine where) {
-  return apply(kSoftmaxAttention, {{"causal", o.causal}, {"scale", o.scale}}, {q, k, v, o.document_start, o.mask}, where)[0];
+  return apply(kSoftmaxAttention, {{"causal", o.causal}, {"scale", o.scale}, {"window", o.window}}, {q, k, v, o.document_start, o.mask}, where)[0];
 }
 
 }  // namespace hedgehog

@@ -9,12 +9,14 @@ struct SoftmaxAttentionOptions {
   Tensor mask = {};            // i32 (B, T): 1 where there is a token, 0 for padding
   bool causal = true;
   double scale = 0;            // of the scores, unitless; 0: 1 / sqrt(D)
+  std::int64_t window = 0;     // tokens that a row sees, itself and those just before it, if causal; 0: all
 };
 
 /// Softmax attention in tiles: the (T, T) scores are never whole in memory.
 ///
 ///   s_ij = scale q_i . k_j,   p_ij = exp(s_ij) / sum_m exp(s_im)
-///   o_i  = sum_j p_ij v_j     over the unmasked tokens j of i's document, j <= i if causal
+///   o_i  = sum_j p_ij v_j     over the unmasked tokens j of i's document, j <= i if causal,
+///                              i - window < j if there is a window
 ///
 /// q       (B, T, Hq, D)    f32 | f64 | bf16 (CUDA); q, k, v may be windows of one packed tensor
 /// k       (B, T, Hkv, D)   dtype of q; Hq is a multiple of Hkv; query head h reads key head h / (Hq / Hkv)
@@ -23,7 +25,8 @@ struct SoftmaxAttentionOptions {
 ///
 /// Backward: dP = do V^T;  ds_ij = p_ij (dP_ij - do_i . o_i);  dq = scale ds K;  dk = scale ds^T Q;  dv = P^T do.
 /// Saved:    ln sum_j exp(s_ij), (B, T, Hq), f32 (f64 for f64); tiles of P are made again from it.
-/// Throws:   ShapeError on wrong shapes or dtypes, Hq not a multiple of Hkv, a negative scale.
+/// Throws:   ShapeError on wrong shapes or dtypes, Hq not a multiple of Hkv, a negative scale or window, a window that is
+///           not causal.
 /// Source:   Dao et al. 2022, arXiv:2205.14135, algorithms 1 and 4.
 Tensor softmax_attention(const Tensor& q, const Tensor& k, const Tensor& v, const SoftmaxAttentionOptions& options = {},
                          SourceLine where = SourceLine::current());

@@ -55,10 +55,11 @@ class Attention {
   void forward(std::int64_t b, std::int64_t h, const Scratch<T>& x) const {
     for_each_document(document_start(b), s_.T, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t i0 = begin; i0 < end; i0 += s_.rows()) {
-        const Tile rows{b, h, h / s_.group(), i0, std::min(i0 + s_.rows(), end), 0, 0, s_.causal};
+        const Tile rows{b, h, h / s_.group(), i0, std::min(i0 + s_.rows(), end), 0, 0, s_.causal, s_.window};
         std::fill_n(x.m, rows.rows(), -kInfinity<T>);
         std::fill_n(x.sum, rows.rows(), T(0));
-        for_tiles(rows, s_.columns(), begin, end, [&](const Tile& t) { add_tile(t, t.j0 == begin, x); });
+        bool first = true;
+        for_tiles(rows, s_.columns(), begin, end, [&](const Tile& t) { add_tile(t, first, x), first = false; });
         finish_rows(rows, x);
       }
     });
@@ -69,9 +70,10 @@ class Attention {
     if (g == 0) std::fill_n(x.dk, s_.T * s_.D, T(0)), std::fill_n(x.dv, s_.T * s_.Dv, T(0));
     for_each_document(document_start(b), s_.T, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t i0 = begin; i0 < end; i0 += s_.rows()) {
-        const Tile rows{b, h, hkv, i0, std::min(i0 + s_.rows(), end), 0, 0, s_.causal};
+        const Tile rows{b, h, hkv, i0, std::min(i0 + s_.rows(), end), 0, 0, s_.causal, s_.window};
         for (std::int64_t i = 0; i < rows.rows(); ++i) x.sum[i] = rows::dot(G_.at(b, i0 + i, h), o_.at(b, i0 + i, h), s_.Dv);
-        for_tiles(rows, s_.columns(), begin, end, [&](const Tile& t) { tile_backward(t, t.j0 == begin, x); });
+        bool first = true;
+        for_tiles(rows, s_.columns(), begin, end, [&](const Tile& t) { tile_backward(t, first, x), first = false; });
       }
     });
     if (g + 1 == s_.group()) store(x.dk, dk_, kK, b, hkv, s_.D), store(x.dv, dv_, kV, b, hkv, s_.Dv);
@@ -89,21 +91,22 @@ class Attention {
     scores(t, x.p);
     for (std::int64_t i = 0; i < t.rows(); ++i) {
       T* __restrict p = x.p + i * t.columns();
-      const std::int64_t n = t.seen(i);
+      const std::int64_t begin = t.left(i), n = t.seen(i);
       T m = x.m[i];
 #pragma omp simd reduction(max : m)
-      for (std::int64_t j = 0; j < n; ++j) m = p[j] > m ? p[j] : m;
+      for (std::int64_t j = begin; j < n; ++j) m = p[j] > m ? p[j] : m;
       // no score is above -infinity: the row sees nothing, unless they are NaN
-      if (m == -kInfinity<T> && std::all_of(p, p + n, [](T score) { return score == -kInfinity<T>; })) {
+      if (m == -kInfinity<T> && std::all_of(p + begin, p + n, [](T score) { return score == -kInfinity<T>; })) {
         std::fill_n(p, t.columns(), T(0));
         continue;
       }
       T sum = 0;
 #pragma omp simd reduction(+ : sum)
-      for (std::int64_t j = 0; j < n; ++j) {
+      for (std::int64_t j = begin; j < n; ++j) {
         p[j] = vector_exp(p[j] - m);
         sum += p[j];
       }
+      std::fill(p, p + begin, T(0));
       std::fill(p + n, p + t.columns(), T(0));
       const T alpha = vector_exp(x.m[i] - m);
       x.m[i] = m;
@@ -133,8 +136,9 @@ class Attention {
     for (std::int64_t i = 0; i < n; ++i) {
       T* __restrict p = x.p + i * columns;
       const T l = lse(t, i);
-      const std::int64_t visible = t.seen(i);
-      for (std::int64_t j = 0; j < visible; ++j) p[j] = vector_exp(p[j] - l);
+      const std::int64_t begin = t.left(i), visible = t.seen(i);
+      for (std::int64_t j = begin; j < visible; ++j) p[j] = vector_exp(p[j] - l);
+      std::fill(p, p + begin, T(0));
       std::fill(p + visible, p + columns, T(0));
     }
     if (dv_) gemm_serial<T>(true, false, columns, s_.Dv, n, 1, x.p, columns, G, G_.row, 1, x.dv + t.j0 * s_.Dv, s_.Dv);

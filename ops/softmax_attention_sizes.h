@@ -1,4 +1,5 @@
 #pragma once
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -13,6 +14,7 @@ struct Sizes {
   std::int64_t B, T, Hq, Hkv, D, Dv;
   bool causal;
   double scale;
+  std::int64_t window;  // tokens that a row sees, at most T
 
   std::int64_t group() const { return Hq / Hkv; }
   /// Rows and most columns of a tile of scores. Thin rows waste less above the diagonal of short sequences.
@@ -22,7 +24,9 @@ struct Sizes {
 
 inline Sizes sizes_of(const Attributes& a, const Shape& q, const Shape& k, const Shape& v) {
   const double scale = a.real("scale");
-  return {q[0], q[1], q[2], k[2], q[3], v[3], a.flag("causal"), scale == 0 ? 1 / std::sqrt(double(q[3])) : scale};
+  const std::int64_t window = a.integer("window");
+  return {q[0], q[1], q[2], k[2], q[3], v[3], a.flag("causal"), scale == 0 ? 1 / std::sqrt(double(q[3])) : scale,
+          window == 0 ? q[1] : std::min(window, q[1])};
 }
 
 inline Sizes sizes_of(const Call& c) { return sizes_of(c.attributes, c.inputs[kQ].shape, c.inputs[kK].shape, c.inputs[kV].shape); }
