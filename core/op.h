@@ -36,6 +36,8 @@ struct Ref {
   std::int64_t stride = 0;   // elements from row to row
   bool given = false;
   bool parameter = false;    // changed by the optimiser and the host alone
+  std::int64_t batch = 0;    // elements from one index of the first axis to the next, where an op shows another a part of the second;
+                             // 0: as rows lie
 
   explicit operator bool() const { return data != nullptr; }
   template <class T>

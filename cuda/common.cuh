@@ -93,10 +93,10 @@ struct Heads {
     auto place = [&](std::int64_t flat) { return flat / x.columns * x.stride + flat % x.columns; };
     head = x.shape[2] > 1 ? place(depth) : depth;
     token = tokens > 1 ? place(width) : width;
-    batch = x.shape[0] > 1 ? place(tokens * width) : 0;
+    batch = x.batch ? x.batch : x.shape[0] > 1 ? place(tokens * width) : 0;
     const bool even = x.columns % depth == 0 && place((x.shape[2] - 1) * depth) == (x.shape[2] - 1) * head &&
                       place((tokens - 1) * width) == (tokens - 1) * token &&
-                      place((x.shape[0] - 1) * tokens * width) == (x.shape[0] - 1) * batch;
+                      (x.batch || place((x.shape[0] - 1) * tokens * width) == (x.shape[0] - 1) * batch);
     if (!even) throw_uneven(op, x);
   }
   __device__ __forceinline__ T* at(std::int64_t b, std::int64_t t, std::int64_t h) const {

@@ -27,6 +27,8 @@ const KernelTable& kernels() {
     register_norm_linear_attention_step(t);
     register_softmax_attention(t);
     register_softmax_attention_step(t);
+    register_hybrid_attention(t);
+    register_hybrid_attention_step(t);
     register_attention_cross_entropy(t);
     register_sample_token(t);
     register_cross_entropy(t);

@@ -46,6 +46,8 @@ void register_linear_attention_step(KernelTable& table);
 void register_norm_linear_attention_step(KernelTable& table);
 void register_softmax_attention(KernelTable& table);
 void register_softmax_attention_step(KernelTable& table);
+void register_hybrid_attention(KernelTable& table);
+void register_hybrid_attention_step(KernelTable& table);
 void register_attention_cross_entropy(KernelTable& table);
 void register_sample_token(KernelTable& table);
 void register_cross_entropy(KernelTable& table);

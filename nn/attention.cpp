@@ -18,6 +18,7 @@ Attention::Attention(Parameters& parameters, const std::string& name, const Opti
     if (!parameters.declared()) start_values_unmixed(parameters);
   }
   if (options.mimetic && !parameters.declared()) start_mimetic(parameters);
+  if (options.window > 0 && options.kind != "softmax") log_factor_ = parameters.add(name + ".log_factor", {options.heads}, Init::zeros(), 0, true);
   if (!options.kind.starts_with("hedgehog") && options.kind != "t2r") return;
   const std::int64_t D = options.width / options.heads;
   map_q_ = parameters.add(name + ".map_q.weight", {options.heads, D, D}, Init::identity(options.map_init_gain), 0);
@@ -73,7 +74,7 @@ Tensor Attention::operator()(const Tensor& x, const Tensor& residual, const Atte
   Tensor packed = qkv_(x);
   if (convolution_) packed = short_convolution(packed, convolution_, context.document_start);
   // linear attention turns vectors as it loads them, unless features are made of them before
-  const bool on_load = !context.heads && options_.kind != "softmax" && !features_.any();
+  const bool on_load = !context.heads && options_.kind != "softmax" && options_.window == 0 && !features_.any();
   AttentionHeads heads = heads_of(packed, on_load ? Tensor{} : context.rotary);
   heads.o = on_load ? linear(heads, context, context.rotary) : attend(heads, context);
   if (context.heads) context.heads->push_back(heads);
@@ -81,9 +82,10 @@ Tensor Attention::operator()(const Tensor& x, const Tensor& residual, const Atte
 }
 
 Tensor Attention::attend(const AttentionHeads& heads, const AttentionContext& context) const {
-  if (options_.kind != "softmax") return linear(heads, context, {});
+  if (options_.kind != "softmax") return options_.window > 0 ? hybrid(heads, context) : linear(heads, context, {});
   SoftmaxAttentionOptions o;
   o.document_start = context.document_start;
+  o.window = options_.window;
   return softmax_attention(heads.q, heads.k, heads.v, o);
 }
 
@@ -97,6 +99,32 @@ Tensor Attention::linear(const AttentionHeads& heads, const AttentionContext& co
   o.document_start = context.document_start;
   o.rotary = rotary;
   return linear_attention(features_(heads.q), features_(heads.k), heads.v, o).o;
+}
+
+Tensor Attention::hybrid(const AttentionHeads& heads, const AttentionContext& context) const {
+  HybridAttentionOptions o;
+  o.weight_q = map_q_;
+  o.weight_k = map_k_;
+  o.bias_q = map_bias_q_;
+  o.bias_k = map_bias_k_;
+  o.log_factor = log_factor_;
+  o.map = features_.map();
+  o.window = options_.window;
+  o.linear = context.linear;
+  o.document_start = context.document_start;
+  return hybrid_attention(heads.q, heads.k, heads.v, o);
+}
+
+Tensor Attention::hybrid_step(const AttentionHeads& heads, const AttentionState& state, const Tensor& position) const {
+  HybridAttentionStepOptions o;
+  o.weight_q = map_q_;
+  o.weight_k = map_k_;
+  o.bias_q = map_bias_q_;
+  o.bias_k = map_bias_k_;
+  o.log_factor = log_factor_;
+  o.linear = options_.kind != "softmax";
+  o.map = o.linear ? features_.map() : "identity";
+  return hybrid_attention_step(heads.q, heads.k, heads.v, state.attention, state.window, position, o);
 }
 
 MappedHeads Attention::features(const AttentionHeads& heads) const {
@@ -117,12 +145,13 @@ Tensor Attention::step(const Tensor& x, const Norm& norm, const AttentionState& 
   o.map = features_.map();
   if (!features_.any()) o.rotary = rotary;
   const bool softmax = options_.kind == "softmax";
-  if (!softmax && !convolution_ && !features_.any())
+  if (!softmax && options_.window == 0 && !convolution_ && !features_.any())
     return output(norm_linear_attention_step(x, norm.weight, norm.bias, qkv_.weight, qkv_.bias, state.attention,
                                              {.heads = options_.heads, .norm = norm.kind, .attention = o}),
                   x, {});
   Tensor packed = qkv_.step(x, norm);
   if (convolution_) packed = short_convolution_step(packed, convolution_, state.convolution);
+  if (options_.window > 0) return output(hybrid_step(heads_of(packed, rotary), state, position), x, {});
   if (softmax) {
     const AttentionHeads h = heads_of(packed, rotary);
     return output(softmax_attention_step(h.q, h.k, h.v, state.attention, position), x, {});
@@ -134,8 +163,10 @@ Tensor Attention::step(const Tensor& x, const Norm& norm, const AttentionState& 
 AttentionState Attention::empty_state(std::int64_t batch, std::int64_t capacity, Dtype dtype) const {
   const std::int64_t H = options_.heads, D = options_.width / H;
   AttentionState s;  // zeros are the empty state
-  s.attention = options_.kind == "softmax" ? state({batch, capacity, 2, H, D}, dtype, "key_value_cache")
-                                           : state({batch, H, features_.count(), D + 2}, accumulator_of(dtype), "attention_state");
+  const bool softmax = options_.kind == "softmax";
+  if (options_.window > 0) s.window = state({batch, options_.window, 2, H, D}, dtype, "window_cache");
+  s.attention = softmax && options_.window == 0 ? state({batch, capacity, 2, H, D}, dtype, "key_value_cache")
+                                           : state({batch, H, softmax ? D : features_.count(), D + 2}, accumulator_of(dtype), "attention_state");
   if (convolution_) s.convolution = state({batch, options_.short_convolution - 1, 2 * queries_ + options_.width}, accumulator_of(dtype), "convolution_state");
   return s;
 }

@@ -23,14 +23,15 @@ struct MappedHeads {
 struct AttentionContext {
   Tensor document_start = {};  // i32 (B, T): start of each token's document in its row; attention stays inside it
   Tensor step = {};            // the optimiser's step state, for dropout in training
+  bool linear = true;          // false: where attention has a window, nothing before it is seen
   Tensor rotary = {};          // table of rotary_table(T, D), shared by all layers; empty: no rotary positions
   std::vector<AttentionHeads>* heads = nullptr;  // each layer adds its own, for those who distil or look at attention
 };
 
-/// What one layer remembers of a stream: the attention's state, and the last queries, keys and values if a short
-/// convolution mixes them.
+/// What one layer remembers of a stream: the attention's state, the keys and values in its window if it has one, and the last
+/// queries, keys and values if a short convolution mixes them.
 struct AttentionState {
-  Tensor attention, convolution;
+  Tensor attention, window, convolution;
 };
 
 /// Multi-head causal attention: packed projection, short convolution of queries, keys and values (if asked), rotary
@@ -44,6 +45,7 @@ class Attention {
     FeatureOptions features;
     std::int64_t layer = 0;         // number of the layer, for random features
     std::uint64_t seed = 1;         // of random features
+    std::int64_t window = 0;        // tokens that are seen by softmax, linear attention is for those before; 0: one kind sees all
     bool bias = false;
     double map_init_gain = 1;
     std::int64_t short_convolution = 0;  // tokens that it spans; 0: none
@@ -73,6 +75,8 @@ class Attention {
   void start_values_unmixed(Parameters& parameters);
   void start_mimetic(Parameters& parameters);
   Tensor linear(const AttentionHeads& heads, const AttentionContext& context, const Tensor& rotary) const;
+  Tensor hybrid(const AttentionHeads& heads, const AttentionContext& context) const;
+  Tensor hybrid_step(const AttentionHeads& heads, const AttentionState& state, const Tensor& position) const;
   Tensor output(const Tensor& o, const Tensor& residual, const Tensor& dropout_step) const;
 
   Options options_;
@@ -82,6 +86,7 @@ class Attention {
   Tensor convolution_;              // (K, 2 Q + C), of queries, keys and values
   Tensor map_q_, map_k_;            // (H, D, D), of the Hedgehog maps and T2R
   Tensor map_bias_q_, map_bias_k_;  // (H, D), of T2R
+  Tensor log_factor_;               // (H), of the window
 };
 
 }  // namespace hedgehog

@@ -42,6 +42,9 @@ void check(const GptOptions& o) {
                                    : fmt::format("rotary positions need an even head width, got width / heads = {}", o.query_width()));
   if (!(o.dropout >= 0 && o.dropout < 1)) refuse(fmt::format("dropout must be at least 0 and below 1, got {}", o.dropout));
   if (!(o.embedding_init > 0)) refuse(fmt::format("embedding_init must be above 0, got {}", o.embedding_init));
+  if (o.window < 0) refuse(fmt::format("window must be 0, for none, or at least 1 token, got {}", o.window));
+  if (o.window > 0 && (o.attention == "taylor" || o.attention == "performer" || o.attention == "cosformer"))
+    refuse(fmt::format("a window goes with softmax and with the feature maps that are part of linear attention, not with {}", o.attention));
   if (o.short_convolution < 0 || o.short_convolution == 1 || o.short_convolution > 64)
     refuse(fmt::format("short_convolution must be 0, or 2 to 64 tokens, got {}", o.short_convolution));
   for (const auto& [name, value, choices] :
@@ -74,6 +77,7 @@ Block make_block(Parameters& p, const GptOptions& o, std::int64_t layer) {
                                .features = features_of(o),
                                .layer = layer,
                                .seed = o.seed,
+                               .window = o.window,
                                .bias = o.bias,
                                .map_init_gain = o.map_init_gain,
                                .short_convolution = o.short_convolution,
@@ -163,6 +167,7 @@ Tensors DecodingState::memory() const {
   Tensors all;
   for (const AttentionState& layer : layers) {
     all.push_back(layer.attention);
+    if (layer.window) all.push_back(layer.window);
     if (layer.convolution) all.push_back(layer.convolution);
   }
   return all;
@@ -204,9 +209,10 @@ std::int64_t parameter_count(const GptOptions& options) {
                             : options.attention.starts_with("hedgehog") ? 2 * options.heads * d * d
                                                                         : 0;
   const std::int64_t norm = c * (options.bias && options.norm == "layer" ? 2 : 1), bias = options.bias ? packed + 6 * c : 0;
+  const std::int64_t factors = options.window > 0 && options.attention != "softmax" ? options.heads : 0;
   const std::int64_t positions = options.positions == "learned" ? options.context * c : 0;
   return Gpt::table_rows(options) * c * (options.tied_head ? 1 : 2) + positions +
-         options.layers * ((packed + 9 * c) * c + maps + packed * options.short_convolution + bias + 2 * norm) + norm;
+         options.layers * ((packed + 9 * c) * c + maps + packed * options.short_convolution + bias + factors + 2 * norm) + norm;
 }
 
 }  // namespace hedgehog

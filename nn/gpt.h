@@ -17,6 +17,7 @@ struct GptOptions {
   std::int64_t vocabulary = 256;
   std::int64_t vocabulary_multiple = 1;  // tables get rows up to a multiple of this, which tensor cores like; the surplus is never scored
   std::string attention = "hedgehog";  // softmax, or a feature map of linear attention
+  std::int64_t window = 0;             // tokens that attention sees by softmax, linear attention those before; softmax none; 0: no window
   FeatureOptions features;             // of the attentions "taylor", "performer" and "cosformer"
   std::string positions = "rotary";    // rotary, learned, none
   std::string norm = "layer";          // layer, rms

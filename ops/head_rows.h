@@ -17,8 +17,9 @@ class HeadRows {
     if (!data_) return;
     const std::int64_t tokens = x.shape[1];
     depth_ = x.shape[3], width_ = x.shape[2] * depth_, tokens_ = tokens, columns_ = x.columns, stride_ = x.stride;
+    batch_ = x.batch;
     const std::int64_t block = columns_ / width_;  // tokens in a run without gap; 0: a token is several runs
-    const bool even = block == 0 ? width_ % columns_ == 0 && columns_ % depth_ == 0 : columns_ % width_ == 0 && (block == 1 || block % tokens == 0);
+    const bool even = block == 0 ? width_ % columns_ == 0 && columns_ % depth_ == 0 : columns_ % width_ == 0 && (block == 1 || (batch_ ? block >= tokens : block % tokens == 0));
     if (!even)
       throw ShapeError(fmt::format("[{}] a window of {} with runs of {} elements has no even distance between tokens; copy it to a "
                                    "tensor of its own first",
@@ -27,8 +28,8 @@ class HeadRows {
   }
   /// First element of token t of batch element b in head h.
   T* at(std::int64_t b, std::int64_t t, std::int64_t h) const {
-    const std::int64_t flat = (b * tokens_ + t) * width_ + h * depth_;
-    return data_ + flat / columns_ * stride_ + flat % columns_;
+    const std::int64_t flat = ((batch_ ? 0 : b * tokens_) + t) * width_ + h * depth_;
+    return data_ + b * batch_ + flat / columns_ * stride_ + flat % columns_;
   }
   explicit operator bool() const { return data_ != nullptr; }
 
@@ -36,8 +37,20 @@ class HeadRows {
 
  private:
   T* data_ = nullptr;
-  std::int64_t depth_ = 0, width_ = 0, tokens_ = 1, columns_ = 1, stride_ = 0;
+  std::int64_t depth_ = 0, width_ = 0, tokens_ = 1, columns_ = 1, stride_ = 0, batch_ = 0;
 };
+
+/// Tokens [first, first + count) of every batch element of a (B, T, H, D) tensor. A tensor without data stays as it is. `first` and `count` are not checked.
+inline Ref some_tokens(const Ref& x, std::int64_t first, std::int64_t count) {
+  if (!x) return x;
+  Ref part = x;
+  part.shape = Shape{x.shape[0], count, x.shape[2], x.shape[3]};
+  const std::int64_t width = x.shape[2] * x.shape[3];
+  const auto place = [&](std::int64_t flat) { return flat / x.columns * x.stride + flat % x.columns; };
+  part.batch = x.batch ? x.batch : place(x.shape[1] * width);
+  part.data = x.as<std::byte>() + place(first * width) * std::int64_t(size_of(x.dtype));
+  return part;
+}
 
 /// Calls f(begin, end) for every run of tokens of one document; all T tokens when `start` is null.
 template <class F>

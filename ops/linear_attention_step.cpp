@@ -4,7 +4,7 @@
 
 #include "core/dispatch.h"
 #include "ops/attention_check.h"
-#include "ops/linear_attention_tile.h"
+#include "ops/linear_attention_step_token.h"
 
 namespace hedgehog {
 
@@ -16,70 +16,18 @@ namespace {
 constexpr const char* kName = "linear_attention_step";
 
 template <class T>
-struct Scratch {
-  T *turned, *u, *q, *k, *factor;  // (D), (D'), (F), (F), (F)
-  Scratch(Carver& carver, const Sizes& s)
-      : turned(carver.take<T>(s.D)), u(carver.take<T>(s.width)), q(carver.take<T>(s.F)), k(carver.take<T>(s.F)),
-        factor(carver.take<T>(s.F)) {}
-};
-
-/// Takes one key and value into the state. x.k holds the working features of the key on entry.
-template <class T>
-void take_token(const Sizes& s, const T* __restrict v, T* state, const Scratch<T>& x) {
-  const std::int64_t row = s.Dv + 2;
-  const bool logarithmic = s.map.logarithmic();
-  for (std::int64_t r = 0; r < s.F; ++r) {
-    const bool empty = !(state[r * row + s.Dv] > T(0));
-    T& c = state[r * row + s.Dv + 1];
-    x.factor[r] = 1;
-    if (!logarithmic) continue;
-    const T next = empty ? x.k[r] : std::max(c, x.k[r]);
-    x.factor[r] = empty ? -kInfinity<T> : c - next;
-    x.k[r] -= next;
-    x.q[r] += next;
-    c = next;
-  }
-  for (std::int64_t r = 0; r < s.F && logarithmic; ++r) x.factor[r] = vector_exp(x.factor[r]), x.k[r] = vector_exp(x.k[r]);
-  for (std::int64_t r = 0; r < s.F; ++r) {
-    T* __restrict to = state + r * row;
-    const T f = x.factor[r], k = x.k[r];
-    for (std::int64_t e = 0; e < s.Dv; ++e) to[e] = to[e] * f + k * v[e];
-    to[s.Dv] = to[s.Dv] * f + k;
-  }
-}
-
-/// o = q^T S / (q . z). x.q holds ln phi_q + c (or phi_q) on entry.
-template <class T>
-void read_token(const Sizes& s, const T* state, T* __restrict o, const Scratch<T>& x) {
-  if (s.map.logarithmic()) {
-    const T largest = rows::max_of(x.q, s.F);
-    for (std::int64_t r = 0; r < s.F; ++r) x.q[r] = vector_exp(x.q[r] - largest);
-  }
-  T den = 0;
-  std::fill_n(o, s.Dv, T(0));
-  for (std::int64_t r = 0; r < s.F; ++r) {
-    const T* __restrict from = state + r * (s.Dv + 2);
-    const T q = x.q[r];
-    for (std::int64_t e = 0; e < s.Dv; ++e) o[e] += q * from[e];
-    den += q * from[s.Dv];
-  }
-  const T inverse = den == T(0) ? T(0) : T(1) / den;
-  for (std::int64_t e = 0; e < s.Dv; ++e) o[e] *= inverse;
-}
-
-template <class T>
 void forward(const Call& c) {
   const Sizes s = step_sizes(c.attributes, c.inputs);
   const HeadRows<T> q(kName, c.inputs[kStepQ]), k(kName, c.inputs[kStepK]), v(kName, c.inputs[kStepV]), o(kName, c.outputs[0]);
   Carver carver(c.workspace);
-  std::vector<Scratch<T>> scratch;
+  std::vector<StepScratch<T>> scratch;
   for (std::int64_t w = 0; w < worker_count(s.B * s.Hq); ++w) scratch.emplace_back(carver, s);
   worker_tasks(s.B * s.Hq, [&](std::int64_t task, std::int64_t worker) {
     const std::int64_t b = task / s.Hq, h = task % s.Hq, hkv = h / s.group();
     auto of_head = [&](StepInput i, std::int64_t size) { return c.inputs[i] ? c.inputs[i].template as<T>() + h * size : nullptr; };
     const T *weight_q = of_head(kStepWeightQ, s.D * s.width), *weight_k = of_head(kStepWeightK, s.D * s.width);
     const T *bias_q = of_head(kStepBiasQ, s.width), *bias_k = of_head(kStepBiasK, s.width);
-    const Scratch<T>& x = scratch[worker];
+    const StepScratch<T>& x = scratch[worker];
     T* const state = c.inputs[kState].template as<T>() + task * s.F * (s.Dv + 2);
     const T* const table = c.inputs[kStepRotary].template as<T>();
     for (std::int64_t t = 0; t < s.T; ++t) {
@@ -150,7 +98,7 @@ Layout infer_step(const Op& op, const Attributes& attributes, std::span<const Me
   layout.outputs = {{Shape{s.B, s.T, s.Hq, s.Dv}, q.dtype}};
   dispatch_workspace(q.dtype, [&](auto zero) {
     Carver carver;
-    for (std::int64_t w = 0; w < worker_count(s.B * s.Hq); ++w) Scratch<decltype(zero)>(carver, s);
+    for (std::int64_t w = 0; w < worker_count(s.B * s.Hq); ++w) StepScratch<decltype(zero)>(carver, s);
     layout.forward_workspace = carver.used();
   });
   return layout;

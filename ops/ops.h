@@ -8,6 +8,8 @@
 #include "ops/embedding.h"
 #include "ops/feature_map.h"
 #include "ops/gather.h"
+#include "ops/hybrid_attention.h"
+#include "ops/hybrid_attention_step.h"
 #include "ops/linear.h"
 #include "ops/linear_attention.h"
 #include "ops/linear_attention_step.h"

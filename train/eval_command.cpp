@@ -59,12 +59,19 @@ int eval_command(Config& config) {
   const Gpt& model = *checkpoint.model;
   const std::int64_t rows = config.integer("batch");
   check_evaluation_memory(model.options(), rows, data.source->documents());
-  Evaluator evaluator(model, rows, model.options().context, data.source->documents());
+  const bool linear = config.flag("linear_branch");
+  if (!linear && (model.options().window == 0 || model.options().attention == "softmax"))
+    throw UsageError(fmt::format("--linear_branch=false leaves out the linear attention before a window, but this model has {} attention without one; "
+                                 "give a checkpoint that was trained with --window and a feature map", model.options().attention));
+  AttentionContext attention;
+  attention.linear = linear;
+  Evaluator evaluator(model, rows, model.options().context, data.source->documents(), {}, attention);
   const double loss = evaluator.mean_loss(*data.source, config.integer("evaluate_batches")), floor = data.source->floor();
   std::vector<RecallRow> recall;
-  if (data.stories) recall = measure_recall(model, *data.stories, rows);
+  if (data.stories && linear) recall = measure_recall(model, *data.stories, rows);
   if (config.flag("json")) {
     nlohmann::json out{{"loss", loss}, {"perplexity", std::exp(loss)}, {"step", checkpoint.run.step}, {"data", data.name}};
+    if (!linear) out["linear_branch"] = false;
     if (!std::isnan(floor)) out["entropy"] = floor;
     for (const RecallRow& r : recall) out["recall"][r.name] = {{"questions", r.questions}, {"right", r.right}};
     fmt::print("{}\n", out.dump(2));
@@ -72,6 +79,7 @@ int eval_command(Config& config) {
   }
   fmt::print("data        {}\n", data.source->describe());
   fmt::print("checkpoint  step {}, {} attention, {} parameters\n", checkpoint.run.step, model.options().attention, count_text(double(model.parameters().count())));
+  if (!linear) fmt::print("attention   within the window of {} tokens alone\n", model.options().window);
   fmt::print("loss        {:.4f} nats a token, perplexity {:.3f}, {:.4f} bits a token\n", loss, std::exp(loss), loss / std::log(2.0));
   if (!std::isnan(floor)) fmt::print("entropy     {:.4f} nats a token: {:+.2f} %\n", floor, 100 * (loss / floor - 1));
   for (const RecallRow& r : recall) fmt::print("{:<32} {:>6} of {:>6} right, {:.1f} %\n", r.name, r.right, r.questions, 100 * r.share());

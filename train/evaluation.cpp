@@ -10,19 +10,23 @@
 
 namespace hedgehog {
 
-Evaluator::Recorded Evaluator::record_loss(const Gpt& model, std::int64_t rows, std::int64_t context, bool documents) {
+Evaluator::Recorded Evaluator::record_loss(const Gpt& model, std::int64_t rows, std::int64_t context, bool documents,
+                                           AttentionContext attention) {
   Recorded r{ids_input(model, {rows, context}, "tokens"), ids_input(model, {rows, context}, "targets"), {}, {}};
   if (documents) r.documents = ids_input(model, {rows, context}, "document_start");
+  attention.document_start = r.documents;
   const no_grad guard;
   r.program = record([&] {
-    const TokenLosses loss = model.loss(r.tokens, r.targets, {}, {r.documents, {}});
+    const TokenLosses loss = model.loss(r.tokens, r.targets, {}, attention);
     return Tensors{loss.losses};
   });
   return r;
 }
 
-Evaluator::Evaluator(const Gpt& model, std::int64_t rows, std::int64_t context, bool documents, std::shared_ptr<Arena> arena) : rows_(rows) {
-  Recorded r = record_loss(model, rows, context, documents);
+Evaluator::Evaluator(const Gpt& model, std::int64_t rows, std::int64_t context, bool documents, std::shared_ptr<Arena> arena,
+                     const AttentionContext& attention)
+    : rows_(rows) {
+  Recorded r = record_loss(model, rows, context, documents, attention);
   tokens_ = r.tokens;
   targets_ = r.targets;
   documents_ = r.documents;

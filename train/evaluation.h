@@ -13,7 +13,8 @@ namespace hedgehog {
 /// arena.
 class Evaluator {
  public:
-  Evaluator(const Gpt& model, std::int64_t rows, std::int64_t context, bool documents, std::shared_ptr<Arena> arena = {});
+  Evaluator(const Gpt& model, std::int64_t rows, std::int64_t context, bool documents, std::shared_ptr<Arena> arena = {},
+            const AttentionContext& attention = {});
   /// Bytes of activations and inputs that this takes, without allocating anything.
   static Bytes predict(const GptOptions& model, std::int64_t rows, std::int64_t context, bool documents);
   /// Sum of the losses of all valid targets, nats.
@@ -28,7 +29,7 @@ class Evaluator {
     Tensor tokens, targets, documents;
     Program program;
   };
-  static Recorded record_loss(const Gpt& model, std::int64_t rows, std::int64_t context, bool documents);
+  static Recorded record_loss(const Gpt& model, std::int64_t rows, std::int64_t context, bool documents, AttentionContext attention = {});
 
   std::int64_t rows_;
   Tensor tokens_, targets_, documents_;

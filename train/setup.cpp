@@ -185,6 +185,7 @@ GptOptions gpt_options(const Config& config, std::int64_t vocabulary) {
   o.context = config.integer("context");
   o.vocabulary = vocabulary;
   o.attention = config.text("attention");
+  o.window = config.integer("window");
   o.positions = config.text("positions");
   o.norm = config.text("norm");
   o.activation = config.text("activation");
@@ -205,6 +206,9 @@ GptOptions gpt_options(const Config& config, std::int64_t vocabulary) {
     throw UsageError(fmt::format("rotary positions need an even head width, but width / heads = {}; choose other --heads or "
                                  "--positions=learned",
                                  o.width / o.heads));
+  if (o.window > 0 && (o.attention == "taylor" || o.attention == "performer" || o.attention == "cosformer"))
+    throw UsageError(fmt::format("--window goes with softmax and with the feature maps that are part of linear attention, such as hedgehog, "
+                                 "not with --attention={}; leave out one of the two", o.attention));
   if (o.short_convolution == 1)
     throw UsageError("--short_convolution=1 mixes nothing; give 2 or more tokens (4 is usual), or 0 for none");
   if (o.attention != "softmax" && o.width / o.heads > 256)
