@@ -278,8 +278,9 @@ const Backend& backend() {
 
 std::vector<Meta> kept(const Attributes& attributes, std::span<const Meta> inputs) {
   const Sizes s = sizes_of(attributes, inputs);
-  const KeptMetas& of_linear = kernels().at("linear_attention").kept;
-  return s.behind > 0 && of_linear ? of_linear(linear_attributes(attributes), linear_inputs(s, inputs)) : std::vector<Meta>{};
+  if (s.behind == 0) return {};
+  const std::vector<Meta> of_linear = linear_inputs(s, inputs);
+  return kernels().at("linear_attention").kept(linear_attributes(attributes), std::span<const Meta>(of_linear.data(), of_linear.size()));
 }
 
 }  // namespace

@@ -19,6 +19,7 @@ struct AttentionShape {
   std::int64_t B = 2, T = 65, Hq = 2, Hkv = 2, D = 64;
   bool causal = true, documents = false;
   double scale = 1;
+  std::int64_t window = 0;
   // of linear attention
   bool weights = true;
   double temperature = 1;
@@ -28,7 +29,8 @@ struct AttentionShape {
   bool quarter_turns = false;           // by 0, 1, 2 or 3 right angles, which rounds nothing
   bool uneven = false;                  // of the initial state some rows are empty, and some so large that no key raises their shift
   std::string text() const {
-    return fmt::format("B {} T {} H {}/{} D {}{}{}{}{} scale {}{}{}{}{}", B, T, Hq, Hkv, D, causal ? " causal" : "", documents ? " documents" : "",
+    return fmt::format("B {} T {} H {}/{} D {}{}{}{}{}{} scale {}{}{}{}{}", B, T, Hq, Hkv, D, causal ? " causal" : "", documents ? " documents" : "",
+                       window ? fmt::format(" window {}", window) : "",
                        initial ? uneven ? " uneven initial state" : " initial state" : "",
                        final ? state_alone ? " final state alone" : " final state" : "", scale,
                        turned ? " turned" : "", quarter_turns ? " turned by right angles" : "", weights ? "" : " no weights", temperature == 1 ? "" : fmt::format(" temperature {}", temperature));
@@ -52,6 +54,7 @@ inline ParityCase softmax_case(const AttentionShape& s) {
     SoftmaxAttentionOptions o;
     o.causal = s.causal;
     o.document_start = in[1];
+    o.window = s.window;
     return {softmax_attention(p[0], p[1], p[2], o)};
   };
   c.draws = s.T == 1 ? 9 : 3;

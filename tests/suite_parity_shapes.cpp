@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "ops/embedding.h"
-#include "tests/attention_map_cases.h"
+#include "tests/attention_window_cases.h"
 #include "tests/device_cases.h"
 
 using namespace hedgehog;
@@ -226,6 +226,8 @@ const std::vector<std::pair<const char*, Cases (*)()>>& all_cases() {
       {"one-sided maps", one_sided_map_cases},
       {"states", state_cases},
       {"turned", turned_cases},
+      {"softmax window", softmax_window_cases},
+      {"hybrid", hybrid_cases},
   };
   return list;
 }
@@ -259,6 +261,8 @@ TEST_SUITE("device") {
   TEST_CASE("parity: linear attention with one feature a column") { on_cuda([] { check_cases("one-sided maps"); }); }
   TEST_CASE("parity: linear attention from a state to a state") { on_cuda([] { check_cases("states"); }); }
   TEST_CASE("parity: linear attention of queries and keys that rotary turns") { on_cuda([] { check_cases("turned"); }); }
+  TEST_CASE("parity: softmax attention in a window") { on_cuda([] { check_cases("softmax window"); }); }
+  TEST_CASE("parity: hybrid attention of windows and documents around the tile sizes") { on_cuda([] { check_cases("hybrid"); }); }
 }
 
 TEST_CASE("parity: the shapes by hand are accepted") {

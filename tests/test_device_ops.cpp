@@ -200,6 +200,7 @@ void attention_is_fast() {
     CHECK(slow_calls({.time = 130, .heads = 2, .head_size = D, .causal = false}) == 0);
     CHECK(slow_calls({.time = 130, .heads = 2, .head_size = D, .documents = true}) == 0);
     CHECK(slow_calls({.time = 130, .heads = 2, .head_size = D, .turned = true}) == 0);
+    CHECK(slow_calls({.time = 130, .heads = 2, .head_size = D, .window = 64}) == 0);
     // turned as they are loaded: no copies
     const AttentionCase plain{.time = 130, .heads = 2, .head_size = D}, rotated{.time = 130, .heads = 2, .head_size = D, .turned = true};
     CHECK(extra_memory(attention_program(rotated, Dtype::bf16, true)) == extra_memory(attention_program(plain, Dtype::bf16, true)));

@@ -7,6 +7,7 @@
 #include <unordered_map>
 
 #include "core/random.h"
+#include "ops/hybrid_attention.h"
 #include "ops/linear_attention.h"
 #include "ops/rotary.h"
 #include "ops/shape.h"
@@ -37,6 +38,7 @@ std::vector<AttentionCase> attention_cases(const Config& config) {
     add({.time = T, .head_size = 64, .causal = false});
     add({.time = T, .head_size = 64, .documents = true});
     add({.time = T, .head_size = 64, .turned = true});
+    add({.time = T, .head_size = 64, .window = 64});
     add({.time = T, .head_size = 64, .states = true});
   }
   add({.attention = "softmax", .time = shortest, .head_size = 64});
@@ -114,6 +116,11 @@ Program attention_program(const AttentionCase& c, Dtype dtype, bool gradients) {
     o.rotary = rotary_table(T, c.head_size, 10000, {}, accumulator_of(dtype));
   }
   if (c.states) o.initial_state = initial_state(c, (maps ? 2 : 1) * c.head_size, dtype);
+  Tensor factor;
+  if (c.window > 0) {
+    factor = parameter({c.heads}, "log_factor", accumulator_of(dtype));
+    factor.copy_from(std::vector<double>(std::size_t(c.heads), 0));
+  }
   Tensors cotangents{random_input({B, T, c.heads, c.head_size}, dtype, 4)};
   if (c.states) cotangents.push_back(random_input(o.initial_state.shape(), accumulator_of(dtype), 5));
 
@@ -121,6 +128,9 @@ Program attention_program(const AttentionCase& c, Dtype dtype, bool gradients) {
     Tensors parts = split(packed, {C, C, C});
     for (Tensor& x : parts) x = reshape(x, {B, T, c.heads, c.head_size});
     if (softmax) return Tensors{softmax_attention(parts[0], parts[1], parts[2], {.document_start = o.document_start, .causal = c.causal})};
+    if (c.window > 0)
+      return Tensors{hybrid_attention(parts[0], parts[1], parts[2],
+                                      {.weight_q = o.weight_q, .weight_k = o.weight_k, .log_factor = factor, .window = c.window})};
     const LinearAttentionResult y = linear_attention(parts[0], parts[1], parts[2], o);
     return c.states ? Tensors{y.o, y.final_state} : Tensors{y.o};
   };
@@ -153,6 +163,7 @@ const char* variant_of(const AttentionCase& c) {
   if (c.states) return "initial and final state";
   if (c.documents) return "packed documents";
   if (c.turned) return "rotary positions";
+  if (c.window > 0) return "softmax in a window";
   return c.causal ? "causal" : "bidirectional";
 }
 

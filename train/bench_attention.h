@@ -13,6 +13,7 @@ struct AttentionCase {
   bool causal = true;
   bool documents = false;  // several documents of random lengths a row
   bool turned = false;     // by rotary positions
+  std::int64_t window = 0; // tokens seen by softmax, with a factor that learns; linear attention before them
   bool states = false;     // an initial and a final state, both with gradients
 };
 
