@@ -18,6 +18,7 @@ int dispatch(const std::string& name, const std::vector<std::string>& arguments)
   static const std::map<std::string, int (*)(Config&)> kCommands = {
       {"train", hedgehog::train_command},         {"sample", hedgehog::sample_command},
       {"eval", hedgehog::eval_command},           {"prepare", hedgehog::prepare_command},
+      {"reproduce", hedgehog::reproduce_command},
       {"gradcheck", hedgehog::gradcheck_command}, {"bench", hedgehog::bench_command},   {"info", hedgehog::info_command}};
   Config config(name);
   config.parse(arguments);

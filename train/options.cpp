@@ -45,17 +45,18 @@ const std::vector<std::string> kTrain = {"train"};
 const std::vector<std::string> kModelCommands = {"train", "bench", "info"};
 const std::vector<std::string> kSample = {"sample"};
 const std::vector<std::string> kUseCheckpoint = {"sample", "eval", "info"};
-const std::vector<std::string> kEverywhere = {"train", "sample", "eval", "gradcheck", "bench", "info"};
-const std::vector<std::string> kAlsoPrepare = {"train", "sample", "eval", "prepare", "gradcheck", "bench", "info"};
+const std::vector<std::string> kReproduce = {"reproduce"};
+const std::vector<std::string> kEverywhere = {"train", "sample", "eval", "reproduce", "gradcheck", "bench", "info"};
+const std::vector<std::string> kAlsoPrepare = {"train", "sample", "eval", "prepare", "reproduce", "gradcheck", "bench", "info"};
 std::vector<Option> data_options() {
   return {
       text("data", "", "data",
            "a file, a directory, - for standard input, or shakespeare (downloaded); without it the built-in stories, in eval "
-           "the run's data; eval takes all of a text given",
-           {"train", "eval", "prepare"}),
+           "the run's data; eval takes all of a text given; reproduce: text for the experiments that need it",
+           {"train", "eval", "prepare", "reproduce"}),
       text("tokenizer", "byte", "data",
            "byte, char, word, bpe (byte pairs learned from the text), or a directory with tokenizer.json or GPT-2's encoder.json and vocab.bpe",
-           kTrain),
+           {"train", "reproduce"}),
       integer("vocabulary", "8192", "tokens", "data", "largest vocabulary of --tokenizer=word or bpe", {"train", "prepare"}, 3, 1 << 24),
   };
 }
@@ -96,8 +97,8 @@ std::vector<Option> model_options() {
 std::vector<Option> training_options() {
   return {
       integer("steps", "2000", "steps", "training", "optimiser steps", kTrain, 1),
-      real("minutes", "", "minutes", "training", "train about this long: sets steps after a measured warm-up", kTrain,
-           kAboveZero),
+      real("minutes", "", "minutes", "training", "train about this long: sets steps after a measured warm-up; reproduce: begin no part that would end later",
+           {"train", "reproduce"}, kAboveZero),
       integer("batch", "16", "rows", "training", "rows of context tokens a micro-batch", {"train", "eval", "bench", "info"}, 1,
               1 << 20),
       integer("gradient_accumulation", "1", "micro-batches", "training", "micro-batches a step", kTrain, 1, 1 << 20),
@@ -120,9 +121,21 @@ std::vector<Option> training_options() {
   };
 }
 
+std::vector<Option> experiment_options() {
+  return {
+      text("size", "small", "experiment", "small: minutes on two cores; gpu: one GPU, parts of at most 8 minutes", kReproduce, {"small", "gpu"}),
+      text("part", "", "experiment", "only these parts: names with commas, or K/N for the K-th of N shares", kReproduce),
+      text("seeds", "", "experiment", "seeds with commas; without it those of the experiment", kReproduce),
+      integer("training_tokens", "", "tokens", "experiment", "tokens that a run of a language model trains on; without it the experiment's own",
+              kReproduce, 1),
+      flag("collect", "false", "experiment", "run nothing: the table of the parts that are there", kReproduce),
+  };
+}
+
 std::vector<Option> run_options() {
   return {
-      text("out", "", "run", "directory of the run, without it runs/<data>-<attention>-<n>; prepare: of tokenizer.json", {"train", "prepare"}),
+      text("out", "", "run", "directory of the run, without it runs/<data>-<attention>-<n>; prepare: of tokenizer.json; reproduce: of parts, table and page, "
+           "without it reproduce/<name>-<size>", {"train", "prepare", "reproduce"}),
       outside_file(text("resume", "", "run", "go on from a run's last checkpoint, by default the latest run", kTrain),
                    "latest"),
       integer("evaluate_every", "250", "steps", "run", "validation every so many steps; 0 only at the end", kTrain),
@@ -180,7 +193,7 @@ std::vector<std::pair<std::string, std::string>> assignments(std::string_view te
 const std::vector<Option>& option_table() {
   static const std::vector<Option> table = [] {
     std::vector<Option> all;
-    for (const auto& part : {data_options(), model_options(), training_options(), use_options(), run_options()}) {
+    for (const auto& part : {data_options(), model_options(), training_options(), use_options(), experiment_options(), run_options()}) {
       all.insert(all.end(), part.begin(), part.end());
     }
     return all;
@@ -194,6 +207,7 @@ const std::vector<Command>& command_table() {
       {"sample", "let a trained model write", "hedgehog sample --prompt=\"Once upon a time\" --temperature=0.7"},
       {"eval", "measure a trained model: loss, perplexity, answers", "hedgehog eval --data=other.txt"},
       {"prepare", "learn byte-pair tokens from a text; writes tokenizer.json", "hedgehog prepare --data=my.txt --vocabulary=8192 --out=tokens"},
+      {"reproduce", "repeat an experiment of the paper; without a name list them", "hedgehog reproduce recall --size=small", "NAME"},
       {"gradcheck", "check every gradient against differences", "hedgehog gradcheck --op=layernorm"},
       {"bench", "time products, attention and training steps against the machine's peak", "hedgehog bench --preset=char-cpu"},
       {"info", "show devices, BLAS kernel, a checkpoint, a model's size", "hedgehog info --preset=gpt2"},

@@ -1,0 +1,12 @@
+#include "train/experiments.h"
+
+namespace hedgehog {
+
+const std::vector<Experiment>& experiment_table() {
+  static const std::vector<Experiment> table = {
+      recall_experiment(),
+  };
+  return table;
+}
+
+}  // namespace hedgehog

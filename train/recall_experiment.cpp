@@ -1,0 +1,188 @@
+#include <fmt/format.h>
+
+#include <cmath>
+
+#include "core/error.h"
+#include "train/experiment_training.h"
+#include "train/experiments.h"
+#include "train/recall_task.h"
+#include "train/setup.h"
+
+namespace hedgehog {
+namespace {
+
+using Json = ExperimentJson;
+
+/// A task with the model and training that softmax attention learns it with.
+struct RecallSetting {
+  std::string name, title;
+  RecallOptions task;
+  std::int64_t layers = 2, heads = 1, width = 64, short_convolution = 0;
+  std::string positions = "learned", init = "default";
+  std::int64_t rows = 32, steps = 1000, warmup = 100, measure_every = 50;
+  double learning_rate = 3e-3;
+};
+
+/// The paper's form of the task: 20 keys and 20 values, 128 tokens.
+RecallSetting paper_setting() {
+  RecallSetting s;
+  s.name = "paper";
+  s.title = "paper's form: 20 keys, 128 tokens, no convolution";
+  return s;
+}
+
+std::vector<RecallSetting> settings_of(const ReproduceRequest&) { return {paper_setting()}; }
+
+const std::vector<std::string>& maps_of(const ReproduceRequest& request) {
+  static const std::vector<std::string> small = {"softmax", "hedgehog", "elu"},
+                                        all = {"softmax", "hedgehog", "taylor", "hedgehog-softmax", "hedgehog-joint", "exp", "elu", "relu",
+                                               "t2r", "performer", "cosformer"};
+  return request.small() ? small : all;
+}
+
+std::vector<std::int64_t> seeds_of(const ReproduceRequest& request) {
+  return request.seeds_or(request.small() ? std::vector<std::int64_t>{1} : std::vector<std::int64_t>{1, 2, 3});
+}
+
+/// Paper's accuracy after training from scratch, Tables 2 and 3; empty: none given.
+std::string paper_accuracy(const std::string& map) {
+  if (map == "softmax" || map == "taylor" || map == "hedgehog") return "100.0";
+  if (map == "elu" || map == "performer" || map == "cosformer") return "17.0";
+  return "";
+}
+
+std::string part_name(const RecallSetting& setting, const std::string& map, std::int64_t seed) {
+  return fmt::format("{}-{}-seed{}", setting.name, map, seed);
+}
+
+Json settings_json(const ReproduceRequest& request) {
+  Json json;
+  for (const RecallSetting& s : settings_of(request))
+    json[s.name] = {{"form", s.task.form == RecallForm::repeated ? "repeated" : "multi_query"},
+                    {"vocabulary", s.task.vocabulary},
+                    {"length", s.task.length},
+                    {"pairs", s.task.pairs},
+                    {"training_rows", s.task.training_rows},
+                    {"test_rows", s.task.test_rows},
+                    {"first_pairs", s.task.first_pairs},
+                    {"growth_steps", s.task.growth_steps},
+                    {"layers", s.layers},
+                    {"heads", s.heads},
+                    {"width", s.width},
+                    {"short_convolution", s.short_convolution},
+                    {"positions", s.positions},
+                    {"init", s.init},
+                    {"rows", s.rows},
+                    {"steps", s.steps},
+                    {"warmup", s.warmup},
+                    {"learning_rate", s.learning_rate},
+                    {"weight_decay", 0}};
+  return json;
+}
+
+std::vector<ExperimentPart> parts_of(const ReproduceRequest& request) {
+  std::vector<ExperimentPart> parts;
+  for (const RecallSetting& setting : settings_of(request))
+    for (const std::int64_t seed : seeds_of(request))
+      for (const std::string& map : maps_of(request)) parts.push_back({part_name(setting, map, seed)});
+  return parts;
+}
+
+TrainingPlan plan_of(const RecallSetting& s, const std::string& map, std::int64_t seed) {
+  TrainingPlan plan;
+  GptOptions& m = plan.model;
+  m.layers = s.layers;
+  m.heads = s.heads;
+  m.width = s.width;
+  m.context = s.task.length;
+  m.vocabulary = s.task.vocabulary;
+  m.attention = map;
+  m.positions = s.positions;
+  m.norm = "rms";
+  m.init = s.init;
+  m.tied_head = false;
+  m.embedding_init = 1;
+  m.short_convolution = s.short_convolution;
+  m.dtype = current_device().host() ? Dtype::f32 : Dtype::bf16;
+  m.seed = std::uint64_t(seed);
+  plan.rows = s.rows;
+  plan.optimizer.weight_decay = 0;
+  plan.optimizer.beta2 = 0.95;
+  plan.schedule = {ScheduleKind::kCosine, s.learning_rate, s.learning_rate / 30, s.warmup, s.steps};
+  plan.measure_every = s.measure_every;
+  return plan;
+}
+
+Json run_part(const ExperimentPart& part, const PartContext& context) {
+  for (const RecallSetting& setting : settings_of(context.request))
+    for (const std::int64_t seed : seeds_of(context.request))
+      for (const std::string& map : maps_of(context.request)) {
+        if (part.name != part_name(setting, map, seed)) continue;
+        const RecallBatches source(setting.task, std::uint64_t(seed), setting.rows);
+        RecallAnswers answers;
+        const TrainedModel trained = train_model(plan_of(setting, map, seed), source, [&](const Gpt& model) {
+          answers = measure_answers(model, source, 50);
+          return answers.last_share();
+        }, context.stopped);
+        Json steps = Json::array(), accuracy = Json::array(), loss = Json::array();
+        for (const TrainingPoint& point : trained.curve) {
+          steps.push_back(point.step);
+          accuracy.push_back(point.measure);
+          loss.push_back(point.loss);
+        }
+        return {{"accuracy", answers.last_share()}, {"all_answers", answers.share()},   {"parameters", trained.model->parameters().count()},
+                {"training_seconds", trained.seconds}, {"diverged", trained.diverged}, {"steps", steps},
+                {"accuracies", accuracy}, {"losses", loss}};
+      }
+  throw Error(fmt::format("[recall] no part is called {}", part.name));
+}
+
+/// What one map reached in one setting, all seeds that are there.
+struct RecallRow {
+  std::vector<double> accuracy, all_answers;
+  double seconds = 0;
+};
+
+Findings collect(const ReproduceRequest& request, const PartResults& results) {
+  Findings f;
+  f.columns = {"task", "map", "paper, %", "answers right, %", "of all repeats, %", "seeds", "seconds a run"};
+  for (const RecallSetting& setting : settings_of(request)) {
+    std::vector<ChartLine> lines;
+    for (const std::string& map : maps_of(request)) {
+      std::vector<double> accuracy, all, seconds;
+      for (const std::int64_t seed : seeds_of(request)) {
+        const auto found = results.find(part_name(setting, map, seed));
+        if (found == results.end()) continue;
+        const Json& r = found->second.result;
+        accuracy.push_back(100 * r.at("accuracy").get<double>());
+        all.push_back(100 * r.at("all_answers").get<double>());
+        seconds.push_back(found->second.seconds);
+        ChartLine line{fmt::format("{}, seed {}", map, seed), {}, {}};
+        for (const Json& x : r.at("steps")) line.x.push_back(x.get<double>());
+        for (const Json& y : r.at("accuracies")) line.y.push_back(100 * y.get<double>());
+        lines.push_back(std::move(line));
+      }
+      const MeanError a = mean_and_error(accuracy);
+      f.rows.push_back({setting.name, map, paper_accuracy(map), text_of(a, 1), text_of(mean_and_error(all), 1), std::to_string(accuracy.size()),
+                        seconds.empty() ? "-" : fmt::format("{:.0f}", mean_and_error(seconds).mean)});
+      f.figures[setting.name][map] = {{"accuracy", accuracy}, {"all_answers", all}};
+    }
+    f.charts.push_back(chart_of(setting.title + ": answers right (%)", "step", lines));
+    f.notes.push_back(fmt::format("{}: {}", setting.name, setting.title));
+  }
+  f.notes.push_back("an answer: the value of the last key of each of 2,000 fresh rows; all repeats: of every key that came before");
+  return f;
+}
+
+}  // namespace
+
+Experiment recall_experiment() {
+  return {"recall",
+          "associative recall from scratch: softmax, Taylor-2 and Hedgehog 100 %, 1+ELU, Performer and cosFormer 17 % (Tables 2 and 3)",
+          settings_json,
+          parts_of,
+          run_part,
+          collect};
+}
+
+}  // namespace hedgehog
