@@ -9,6 +9,19 @@
 
 namespace hedgehog {
 
+std::vector<Batch> story_texts(std::uint64_t seed, std::int64_t length, std::int64_t count) {
+  // so much longer that none ends within the length
+  const StoryBatches stories(seed, 2 * length + 256, count);
+  std::vector<Batch> texts;
+  for (std::int64_t i = 0; i < count; ++i) {
+    Batch text = stories.validation(i, 1);
+    text.time = length;
+    for (auto* row : {&text.tokens, &text.targets, &text.document_start}) row->resize(std::size_t(length));
+    texts.push_back(std::move(text));
+  }
+  return texts;
+}
+
 AnalysisTexts::AnalysisTexts(const Config& config, const Checkpoint& checkpoint, const std::filesystem::path& found) {
   if (config.has("data") && config.text("data") != "stories") {
     const TextSource text = read_text(config.text("data"));
@@ -27,23 +40,13 @@ AnalysisTexts::AnalysisTexts(const Config& config, const Checkpoint& checkpoint,
 }
 
 std::vector<Batch> AnalysisTexts::of_length(std::int64_t length, std::int64_t count) const {
-  std::vector<Batch> texts;
-  if (!dataset_) {
-    // so much longer that none ends within the length
-    const StoryBatches stories(seed_, 2 * length + 256, count);
-    for (std::int64_t i = 0; i < count; ++i) {
-      Batch text = stories.validation(i, 1);
-      text.time = length;
-      for (auto* row : {&text.tokens, &text.targets, &text.document_start}) row->resize(std::size_t(length));
-      texts.push_back(std::move(text));
-    }
-    return texts;
-  }
+  if (!dataset_) return story_texts(seed_, length, count);
   const std::int64_t tokens = std::int64_t(dataset_->validation().size()), whole = tokens / length;
   if (whole == 0)
     throw UsageError(fmt::format("--lengths={} is longer than the data: '{}' has {} tokens{}; give shorter lengths or a longer text", length, data_.name,
                                  tokens, whole_ ? "" : " that training held back"));
   const std::int64_t most = std::min(count, whole);
+  std::vector<Batch> texts;
   for (std::int64_t i = 0; i < most; ++i) texts.push_back(dataset_->validation_batch(most == 1 ? 0 : i * (whole - 1) / (most - 1), 1, length));
   return texts;
 }

@@ -9,6 +9,9 @@
 
 namespace hedgehog {
 
+/// Beginnings of `count` stories that training with this seed does not see, (1, length) each; the stories are longer.
+std::vector<Batch> story_texts(std::uint64_t seed, std::int64_t length, std::int64_t count);
+
 /// Texts of any length for analyze: what --data names, all of it, or the validation part of the data that the run read.
 class AnalysisTexts {
  public:

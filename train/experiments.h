@@ -5,5 +5,8 @@ namespace hedgehog {
 
 /// The experiments of the paper, each in a file of its own.
 Experiment recall_experiment();
+Experiment spikiness_experiment();
+Experiment monotonicity_experiment();
+Experiment efficiency_experiment();
 
 }  // namespace hedgehog

@@ -46,7 +46,6 @@ const std::vector<std::string> kModelCommands = {"train", "bench", "info"};
 const std::vector<std::string> kSample = {"sample"};
 const std::vector<std::string> kAnalyze = {"analyze"};
 const std::vector<std::string> kReproduce = {"reproduce"};
-const std::vector<std::string> kUseCheckpoint = {"sample", "eval", "analyze", "info"};
 const std::vector<std::string> kEverywhere = {"train", "sample", "eval", "analyze", "reproduce", "gradcheck", "bench", "info"};
 const std::vector<std::string> kAlsoPrepare = {"train", "sample", "eval", "analyze", "prepare", "reproduce", "gradcheck", "bench", "info"};
 
@@ -163,7 +162,9 @@ std::vector<Option> run_options() {
 
 std::vector<Option> use_options() {
   return {
-      text("checkpoint", "latest", "checkpoint", "a run's or checkpoint's directory", kUseCheckpoint),
+      text("checkpoint", "latest", "checkpoint",
+           "a run's or checkpoint's directory; reproduce: a softmax model for spikiness and monotonicity, without it they train one",
+           {"sample", "eval", "analyze", "reproduce", "info"}),
       text("prompt", "", "sampling", "text to go on from; without it a session on a terminal", kSample),
       integer("tokens", "200", "tokens", "sampling", "tokens to write", kSample, 1, 1 << 24),
       real("temperature", "0.8", "", "sampling", "0 always takes the most likely token", kSample, 0, 1000),
