@@ -35,6 +35,7 @@ bool noted(const Findings& f, const std::string& part) {
 /// A part in which every map has this share of ln n and this rank, but for those named.
 PartResult measured(double share, double rank, const std::map<std::string, std::pair<double, double>>& others) {
   PartResult part;
+  part.result["scores_below_minus_1"] = 0.25;
   for (const char* map : {"softmax", "hedgehog, distilled", "hedgehog", "elu", "relu", "exp(1)", "exp(2)", "cosformer", "performer", "taylor"}) {
     const auto other = others.find(map);
     const auto [s, r] = other == others.end() ? std::pair(share, rank) : other->second;
@@ -83,6 +84,7 @@ TEST_CASE("spikiness and monotonicity: yes and no by the thresholds, beside the 
   CHECK(cell(spiky, "1+ELU", "paper: spiky") == "no");
   CHECK(cell(spiky, "Taylor-2", "share of ln n") == "0.690 ± 0.000");
   CHECK(cell(spiky, "1+ELU", "KL from softmax, nats") == "-");
+  CHECK(noted(monotone, "here 25.0 ± 0.0 % of them lie below"));
   CHECK(cell(monotone, "Taylor-2", "ours") == "yes");
   CHECK(cell(monotone, "Performer", "ours") == "no");
   CHECK(cell(monotone, "Performer", "rank in rows") == "0.890 ± 0.000");

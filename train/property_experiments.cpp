@@ -1,6 +1,6 @@
 #include <fmt/format.h>
 
-#include <algorithm>
+#include <cmath>
 
 #include "core/error.h"
 #include "train/analysis.h"
@@ -65,7 +65,7 @@ TrainingPlan plan_of(const ReproduceRequest& request, std::int64_t seed) {
   return plan;
 }
 
-MapDistillation distillation_of(const ReproduceRequest& request) { return {.steps = request.small() ? 400 : 1000}; }
+MapDistillation distillation_of(const ReproduceRequest& request) { return {.steps = request.small() ? 400 : 2000}; }
 constexpr std::int64_t kTexts = 8;
 
 bool takes_checkpoint(const ReproduceRequest& request) { return request.config && request.config->was_set("checkpoint"); }
@@ -92,6 +92,20 @@ std::vector<ExperimentPart> parts_of(const ReproduceRequest& request) {
   return parts;
 }
 
+/// Share of the scores q.k / sqrt(D) of visible pairs that lie below -1, where the products of Taylor's features rise again.
+double share_below(const Gpt& teacher, const std::vector<Batch>& texts, bool documents) {
+  std::int64_t below = 0, all = 0;
+  std::vector<double> scores(static_cast<std::size_t>(texts.at(0).time));
+  for (const Batch& text : texts)
+    for (const LayerVectors& v : read_vectors(teacher, text, documents))
+      for (std::int64_t head = 0; head < v.heads; ++head)
+        for (std::int64_t i = 0; i < v.tokens; ++i) {
+          attention_scores(v, head, i, i + 1, scores.data());
+          for (std::int64_t j = v.first_seen(i); j <= i; ++j, ++all) below += scores[std::size_t(j)] < -1;
+        }
+  return double(below) / double(all);
+}
+
 /// Distils maps from the teacher, and measures all of them on texts that training did not see.
 Json measure(const Gpt& teacher, const BatchSource& source, const std::vector<Batch>& texts, bool documents, const PartContext& context) {
   GptOptions options = teacher.options();
@@ -103,10 +117,14 @@ Json measure(const Gpt& teacher, const BatchSource& source, const std::vector<Ba
   Json maps;
   for (const MapAnalysis& map : analysis.maps) {
     Json measures;
-    for (const MeasureColumn& c : measure_columns()) measures[c.name] = map.mean().*c.value;
+    for (const MeasureColumn& c : measure_columns()) {
+      const double value = map.mean().*c.value;
+      measures[c.name] = std::isfinite(value) ? Json(value) : Json(nullptr);
+    }
     maps[map.name.starts_with("student") ? kDistilled : map.name] = std::move(measures);
   }
-  return {{"length", analysis.length}, {"maps", std::move(maps)}, {"distillation_losses", losses}};
+  return {{"length", analysis.length}, {"scores_below_minus_1", share_below(teacher, texts, documents)}, {"maps", std::move(maps)},
+          {"distillation_losses", losses}};
 }
 
 Json run_checkpoint(const PartContext& context) {
@@ -189,7 +207,10 @@ Findings collect_monotonicity(const ReproduceRequest& request, const PartResults
   }
   f.notes.push_back(fmt::format("monotone: Spearman's rank correlation of weights with q·k within rows is at least {}; pooled: over the pairs of all rows "
                                 "together, where each row has a normaliser of its own, for softmax too", kMonotoneFrom));
-  f.notes.push_back("Taylor-2, 1 + s + s²/2, falls with the score below s = -1: it is monotone where scores stay above, as the paper found in BERT");
+  std::vector<double> below;
+  for (const auto& [name, part] : results) below.push_back(100 * part.result.at("scores_below_minus_1").get<double>());
+  f.notes.push_back(fmt::format("Taylor-2, 1 + s + s²/2, grows again as the score s falls below -1: it is monotone only where scores stay above, as the paper found in "
+                                "BERT; here {} % of them lie below", text_of(mean_and_error(below), 1)));
   add_common_notes(request, results, f);
   return f;
 }
