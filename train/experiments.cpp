@@ -5,6 +5,7 @@ namespace hedgehog {
 const std::vector<Experiment>& experiment_table() {
   static const std::vector<Experiment> table = {
       recall_experiment(),
+      scratch_experiment(),
   };
   return table;
 }

@@ -1,33 +1,30 @@
 #include <fmt/format.h>
 
-#include <cmath>
-
 #include "core/error.h"
 #include "train/experiment_training.h"
 #include "train/experiments.h"
 #include "train/recall_task.h"
-#include "train/setup.h"
 
 namespace hedgehog {
 namespace {
 
 using Json = ExperimentJson;
 
-/// A task with the model and training that softmax attention learns it with.
+/// A task, and the options of train that softmax attention learns it with.
 struct RecallSetting {
   std::string name, title;
   RecallOptions task;
-  std::int64_t layers = 2, heads = 1, width = 64, short_convolution = 0;
-  std::string positions = "learned", init = "default";
-  std::int64_t rows = 32, steps = 1000, warmup = 100, measure_every = 50;
-  double learning_rate = 3e-3;
+  std::string training;
 };
+
+constexpr const char* kShape = "layers=2 heads=1 norm=rms tied_head=false embedding_init=1 weight_decay=0 beta2=0.95 ";
 
 /// The paper's form of the task: 20 keys and 20 values, 128 tokens.
 RecallSetting paper_setting() {
   RecallSetting s;
   s.name = "paper";
-  s.title = "paper's form: 20 keys, 128 tokens, no convolution";
+  s.title = "the paper's form: 20 keys, 128 tokens, learned positions, no convolution";
+  s.training = std::string(kShape) + "width=64 positions=learned batch=32 steps=1500 warmup=100 evaluate_every=50 learning_rate=3e-3 min_learning_rate=1e-4";
   return s;
 }
 
@@ -66,17 +63,7 @@ Json settings_json(const ReproduceRequest& request) {
                     {"test_rows", s.task.test_rows},
                     {"first_pairs", s.task.first_pairs},
                     {"growth_steps", s.task.growth_steps},
-                    {"layers", s.layers},
-                    {"heads", s.heads},
-                    {"width", s.width},
-                    {"short_convolution", s.short_convolution},
-                    {"positions", s.positions},
-                    {"init", s.init},
-                    {"rows", s.rows},
-                    {"steps", s.steps},
-                    {"warmup", s.warmup},
-                    {"learning_rate", s.learning_rate},
-                    {"weight_decay", 0}};
+                    {"training", s.training}};
   return json;
 }
 
@@ -88,60 +75,33 @@ std::vector<ExperimentPart> parts_of(const ReproduceRequest& request) {
   return parts;
 }
 
-TrainingPlan plan_of(const RecallSetting& s, const std::string& map, std::int64_t seed) {
-  TrainingPlan plan;
-  GptOptions& m = plan.model;
-  m.layers = s.layers;
-  m.heads = s.heads;
-  m.width = s.width;
-  m.context = s.task.length;
-  m.vocabulary = s.task.vocabulary;
-  m.attention = map;
-  m.positions = s.positions;
-  m.norm = "rms";
-  m.init = s.init;
-  m.tied_head = false;
-  m.embedding_init = 1;
-  m.short_convolution = s.short_convolution;
-  m.dtype = current_device().host() ? Dtype::f32 : Dtype::bf16;
-  m.seed = std::uint64_t(seed);
-  plan.rows = s.rows;
-  plan.optimizer.weight_decay = 0;
-  plan.optimizer.beta2 = 0.95;
-  plan.schedule = {ScheduleKind::kCosine, s.learning_rate, s.learning_rate / 30, s.warmup, s.steps};
-  plan.measure_every = s.measure_every;
-  return plan;
+Json run_setting(const RecallSetting& setting, const std::string& map, std::int64_t seed, const PartContext& context) {
+  const Config config = training_config(fmt::format("{} context={} attention={} seed={}", setting.training, setting.task.length, map, seed));
+  const TrainingPlan plan = training_plan(config, setting.task.vocabulary);
+  const RecallBatches source(setting.task, std::uint64_t(seed), plan.rows);
+  RecallAnswers answers;
+  const TrainedModel trained = train_model(plan, source, [&](const Gpt& model) {
+    answers = measure_answers(model, source, 50);
+    return answers.last_share();
+  }, context.stopped);
+  Json steps = Json::array(), accuracies = Json::array(), losses = Json::array();
+  for (const TrainingPoint& point : trained.curve) {
+    steps.push_back(point.step);
+    accuracies.push_back(point.measure);
+    losses.push_back(point.loss);
+  }
+  return {{"accuracy", answers.last_share()},  {"all_answers", answers.share()}, {"parameters", trained.model->parameters().count()},
+          {"training_seconds", trained.seconds}, {"diverged", trained.diverged},   {"steps", steps},
+          {"accuracies", accuracies},            {"losses", losses}};
 }
 
 Json run_part(const ExperimentPart& part, const PartContext& context) {
   for (const RecallSetting& setting : settings_of(context.request))
     for (const std::int64_t seed : seeds_of(context.request))
-      for (const std::string& map : maps_of(context.request)) {
-        if (part.name != part_name(setting, map, seed)) continue;
-        const RecallBatches source(setting.task, std::uint64_t(seed), setting.rows);
-        RecallAnswers answers;
-        const TrainedModel trained = train_model(plan_of(setting, map, seed), source, [&](const Gpt& model) {
-          answers = measure_answers(model, source, 50);
-          return answers.last_share();
-        }, context.stopped);
-        Json steps = Json::array(), accuracy = Json::array(), loss = Json::array();
-        for (const TrainingPoint& point : trained.curve) {
-          steps.push_back(point.step);
-          accuracy.push_back(point.measure);
-          loss.push_back(point.loss);
-        }
-        return {{"accuracy", answers.last_share()}, {"all_answers", answers.share()},   {"parameters", trained.model->parameters().count()},
-                {"training_seconds", trained.seconds}, {"diverged", trained.diverged}, {"steps", steps},
-                {"accuracies", accuracy}, {"losses", loss}};
-      }
+      for (const std::string& map : maps_of(context.request))
+        if (part.name == part_name(setting, map, seed)) return run_setting(setting, map, seed, context);
   throw Error(fmt::format("[recall] no part is called {}", part.name));
 }
-
-/// What one map reached in one setting, all seeds that are there.
-struct RecallRow {
-  std::vector<double> accuracy, all_answers;
-  double seconds = 0;
-};
 
 Findings collect(const ReproduceRequest& request, const PartResults& results) {
   Findings f;
