@@ -1,8 +1,29 @@
 #include "train/experiment_training.h"
 
+#include <algorithm>
 #include <chrono>
+#include <string>
+
+#include "train/setup.h"
 
 namespace hedgehog {
+
+Config training_config(std::string_view values) {
+  std::vector<std::string> arguments;
+  while (!values.empty()) {
+    const std::string_view item = values.substr(0, values.find(' '));
+    if (!item.empty()) arguments.push_back("--" + std::string(item));
+    values.remove_prefix(std::min(values.size(), item.size() + 1));
+  }
+  Config config("train");
+  config.parse(arguments);
+  return config;
+}
+
+TrainingPlan training_plan(const Config& config, std::int64_t vocabulary) {
+  return {gpt_options(config, vocabulary), config.integer("batch"), optimizer_options(config), schedule_of(config),
+          config.integer("evaluate_every")};
+}
 
 TrainedModel train_model(const TrainingPlan& plan, const BatchSource& source, const std::function<double(const Gpt&)>& measure,
                          const std::function<bool()>& stopped) {

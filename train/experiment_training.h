@@ -2,16 +2,20 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <string>
+#include <string_view>
 #include <vector>
 
 #include "nn/gpt.h"
 #include "train/batch_source.h"
+#include "train/config.h"
 #include "train/interrupt.h"
 #include "train/schedule.h"
 #include "train/training_step.h"
 
 namespace hedgehog {
+
+/// Options of the command train, from `values`: "preset=char-cpu steps=500 attention=elu". Later ones win. Throws as Config does.
+Config training_config(std::string_view values);
 
 /// A training run of an experiment: no directory, no checkpoints, only a curve.
 ///
@@ -27,6 +31,9 @@ struct TrainingPlan {
   Schedule schedule;
   std::int64_t measure_every = 100;
 };
+
+/// The plan of a run with these options (measure_every: --evaluate_every) on the current device.
+TrainingPlan training_plan(const Config& config, std::int64_t vocabulary);
 
 /// One point of the curve.
 struct TrainingPoint {

@@ -5,6 +5,7 @@ namespace hedgehog {
 const std::vector<Experiment>& experiment_table() {
   static const std::vector<Experiment> table = {
       recall_experiment(),
+      scratch_experiment(),
       spikiness_experiment(),
       monotonicity_experiment(),
       efficiency_experiment(),

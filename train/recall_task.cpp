@@ -158,11 +158,11 @@ std::string RecallBatches::describe() const {
                      o.vocabulary / 2, o.pairs, o.training_rows ? fmt::format("{} rows", o.training_rows) : "fresh rows", o.test_rows);
 }
 
-RecallAnswers measure_answers(const Gpt& model, const RecallBatches& source, std::int64_t rows) {
-  const std::int64_t length = source.options().length;
+RecallAnswers measure_answers(const Gpt& model, const RecallBatches& source, std::int64_t rows, std::int64_t most) {
+  const std::int64_t length = source.options().length, all = source.validation_batches(rows);
   Predictor predictor(model, rows, length);
   RecallAnswers answers;
-  for (std::int64_t b = 0; b < source.validation_batches(rows); ++b) {
+  for (std::int64_t b = 0; b < (most > 0 ? std::min(most, all) : all); ++b) {
     const Batch batch = source.validation(b, rows);
     const std::vector<std::int32_t> best = predictor.run(batch);
     for (std::int64_t r = 0; r < rows; ++r) {

@@ -85,7 +85,7 @@ struct RecallAnswers {
   double last_share() const { return last_asked ? double(last_right) / double(last_asked) : 0; }
 };
 
-/// Reads the test, `rows` rows at once, and counts where the most likely token is the answer.
-RecallAnswers measure_answers(const Gpt& model, const RecallBatches& source, std::int64_t rows);
+/// Reads the test, `rows` rows at once, and counts where the most likely token is the answer. most: only so many batches; 0 for all.
+RecallAnswers measure_answers(const Gpt& model, const RecallBatches& source, std::int64_t rows, std::int64_t most = 0);
 
 }  // namespace hedgehog

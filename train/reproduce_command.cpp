@@ -34,6 +34,7 @@ int reproduce_command(Config& config) {
   }
   const Experiment& experiment = find_experiment(config.argument());
   const ReproduceRequest request = request_of(config);
+  experiment.settings(request);  // what is missing is said first
   const OnDevice guard(configure_machine(config));
   if (request.size == "gpu" && current_device().host() && !request.collect)
     fmt::print(stderr, "note: --size=gpu on the CPU takes hours a part\n");
