@@ -77,10 +77,12 @@ TEST_CASE("cli: analyze refuses lengths, texts, students and checkpoints that do
   check_refused(run_program(soft + "--student=deep", at), 2, {"--student has 2 layers, but the checkpoint has 1"});
   check_refused(run_program(soft + "--student=soft", at), 2, {"--student has softmax attention", "linear attention"});
   check_refused(run_program("analyze --checkpoint=linear --student=linear", at), 2, {"the checkpoint has hedgehog attention", "leave --student out"});
-  check_refused(run_program(soft + "--rows=0", at), 2, {"rows"});
+  for (const char* rows : {"0", "1025"}) check_refused(run_program(soft + "--rows=" + rows, at), 2, {"rows", "1024"});
+  REQUIRE(run_program(train + "--context=1 --out=single", at).code == 0);
+  check_refused(run_program("analyze --checkpoint=single", at), 2, {"a context of one token", "a longer --context"});
   d.file("file", "");
   check_refused(run_program(soft + "--out=file/inside", at), 1, {"cannot create directory"});
-  CHECK(!std::filesystem::exists(d / "soft/analysis"));
+  CHECK_FALSE(std::filesystem::exists(d / "soft/analysis"));
 }
 
 }  // namespace hedgehog

@@ -104,7 +104,7 @@ TEST_CASE("efficiency: ratios, and where Hedgehog becomes the faster one for goo
   const Findings f = e.collect({}, results);
   CHECK(f.rows.size() == 3);
   CHECK(cell(f, "2048", "ratio") == "4.00");
-  CHECK(cell(f, "2048", "Hedgehog") == "4e+03 (4e+03–4e+03)");
+  CHECK(cell(f, "2048", "Hedgehog") == "4000 (4000–4000)");
   CHECK(cell(f, "512", "Hedgehog", 2) == "3 MiB");
   // the ratio goes from 1/2 to 2 as the length doubles: 1 at the geometric mean
   CHECK(noted(f, "forward from about 724 tokens on"));

@@ -98,7 +98,11 @@ std::string crossover_text(const std::vector<std::int64_t>& lengths, const PartR
 }
 
 std::string time_text(const Json& t) {
-  return fmt::format("{:.3g} ({:.3g}–{:.3g})", 1e3 * t.at("seconds").get<double>(), 1e3 * t.at("fastest").get<double>(), 1e3 * t.at("slowest").get<double>());
+  const auto ms = [&](const char* field) {
+    const double value = 1e3 * t.at(field).get<double>();
+    return fmt::format(fmt::runtime(value < 1000 ? "{:.3g}" : "{:.0f}"), value);
+  };
+  return fmt::format("{} ({}–{})", ms("seconds"), ms("fastest"), ms("slowest"));
 }
 
 ExperimentJson chart(const std::string& title, const std::vector<std::int64_t>& lengths, const PartResults& results, const char* field, double unit) {

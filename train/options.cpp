@@ -174,7 +174,7 @@ std::vector<Option> use_options() {
       integer("count", "1", "samples", "sampling", "how many texts", kSample, 1, 1 << 20),
       text("student", "", "analysis", "a run of linear attention, distilled from the softmax checkpoint, whose maps are put beside it", kAnalyze),
       text("lengths", "", "analysis", "tokens a text, as 64,128,256; without it a quarter, a half and all of the context", kAnalyze),
-      integer("rows", "8", "texts", "analysis", "texts of each length, spread over the data; fewer where there are not so many", kAnalyze, 1, 1 << 16),
+      integer("rows", "8", "texts", "analysis", "texts of each length, spread over the data; fewer where there are not so many", kAnalyze, 1, 1024),
       text("op", "", "check", "only this op; without it every op", {"gradcheck"}),
       integer("draws", "10", "draws", "check", "random inputs a sample", {"gradcheck"}, 1, 100000),
       text("only", "all", "output", "measure one part alone; all leaves attention out on a CPU", {"bench"},
