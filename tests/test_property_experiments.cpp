@@ -113,7 +113,7 @@ TEST_CASE("efficiency: ratios, and where Hedgehog becomes the faster one for goo
   results["n2048"] = part(1, 4);
   CHECK(noted(e.collect({}, results), "forward not up to 2048 tokens"));
   CHECK(e.collect({}, {}).rows.empty());
-  CHECK(e.parts({}).size() == 7);
+  CHECK(e.parts({}).size() == 9);
   ReproduceRequest gpu;
   gpu.size = "gpu";
   CHECK(e.parts(gpu).back().name == "n131072");
@@ -137,7 +137,7 @@ TEST_CASE("cli: reproduce spikiness takes a softmax checkpoint, and no other") {
   const ProgramResult efficiency = run_program("reproduce efficiency --part=n512", at);
   CAPTURE(efficiency.output);
   CHECK(efficiency.code == 0);
-  CHECK(contains(efficiency.output, "1 of 7 parts are there"));
+  CHECK(contains(efficiency.output, "1 of 9 parts are there"));
 }
 
 }  // namespace hedgehog

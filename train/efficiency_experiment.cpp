@@ -1,5 +1,7 @@
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <chrono>
 #include <cmath>
 
 #include "core/account.h"
@@ -19,7 +21,7 @@ struct EfficiencyShape {
   std::int64_t heads, head_size, shortest, longest;
 };
 EfficiencyShape shape_of(const ReproduceRequest& request) {
-  return request.small() ? EfficiencyShape{2, 64, 512, 32768} : EfficiencyShape{12, 64, 512, 131072};
+  return request.small() ? EfficiencyShape{2, 64, 128, 32768} : EfficiencyShape{12, 64, 128, 131072};
 }
 Dtype dtype_of() { return current_device().host() ? Dtype::f32 : Dtype::bf16; }
 
@@ -48,15 +50,44 @@ std::vector<ExperimentPart> parts_of(const ReproduceRequest& request) {
   return parts;
 }
 
-/// Median and spread of a program, and what it takes beyond its arguments, results and their gradients.
-Json timed_program(const AttentionCase& c, bool gradients) {
-  const Program program = attention_program(c, dtype_of(), gradients);
-  const Cost cost = account(program);
-  const std::int64_t extra = extra_memory(program);
-  Executor executor(program, {.poison = false});
-  const Timed t = current_device().host() ? time_repeated([&] { executor.run(); }, c.time <= 8192 ? 5 : 3) : timed_runs(executor);
-  return {{"seconds", t.median}, {"fastest", t.fastest}, {"slowest", t.slowest}, {"repeats", t.repeats},
-          {"peak_bytes", cost.peak}, {"extra_bytes", extra}, {"flops", cost.flops}};
+/// Runs the programs in turn, once for warm-up and then `repeats` times each: what else the machine does slows all of them alike. On a GPU
+/// one after the other by its own clock.
+std::vector<Timed> timed_in_turn(std::vector<Executor>& executors, int repeats, const std::function<bool()>& stopped) {
+  std::vector<Timed> result;
+  if (!current_device().host()) {
+    for (Executor& e : executors) result.push_back(timed_runs(e));
+    return result;
+  }
+  using Clock = std::chrono::steady_clock;
+  std::vector<std::vector<double>> seconds(executors.size());
+  for (int run = -1; run < repeats; ++run)
+    for (std::size_t i = 0; i < executors.size(); ++i) {
+      if (stopped()) throw Stopped{};
+      const Clock::time_point start = Clock::now();
+      executors[i].run();
+      if (run >= 0) seconds[i].push_back(std::chrono::duration<double>(Clock::now() - start).count());
+    }
+  for (std::vector<double>& s : seconds) {
+    std::sort(s.begin(), s.end());
+    result.push_back({s[s.size() / 2], s.front(), s.back(), int(s.size())});
+  }
+  return result;
+}
+
+/// Median and spread of both attentions, what they take beyond their arguments, results and their gradients, and their peak with these.
+std::vector<Json> measured(const EfficiencyShape& s, std::int64_t n, bool gradients, const std::function<bool()>& stopped) {
+  std::vector<Json> result;
+  std::vector<Executor> executors;
+  for (const std::string& attention : attentions()) {
+    Program program = attention_program({.attention = attention, .rows = 1, .time = n, .heads = s.heads, .head_size = s.head_size}, dtype_of(), gradients);
+    const Cost cost = account(program);
+    result.push_back({{"peak_bytes", cost.peak}, {"extra_bytes", extra_memory(program)}, {"flops", cost.flops}});
+    executors.emplace_back(std::move(program), ExecutorOptions{.poison = false});
+  }
+  const std::vector<Timed> times = timed_in_turn(executors, n <= 4096 ? 15 : n <= 8192 ? 5 : 3, stopped);
+  for (std::size_t i = 0; i < times.size(); ++i)
+    result[i].update({{"seconds", times[i].median}, {"fastest", times[i].fastest}, {"slowest", times[i].slowest}, {"repeats", times[i].repeats}});
+  return result;
 }
 
 Json run_part(const ExperimentPart& part, const PartContext& context) {
@@ -64,12 +95,10 @@ Json run_part(const ExperimentPart& part, const PartContext& context) {
   for (const std::int64_t n : lengths_of(context.request)) {
     if (part.name != part_name(n)) continue;
     Json json;
-    for (const char* pass : {"forward", "training"})
-      for (const std::string& attention : attentions()) {
-        if (context.stopped()) throw Stopped{};
-        json[attention][pass] = timed_program({.attention = attention, .rows = 1, .time = n, .heads = s.heads, .head_size = s.head_size},
-                                              std::string(pass) == "training");
-      }
+    for (const char* pass : {"forward", "training"}) {
+      const std::vector<Json> both = measured(s, n, std::string(pass) == "training", context.stopped);
+      for (std::size_t i = 0; i < both.size(); ++i) json[attentions()[i]][pass] = both[i];
+    }
     return json;
   }
   throw Error(fmt::format("[efficiency] no part is called {}", part.name));
@@ -141,7 +170,7 @@ Findings collect(const ReproduceRequest& request, const PartResults& results) {
   f.notes.push_back(fmt::format("Hedgehog is the faster one: forward {}, training {}", crossover_text(lengths, results, "forward"),
                                 crossover_text(lengths, results, "training")));
   f.notes.push_back(fmt::format("one causal sequence, {} heads of {}; medians (fastest–slowest) of the op alone, its maps included; training: forward and backward; "
-                                "ratio: softmax over Hedgehog", s.heads, s.head_size));
+                                "ratio: softmax over Hedgehog; on the CPU both run in turn", s.heads, s.head_size));
   f.notes.push_back("memory: the planned peak with arguments and gradients. Softmax runs in tiles and keeps no (n, n) weights, so both grow in a straight line");
   f.notes.push_back("the paper's factor is of a whole model on its own GPU, and its cells were not to be had: a landmark, no target");
   f.charts.push_back(chart("Milliseconds", lengths, results, "seconds", 1e3));
