@@ -14,7 +14,7 @@ namespace hedgehog {
 ///   entropy        mean over rows i of H_i = - sum_j a_ij ln a_ij                          nats; low: spiky
 ///   entropy_share  mean of H_i / ln n_i over rows that see n_i >= 2 tokens                 0 one-hot … 1 uniform
 ///   rank_in_rows   mean over rows with n_i >= 3 of Spearman's correlation of a_ij with q_i . k_j within the row; 1 for softmax
-///   rank_pooled    the same correlation over the pairs of all rows together; below 1 for softmax too, as rows have normalisers of their own
+///   rank_pooled    the same over the pairs of all rows of a text together; below 1 for softmax too, as rows have normalisers of their own
 ///   divergence     mean over rows of KL_i = sum_j p_ij (ln p_ij - ln a_ij)                 nats
 struct WeightMeasures {
   double entropy = 0, entropy_share = 0, rank_in_rows = 0, rank_pooled = 0, divergence = 0;
