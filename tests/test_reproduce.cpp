@@ -182,12 +182,13 @@ TEST_CASE("reproduce: broken files of parts, and folders without any, are refuse
   };
   for (const std::string& bytes : {std::string(), std::string("{"), good.substr(0, good.size() / 2), std::string("[1]"), std::string("\xff\xfe"),
                                    changed("\"toy\"", "\"other\""), changed("\"part\": \"a\"", "\"part\": \"b\""), changed("\"seconds\"", "\"second\""),
-                                   changed("\"result\": {", "\"results\": {"), changed("\"settings\": {", "\"settings\": 3, \"more\": {")}) {
+                                   changed("\"result\": {", "\"results\": {"), changed("\"settings\": {", "\"settings\": 3, \"more\": {"), changed("\"value\": 2", "\"values\": 2"),
+                                   changed("\"value\": 2", "\"value\": \"two\"")}) {
     CAPTURE(bytes);
     d.file("parts/a.json", bytes);
     const std::string message = message_of<FileError>([&] { run_toy(toy, request); });
     CAPTURE(message);
-    CHECK(contains(message, "a.json"));
+    CHECK(contains(message, (d / "parts").string()));
     CHECK(contains(message, "remove it"));
   }
 }

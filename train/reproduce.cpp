@@ -65,6 +65,17 @@ std::vector<std::string> missing_needs(const ExperimentPart& part, const PartRes
   return missing;
 }
 
+/// What an experiment makes of its parts; a result that lacks what it looks for was not written by it.
+template <class Action>
+auto reading_parts(const Experiment& experiment, const ReproduceRequest& request, const Action& action) {
+  try {
+    return action();
+  } catch (const nlohmann::json::exception& error) {
+    throw FileError(fmt::format("[reproduce] a part in {} does not hold what {} writes ({}); remove it, and it is made again",
+                                (request.folder / "parts").string(), experiment.name, error.what()));
+  }
+}
+
 /// Runs parts one after another; says why it ended early.
 class Sitting {
  public:
@@ -95,7 +106,8 @@ class Sitting {
     const auto start = Clock::now();
     PartResult result;
     try {
-      result.result = experiment_.run(part, {request_, results_, [this] { return guard_.interrupted(); }});
+      const PartContext context{request_, results_, [this] { return guard_.interrupted(); }};
+      result.result = reading_parts(experiment_, request_, [&] { return experiment_.run(part, context); });
     } catch (const Stopped&) {
       fmt::print(out_, "interrupted in {}; finished parts stay, the same command goes on\n", part.name);
       return false;
@@ -124,7 +136,7 @@ class Sitting {
 /// Prints the table and writes page and numbers.
 void publish(const Experiment& experiment, const ReproduceRequest& request, const PartResults& results,
              const std::vector<std::string>& missing, std::FILE* out) {
-  Findings findings = experiment.collect(request, results);
+  Findings findings = reading_parts(experiment, request, [&] { return experiment.collect(request, results); });
   if (!missing.empty())
     findings.notes.push_back(fmt::format("{} of {} parts are missing: {}", missing.size(), missing.size() + results.size(),
                                          joined(missing, [](const std::string& name) { return name; })));
