@@ -102,7 +102,8 @@ class Sitting {
 
  private:
   bool run_one(const ExperimentPart& part, std::size_t in_all) {
-    fmt::print(stderr, "{} {}: part {} of {}, {}\n", experiment_.name, request_.size, results_.size() + 1, in_all, part.name);
+    fmt::print(out_, "{} {}: part {} of {}, {}\n", experiment_.name, request_.size, results_.size() + 1, in_all, part.name);
+    std::fflush(out_);
     const auto start = Clock::now();
     PartResult result;
     try {
@@ -153,7 +154,8 @@ const Experiment& find_experiment(const std::string& name) {
   }
   const std::string nearest = nearest_name(name, names);
   throw UsageError(fmt::format("unknown experiment '{}'; {}", valid_utf8(name),
-                               nearest.empty() ? "there are " + joined(names, [](const std::string& n) { return n; }, 99)
+                               nearest.empty() ? "there are " + joined(
+                                                                    names, [](const std::string& n) { return n; }, 99)
                                                : fmt::format("did you mean {}?", nearest)));
 }
 
@@ -173,8 +175,9 @@ std::vector<ExperimentPart> selected_parts(const std::vector<ExperimentPart>& pa
   for (const std::string& name : wanted) {
     if (std::find(names.begin(), names.end(), name) != names.end()) continue;
     const std::string nearest = nearest_name(name, names);
-    throw UsageError(fmt::format("--part: there is no part '{}'{}", valid_utf8(name),
-                                 nearest.empty() ? fmt::format("; there are {}", joined(parts, part_name)) : fmt::format("; did you mean {}?", nearest)));
+    throw UsageError(fmt::format(
+        "--part: there is no part '{}'{}", valid_utf8(name),
+        nearest.empty() ? fmt::format("; there are {}", joined(parts, part_name)) : fmt::format("; did you mean {}?", nearest)));
   }
   for (const ExperimentPart& p : parts)
     if (std::find(wanted.begin(), wanted.end(), p.name) != wanted.end()) chosen.push_back(p);
@@ -194,9 +197,12 @@ int reproduce(const Experiment& experiment, const ReproduceRequest& request, std
   FoundParts found = read_parts(experiment, request, parts);
   if (request.collect) {
     if (!found.others.empty())
-      throw UsageError(fmt::format("{}; run them again without --collect, or name another --out", joined(found.others, [](const std::string& s) { return s; }, 2)));
+      throw UsageError(fmt::format("{}; run them again without --collect, or name another --out",
+                                   joined(
+                                       found.others, [](const std::string& s) { return s; }, 2)));
     if (found.results.empty())
-      throw UsageError(fmt::format("there is nothing to collect in {}: no part of {} {} is there", request.folder.string(), experiment.name, request.size));
+      throw UsageError(fmt::format("there is nothing to collect in {}: no part of {} {} is there", request.folder.string(),
+                                   experiment.name, request.size));
   } else {
     make_directories(request.folder / "parts");
     for (const std::string& note : found.others) fmt::print(stderr, "note: {}; it is made again\n", note);
@@ -210,8 +216,8 @@ int reproduce(const Experiment& experiment, const ReproduceRequest& request, std
   if (missing.empty() || request.collect) {
     publish(experiment, request, found.results, missing, out);
   } else {
-    fmt::print(out, "{} of {} parts are there, {} to go: {}\nthe same command goes on; --collect shows what is there\n", found.results.size(),
-               parts.size(), missing.size(), joined(missing, [](const std::string& name) { return name; }));
+    fmt::print(out, "{} of {} parts are there, {} to go: {}\nthe same command goes on; --collect shows what is there\n",
+               found.results.size(), parts.size(), missing.size(), joined(missing, [](const std::string& name) { return name; }));
   }
   return kGood;
 }
