@@ -6,6 +6,7 @@
 #include <charconv>
 #include <chrono>
 #include <cmath>
+#include <functional>
 #include <set>
 
 #include "core/error.h"
@@ -87,7 +88,7 @@ class Sitting {
     for (const ExperimentPart& part : parts) {
       if (results_.contains(part.name)) continue;
       if (const auto missing = missing_needs(part, results_); !missing.empty()) {
-        fmt::print(out_, "{} waits for {}\n", part.name, joined(missing, [](const std::string& name) { return name; }));
+        fmt::print(out_, "{} waits for {}\n", part.name, joined(missing, std::identity{}));
         continue;
       }
       if (ran_ > 0 && seconds_since(start_) + longest_ > 60 * request_.minutes) {
@@ -140,7 +141,7 @@ void publish(const Experiment& experiment, const ReproduceRequest& request, cons
   Findings findings = reading_parts(experiment, request, [&] { return experiment.collect(request, results); });
   if (!missing.empty())
     findings.notes.push_back(fmt::format("{} of {} parts are missing: {}", missing.size(), missing.size() + results.size(),
-                                         joined(missing, [](const std::string& name) { return name; })));
+                                         joined(missing, std::identity{})));
   write_findings(experiment, request, results, findings, out);
 }
 
@@ -155,7 +156,7 @@ const Experiment& find_experiment(const std::string& name) {
   const std::string nearest = nearest_name(name, names);
   throw UsageError(fmt::format("unknown experiment '{}'; {}", valid_utf8(name),
                                nearest.empty() ? "there are " + joined(
-                                                                    names, [](const std::string& n) { return n; }, 99)
+                                                                    names, std::identity{}, 99)
                                                : fmt::format("did you mean {}?", nearest)));
 }
 
@@ -199,7 +200,7 @@ int reproduce(const Experiment& experiment, const ReproduceRequest& request, std
     if (!found.others.empty())
       throw UsageError(fmt::format("{}; run them again without --collect, or name another --out",
                                    joined(
-                                       found.others, [](const std::string& s) { return s; }, 2)));
+                                       found.others, std::identity{}, 2)));
     if (found.results.empty())
       throw UsageError(fmt::format("there is nothing to collect in {}: no part of {} {} is there", request.folder.string(),
                                    experiment.name, request.size));
@@ -217,7 +218,7 @@ int reproduce(const Experiment& experiment, const ReproduceRequest& request, std
     publish(experiment, request, found.results, missing, out);
   } else {
     fmt::print(out, "{} of {} parts are there, {} to go: {}\nthe same command goes on; --collect shows what is there\n",
-               found.results.size(), parts.size(), missing.size(), joined(missing, [](const std::string& name) { return name; }));
+               found.results.size(), parts.size(), missing.size(), joined(missing, std::identity{}));
   }
   return kGood;
 }
