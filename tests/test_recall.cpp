@@ -196,7 +196,8 @@ TEST_CASE("recall: the experiment has a part for each map and seed, and its tabl
   for (const ExperimentPart& part : parts) {
     names.insert(part.name);
     if (!part.name.ends_with("seed1")) continue;
-    results[part.name].result = {{"accuracy", 0.5}, {"all_answers", 0.25}, {"steps", {1, 2}}, {"accuracies", {0.25, 0.5}}, {"losses", {3, 2}}};
+    results[part.name].result = {
+        {"accuracy", 0.5}, {"all_answers", 0.25}, {"steps", {1, 2}}, {"accuracies", {0.25, 0.5}}, {"losses", {3, 2}}};
   }
   CHECK(names.size() == parts.size());
   const Findings f = experiment.collect(request, results);

@@ -49,8 +49,14 @@ TEST_CASE("scratch: learning rates are tried before the runs that need them, and
     CHECK(part.needs.size() == (part.name.starts_with("rate-") ? 0 : 3));
     const double seed = part.name.ends_with("seed2") ? 2 : 1;
     const double perplexity = part.name.starts_with("softmax") ? 10 : part.name.starts_with("elu") ? 20 : 10 + 2 * seed;
-    results[part.name].result = {{"loss", 1}, {"perplexity", perplexity}, {"training_seconds", 1}, {"learning_rate", 1e-3}, {"parameters", 1e6},
-                                 {"tokens", 100}, {"steps", {1}}, {"validation_losses", {2}}};
+    results[part.name].result = {{"loss", 1},
+                                 {"perplexity", perplexity},
+                                 {"training_seconds", 1},
+                                 {"learning_rate", 1e-3},
+                                 {"parameters", 1e6},
+                                 {"tokens", 100},
+                                 {"steps", {1}},
+                                 {"validation_losses", {2}}};
   }
   CHECK(results.contains("rate-hedgehog-5e-4"));
   CHECK(results.contains("hedgehog-seed3"));
@@ -82,7 +88,8 @@ TEST_CASE("cli: scratch runs its parts on a text, keeps them, and refuses a text
   CHECK(all.code == 0);
   CHECK(contains(all.output, "attention  paper, perplexity"));
   CHECK(contains(bytes_of(d / "out/scratch.html"), "hedgehog-seed1"));
-  check_refused(run_program("reproduce scratch --collect --data=text.txt --training_tokens=9000 --out=out", at), 2, {"training_tokens (9000 now, 1600 then)"});
+  check_refused(run_program("reproduce scratch --collect --data=text.txt --training_tokens=9000 --out=out", at), 2,
+                {"training_tokens (9000 now, 1600 then)"});
   check_refused(run_program("reproduce scratch --size=gpu --device=cpu --out=other", at), 2, {"--data"});
   const ProgramResult missing = run_program("reproduce scratch --data=nothing.txt --out=third", at);
   CHECK(missing.code == 3);

@@ -40,7 +40,10 @@ TrainedModel train_model(const TrainingPlan& plan, const BatchSource& source, co
   std::int64_t summed = 0;
   auto start = Clock::now();
   for (std::int64_t s = 0; s < plan.schedule.steps; ++s) {
-    if (stopped()) throw Stopped{};
+    if (stopped()) {
+      while (step.unfinished() > 0) step.finish();
+      throw Stopped{};
+    }
     if (step.unfinished() == 0) submit(s);
     // a GPU gets the next step before this one's result is waited for
     if (!current_device().host() && !pauses_after(s)) submit(s + 1);

@@ -37,33 +37,32 @@ RecallOptions task(RecallForm form, std::int64_t vocabulary, std::int64_t length
 
 std::vector<RecallSetting> small_settings(const std::string& plain) {
   return {{"plain", "4 of 8 keys, 32 tokens; learned positions, no convolution, heads of 32", task(RecallForm::repeated, 16, 32, 4),
-           plain + "width=32 batch=32 steps=5000 evaluate_every=250 warmup=100 learning_rate=5e-3 min_learning_rate=2e-4"}};
+           plain + "width=32 batch=32 steps=8000 evaluate_every=250 warmup=100 learning_rate=5e-3 min_learning_rate=2e-4"}};
 }
 
 std::vector<RecallSetting> gpu_settings(const std::string& convolution, const std::string& plain) {
-  RecallOptions growing = task(RecallForm::repeated, 40, 128, 20);
-  growing.first_pairs = 4;
-  growing.growth_steps = 10000;
   std::vector<RecallSetting> all = {
-      {"plain", "the paper's form, 20 keys (4 at first), 128 tokens; learned positions, no convolution, heads of 64", growing,
+      {"plain", "the paper's form, 20 keys, 128 tokens; learned positions, no convolution, heads of 64",
+       task(RecallForm::repeated, 40, 128, 20),
        plain + "width=64 batch=64 steps=20000 evaluate_every=500 warmup=500 learning_rate=5e-3 min_learning_rate=2e-4"}};
   for (const auto& [length, pairs] : {std::pair(64, 8), {256, 32}, {512, 64}})
-    all.push_back({fmt::format("queries{}", length),
-                   fmt::format("{} pairs of 256 keys, then each asked once, {} tokens; with a short convolution, heads of 64", pairs, length),
-                   task(RecallForm::multi_query, 512, length, pairs),
-                   convolution + "width=64 batch=64 steps=3000 evaluate_every=200 warmup=200 learning_rate=3e-3 min_learning_rate=1e-4"});
+    all.push_back(
+        {fmt::format("queries{}", length),
+         fmt::format("{} pairs of 256 keys, then each asked once, {} tokens; with a short convolution, heads of 64", pairs, length),
+         task(RecallForm::multi_query, 512, length, pairs),
+         convolution + "width=64 batch=64 steps=3000 evaluate_every=200 warmup=200 learning_rate=3e-3 min_learning_rate=1e-4"});
   return all;
 }
 
 std::vector<RecallSetting> settings_of(const ReproduceRequest& request) {
   const std::string convolution = std::string(kShape) + kConvolution, plain = std::string(kShape) + kPlain;
-  const std::string training = convolution + fmt::format("batch=32 steps={} evaluate_every=50 warmup=100 learning_rate=1e-2 min_learning_rate=3e-4 ",
-                                                         request.small() ? 600 : 1500);
-  std::vector<RecallSetting> all = {
-      {"convolution", "the paper's form, 20 keys, 128 tokens; with a short convolution, heads of 32", task(RecallForm::repeated, 40, 128, 20),
-       training + "width=32"},
-      {"narrow", "the same with heads of 16: 1+ELU has fewer features than there are keys", task(RecallForm::repeated, 40, 128, 20),
-       training + "width=16"}};
+  const std::string training =
+      convolution + fmt::format("batch=32 steps={} evaluate_every=50 warmup=100 learning_rate=1e-2 min_learning_rate=3e-4 ",
+                                request.small() ? 600 : 1500);
+  std::vector<RecallSetting> all = {{"convolution", "the paper's form, 20 keys, 128 tokens; with a short convolution, heads of 32",
+                                     task(RecallForm::repeated, 40, 128, 20), training + "width=32"},
+                                    {"narrow", "the same with heads of 16, which are narrower than there are keys",
+                                     task(RecallForm::repeated, 40, 128, 20), training + "width=16"}};
   const std::vector<RecallSetting> more = request.small() ? small_settings(plain) : gpu_settings(convolution, plain);
   all.insert(all.end(), more.begin(), more.end());
   return all;
@@ -71,8 +70,8 @@ std::vector<RecallSetting> settings_of(const ReproduceRequest& request) {
 
 const std::vector<std::string>& maps_of(const ReproduceRequest& request) {
   static const std::vector<std::string> small = {"softmax", "hedgehog", "elu"},
-                                        all = {"softmax", "hedgehog", "taylor", "hedgehog-softmax", "hedgehog-joint", "exp", "elu", "relu",
-                                               "t2r", "performer", "cosformer"};
+                                        all = {"softmax", "hedgehog", "taylor", "hedgehog-softmax", "hedgehog-joint", "exp",
+                                               "elu",     "relu",     "t2r",    "performer",        "cosformer"};
   return request.small() ? small : all;
 }
 
@@ -115,13 +114,13 @@ std::vector<ExperimentPart> parts_of(const ReproduceRequest& request) {
 }
 
 Json run_setting(const RecallSetting& setting, const std::string& map, std::int64_t seed, const PartContext& context) {
-  const Config config = training_config(fmt::format("{} context={} attention={} seed={}", setting.training, setting.task.length, map, seed));
+  const Config config =
+      training_config(fmt::format("{} context={} attention={} seed={}", setting.training, setting.task.length, map, seed));
   const TrainingPlan plan = training_plan(config, setting.task.vocabulary);
   const RecallBatches source(setting.task, std::uint64_t(seed), plan.rows);
   constexpr std::int64_t kRows = 50, kCurveBatches = 8;  // rows at once; batches of a point on the way
-  const TrainedModel trained = train_model(plan, source, [&](const Gpt& model) {
-    return measure_answers(model, source, kRows, kCurveBatches).share();
-  }, context.stopped);
+  const TrainedModel trained = train_model(
+      plan, source, [&](const Gpt& model) { return measure_answers(model, source, kRows, kCurveBatches).share(); }, context.stopped);
   const RecallAnswers answers = measure_answers(*trained.model, source, kRows);
   Json steps = Json::array(), accuracies = Json::array(), losses = Json::array();
   for (const TrainingPoint& point : trained.curve) {
@@ -129,9 +128,14 @@ Json run_setting(const RecallSetting& setting, const std::string& map, std::int6
     accuracies.push_back(point.measure);
     losses.push_back(point.loss);
   }
-  return {{"accuracy", answers.last_share()},  {"all_answers", answers.share()}, {"parameters", trained.model->parameters().count()},
-          {"training_seconds", trained.seconds}, {"diverged", trained.diverged},   {"steps", steps},
-          {"accuracies", accuracies},            {"losses", losses}};
+  return {{"accuracy", answers.last_share()},
+          {"all_answers", answers.share()},
+          {"parameters", trained.model->parameters().count()},
+          {"training_seconds", trained.seconds},
+          {"diverged", trained.diverged},
+          {"steps", steps},
+          {"accuracies", accuracies},
+          {"losses", losses}};
 }
 
 Json run_part(const ExperimentPart& part, const PartContext& context) {
@@ -161,15 +165,17 @@ Findings collect(const ReproduceRequest& request, const PartResults& results) {
         for (const Json& y : r.at("accuracies")) line.y.push_back(100 * y.get<double>());
         lines.push_back(std::move(line));
       }
-      f.rows.push_back({setting.name, map, setting.task.form == RecallForm::repeated ? paper_accuracy(map) : "", text_of(mean_and_error(accuracy), 1),
-                        text_of(mean_and_error(all), 1), std::to_string(accuracy.size()), seconds.empty() ? "-" : fmt::format("{:.0f}", mean_and_error(seconds).mean)});
+      f.rows.push_back({setting.name, map, setting.task.form == RecallForm::repeated ? paper_accuracy(map) : "",
+                        text_of(mean_and_error(accuracy), 1), text_of(mean_and_error(all), 1), std::to_string(accuracy.size()),
+                        seconds.empty() ? "-" : fmt::format("{:.0f}", mean_and_error(seconds).mean)});
       f.figures[setting.name][map] = {{"accuracy", accuracy}, {"all_answers", all}};
     }
     f.charts.push_back(chart_of(setting.title + ": all answers right (%)", "step", lines));
     f.notes.push_back(fmt::format("{}: {}", setting.name, setting.title));
   }
-  f.notes.push_back("last answers, which the paper counts: the value of the last key of each of 2,000 fresh rows; all answers: of every key that came "
-                    "before. Training asks for all. 10,000 sequences train in the paper, fresh ones here");
+  f.notes.push_back(
+      "last answers, which the paper counts: the value of the last key of each of 2,000 fresh rows; all answers: of every key that came "
+      "before. Training asks for all. 10,000 sequences train in the paper, fresh ones here");
   return f;
 }
 

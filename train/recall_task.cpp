@@ -98,12 +98,15 @@ RecallBatches::RecallBatches(const RecallOptions& options, std::uint64_t seed, s
     : options_(options), seed_(seed), rows_per_step_(rows_per_step) {
   const RecallOptions& o = options_;
   if (o.vocabulary < 4 || o.vocabulary % 2)
-    throw UsageError(fmt::format("[recall] the vocabulary is half keys, half values: it must be even and at least 4, not {}", o.vocabulary));
+    throw UsageError(
+        fmt::format("[recall] the vocabulary is half keys, half values: it must be even and at least 4, not {}", o.vocabulary));
   if (o.pairs < 1 || o.pairs > o.vocabulary / 2)
-    throw UsageError(fmt::format("[recall] a row of {} pairs needs as many keys, but a vocabulary of {} has {}", o.pairs, o.vocabulary, o.vocabulary / 2));
+    throw UsageError(fmt::format("[recall] a row of {} pairs needs as many keys, but a vocabulary of {} has {}", o.pairs, o.vocabulary,
+                                 o.vocabulary / 2));
   const std::int64_t least = o.form == RecallForm::repeated ? 4 : 4 * o.pairs;
   if (o.length < least || o.length % 2)
-    throw UsageError(fmt::format("[recall] rows of {} pairs must have an even length of at least {} tokens, not {}", o.pairs, least, o.length));
+    throw UsageError(
+        fmt::format("[recall] rows of {} pairs must have an even length of at least {} tokens, not {}", o.pairs, least, o.length));
   if (o.first_pairs < 0 || o.first_pairs > o.pairs)
     throw UsageError(fmt::format("[recall] training cannot grow from {} pairs to {}", o.first_pairs, o.pairs));
 }

@@ -6,6 +6,7 @@
 #include <charconv>
 #include <chrono>
 #include <cmath>
+#include <functional>
 #include <set>
 
 #include "core/error.h"
@@ -65,6 +66,17 @@ std::vector<std::string> missing_needs(const ExperimentPart& part, const PartRes
   return missing;
 }
 
+/// What an experiment makes of its parts; a result that lacks what it looks for was not written by it.
+template <class Action>
+auto reading_parts(const Experiment& experiment, const ReproduceRequest& request, const Action& action) {
+  try {
+    return action();
+  } catch (const nlohmann::json::exception& error) {
+    throw FileError(fmt::format("[reproduce] a part in {} does not hold what {} writes ({}); remove it, and it is made again",
+                                (request.folder / "parts").string(), experiment.name, error.what()));
+  }
+}
+
 /// Runs parts one after another; says why it ended early.
 class Sitting {
  public:
@@ -76,7 +88,7 @@ class Sitting {
     for (const ExperimentPart& part : parts) {
       if (results_.contains(part.name)) continue;
       if (const auto missing = missing_needs(part, results_); !missing.empty()) {
-        fmt::print(out_, "{} waits for {}\n", part.name, joined(missing, [](const std::string& name) { return name; }));
+        fmt::print(out_, "{} waits for {}\n", part.name, joined(missing, std::identity{}));
         continue;
       }
       if (ran_ > 0 && seconds_since(start_) + longest_ > 60 * request_.minutes) {
@@ -91,11 +103,13 @@ class Sitting {
 
  private:
   bool run_one(const ExperimentPart& part, std::size_t in_all) {
-    fmt::print(stderr, "{} {}: part {} of {}, {}\n", experiment_.name, request_.size, results_.size() + 1, in_all, part.name);
+    fmt::print(out_, "{} {}: part {} of {}, {}\n", experiment_.name, request_.size, results_.size() + 1, in_all, part.name);
+    std::fflush(out_);
     const auto start = Clock::now();
     PartResult result;
     try {
-      result.result = experiment_.run(part, {request_, results_, [this] { return guard_.interrupted(); }});
+      const PartContext context{request_, results_, [this] { return guard_.interrupted(); }};
+      result.result = reading_parts(experiment_, request_, [&] { return experiment_.run(part, context); });
     } catch (const Stopped&) {
       fmt::print(out_, "interrupted in {}; finished parts stay, the same command goes on\n", part.name);
       return false;
@@ -124,10 +138,10 @@ class Sitting {
 /// Prints the table and writes page and numbers.
 void publish(const Experiment& experiment, const ReproduceRequest& request, const PartResults& results,
              const std::vector<std::string>& missing, std::FILE* out) {
-  Findings findings = experiment.collect(request, results);
+  Findings findings = reading_parts(experiment, request, [&] { return experiment.collect(request, results); });
   if (!missing.empty())
     findings.notes.push_back(fmt::format("{} of {} parts are missing: {}", missing.size(), missing.size() + results.size(),
-                                         joined(missing, [](const std::string& name) { return name; })));
+                                         joined(missing, std::identity{})));
   write_findings(experiment, request, results, findings, out);
 }
 
@@ -141,7 +155,8 @@ const Experiment& find_experiment(const std::string& name) {
   }
   const std::string nearest = nearest_name(name, names);
   throw UsageError(fmt::format("unknown experiment '{}'; {}", valid_utf8(name),
-                               nearest.empty() ? "there are " + joined(names, [](const std::string& n) { return n; }, 99)
+                               nearest.empty() ? "there are " + joined(
+                                                                    names, std::identity{}, 99)
                                                : fmt::format("did you mean {}?", nearest)));
 }
 
@@ -161,8 +176,9 @@ std::vector<ExperimentPart> selected_parts(const std::vector<ExperimentPart>& pa
   for (const std::string& name : wanted) {
     if (std::find(names.begin(), names.end(), name) != names.end()) continue;
     const std::string nearest = nearest_name(name, names);
-    throw UsageError(fmt::format("--part: there is no part '{}'{}", valid_utf8(name),
-                                 nearest.empty() ? fmt::format("; there are {}", joined(parts, part_name)) : fmt::format("; did you mean {}?", nearest)));
+    throw UsageError(fmt::format(
+        "--part: there is no part '{}'{}", valid_utf8(name),
+        nearest.empty() ? fmt::format("; there are {}", joined(parts, part_name)) : fmt::format("; did you mean {}?", nearest)));
   }
   for (const ExperimentPart& p : parts)
     if (std::find(wanted.begin(), wanted.end(), p.name) != wanted.end()) chosen.push_back(p);
@@ -182,9 +198,12 @@ int reproduce(const Experiment& experiment, const ReproduceRequest& request, std
   FoundParts found = read_parts(experiment, request, parts);
   if (request.collect) {
     if (!found.others.empty())
-      throw UsageError(fmt::format("{}; run them again without --collect, or name another --out", joined(found.others, [](const std::string& s) { return s; }, 2)));
+      throw UsageError(fmt::format("{}; run them again without --collect, or name another --out",
+                                   joined(
+                                       found.others, std::identity{}, 2)));
     if (found.results.empty())
-      throw UsageError(fmt::format("there is nothing to collect in {}: no part of {} {} is there", request.folder.string(), experiment.name, request.size));
+      throw UsageError(fmt::format("there is nothing to collect in {}: no part of {} {} is there", request.folder.string(),
+                                   experiment.name, request.size));
   } else {
     make_directories(request.folder / "parts");
     for (const std::string& note : found.others) fmt::print(stderr, "note: {}; it is made again\n", note);
@@ -198,8 +217,8 @@ int reproduce(const Experiment& experiment, const ReproduceRequest& request, std
   if (missing.empty() || request.collect) {
     publish(experiment, request, found.results, missing, out);
   } else {
-    fmt::print(out, "{} of {} parts are there, {} to go: {}\nthe same command goes on; --collect shows what is there\n", found.results.size(),
-               parts.size(), missing.size(), joined(missing, [](const std::string& name) { return name; }));
+    fmt::print(out, "{} of {} parts are there, {} to go: {}\nthe same command goes on; --collect shows what is there\n",
+               found.results.size(), parts.size(), missing.size(), joined(missing, std::identity{}));
   }
   return kGood;
 }

@@ -42,7 +42,8 @@ std::string difference(const Json& now, const Json& then) {
 }
 
 [[noreturn]] void broken(const fs::path& file, const std::string& why) {
-  throw FileError(fmt::format("[reproduce] {} is no part of an experiment: {}; remove it, and the part is made again", file.string(), why));
+  throw FileError(
+      fmt::format("[reproduce] {} is no part of an experiment: {}; remove it, and the part is made again", file.string(), why));
 }
 
 /// The file of a part, checked field by field; its settings go to `stamp`.
@@ -61,7 +62,8 @@ PartResult read_part(const fs::path& file, const Experiment& experiment, const s
     return json[name].get<std::string>();
   };
   if (text("experiment") != experiment.name || text("part") != part)
-    broken(file, fmt::format("it says {} of {}, not {} of {}", valid_utf8(text("part")), valid_utf8(text("experiment")), part, experiment.name));
+    broken(file, fmt::format("it says {} of {}, not {} of {}", valid_utf8(text("part")), valid_utf8(text("experiment")), part,
+                             experiment.name));
   for (const char* name : {"settings", "machine", "result"})
     if (!json.contains(name) || !json[name].is_object()) broken(file, fmt::format("the object '{}' is missing", name));
   if (!json.contains("seconds") || !json["seconds"].is_number()) broken(file, "the number 'seconds' is missing");
@@ -79,7 +81,8 @@ std::string machine_text(const std::map<std::string, std::string>& machine) {
   };
   const std::string device = get("device");
   if (device != "cpu") return fmt::format("{}, version {}", device, get("version"));
-  return fmt::format("{}, {} threads, {}, version {}", get("processor"), get("threads"), get("blas"), get("version"));
+  return fmt::format("{}, {} thread{}, {}, version {}", get("processor"), get("threads"), get("threads") == "1" ? "" : "s", get("blas"),
+                     get("version"));
 }
 
 std::string printed_table(const Findings& f) {
@@ -139,8 +142,9 @@ FoundParts read_parts(const Experiment& experiment, const ReproduceRequest& requ
 }
 
 void write_part(const Experiment& experiment, const ReproduceRequest& request, const std::string& part, const PartResult& result) {
-  const Json json{{"experiment", experiment.name}, {"part", part},       {"settings", stamp_of(experiment, request)},
-                  {"machine", result.machine},     {"seconds", result.seconds}, {"result", result.result}};
+  const Json json{
+      {"experiment", experiment.name}, {"part", part},           {"settings", stamp_of(experiment, request)}, {"machine", result.machine},
+      {"seconds", result.seconds},     {"result", result.result}};
   replace_file(file_of(request, part), json.dump(1, ' ', false, Json::error_handler_t::replace) + "\n");
 }
 
@@ -155,10 +159,10 @@ void write_findings(const Experiment& experiment, const ReproduceRequest& reques
   for (const std::string& machine : machines) notes += machine + "\n";
   const Json stamp = stamp_of(experiment, request);
   const fs::path page = request.folder / (experiment.name + ".html"), numbers = request.folder / (experiment.name + ".json");
-  replace_file(page, page_html(fmt::format("{}, {}", experiment.name, request.size), table_html(findings) + "<pre>" + escape_html(notes) + "</pre>\n",
-                               findings.charts, settings_html(stamp)));
-  const Json json{{"experiment", experiment.name}, {"paper", experiment.claim},      {"settings", stamp},          {"seconds", seconds},
-                  {"machines", machines},          {"columns", findings.columns},    {"rows", findings.rows},      {"notes", findings.notes},
+  replace_file(page, page_html(fmt::format("{}, {}", experiment.name, request.size),
+                               table_html(findings) + "<pre>" + escape_html(notes) + "</pre>\n", findings.charts, settings_html(stamp)));
+  const Json json{{"experiment", experiment.name}, {"paper", experiment.claim},   {"settings", stamp},     {"seconds", seconds},
+                  {"machines", machines},          {"columns", findings.columns}, {"rows", findings.rows}, {"notes", findings.notes},
                   {"figures", findings.figures}};
   replace_file(numbers, json.dump(1, ' ', false, Json::error_handler_t::replace) + "\n");
   fmt::print(out, "\n{}\n{}\nwritten {} and {}\n", printed_table(findings), notes, page.string(), numbers.string());

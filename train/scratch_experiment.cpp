@@ -35,7 +35,8 @@ std::vector<Variant> variants_of(const ReproduceRequest& request) {
                               {"hedgehog", "attention=hedgehog", "20.8", true}};
   if (request.small()) return all;
   // Taylor's and cosFormer's features have no fast kernels on a GPU with heads of 64
-  for (const char* map : {"hedgehog-softmax", "hedgehog-joint", "exp", "relu", "t2r"}) all.push_back({map, fmt::format("attention={}", map), "", false});
+  for (const char* map : {"hedgehog-softmax", "hedgehog-joint", "exp", "relu", "t2r"})
+    all.push_back({map, fmt::format("attention={}", map), "", false});
   all.push_back({"performer", "attention=performer performer_features=64", "26.8", false});
   return all;
 }
@@ -156,10 +157,13 @@ Json train_variant(const Variant& v, std::int64_t seed, const std::string& rate,
   set_steps(config, context.request, data.source->training_tokens(), share);
   const TrainingPlan plan = training_plan(config, data.tokenizer->size());
   std::unique_ptr<Evaluator> evaluator;
-  const TrainedModel trained = train_model(plan, *data.source, [&](const Gpt& model) {
-    if (!evaluator) evaluator = std::make_unique<Evaluator>(model, plan.rows, plan.model.context, data.source->documents());
-    return evaluator->mean_loss(*data.source, kCurveBatches);
-  }, context.stopped);
+  const TrainedModel trained = train_model(
+      plan, *data.source,
+      [&](const Gpt& model) {
+        if (!evaluator) evaluator = std::make_unique<Evaluator>(model, plan.rows, plan.model.context, data.source->documents());
+        return evaluator->mean_loss(*data.source, kCurveBatches);
+      },
+      context.stopped);
   const double loss = trained.diverged ? std::numeric_limits<double>::quiet_NaN() : evaluator->mean_loss(*data.source);
   Json steps = Json::array(), losses = Json::array();
   for (const TrainingPoint& p : trained.curve) steps.push_back(p.step), losses.push_back(p.measure);
@@ -213,7 +217,8 @@ ChartLine curve_of(const std::string& name, const Json& result) {
 
 Findings collect(const ReproduceRequest& request, const PartResults& results) {
   Findings f;
-  f.columns = {"attention", "paper, perplexity", "perplexity", "gap closed, %", "learning rate", "parameters", "tokens", "seeds", "seconds a run"};
+  f.columns = {"attention", "paper, perplexity", "perplexity", "gap closed, %", "learning rate", "parameters", "tokens",
+               "seeds",     "seconds a run"};
   const std::vector<Variant> variants = variants_of(request);
   const auto softmax = perplexities(request, variants[0], results), elu = perplexities(request, variants[1], results);
   std::vector<ChartLine> lines;
@@ -227,22 +232,27 @@ Findings collect(const ReproduceRequest& request, const PartResults& results) {
       seconds.push_back(number(last, "training_seconds"));
       lines.push_back(curve_of(run_name(v, seed), last));
       if (v.name == "softmax" || v.name == "elu" || !softmax.contains(seed) || !elu.contains(seed)) continue;
-      if (const double share = share_of_gap(softmax.at(seed), elu.at(seed), perplexity); std::isfinite(share)) shares.push_back(100 * share);
+      if (const double share = share_of_gap(softmax.at(seed), elu.at(seed), perplexity); std::isfinite(share))
+        shares.push_back(100 * share);
     }
     f.rows.push_back({v.name, v.paper, text_of(mean_and_error(values), 3), text_of(mean_and_error(shares), 1),
-                      last.is_null() ? "-" : fmt::format("{:g}", number(last, "learning_rate")), last.is_null() ? "-" : count_text(number(last, "parameters")),
+                      last.is_null() ? "-" : fmt::format("{:g}", number(last, "learning_rate")),
+                      last.is_null() ? "-" : count_text(number(last, "parameters")),
                       last.is_null() ? "-" : count_text(number(last, "tokens")), std::to_string(values.size()),
                       seconds.empty() ? "-" : fmt::format("{:.0f}", mean_and_error(seconds).mean)});
     f.figures[v.name] = {{"perplexity", values}, {"gap_closed_percent", shares}};
     for (const std::string& rate : rates_of(request))
-      if (const auto found = results.find(rate_name(v, rate)); found != results.end()) f.figures[v.name]["rates"][rate] = number(found->second.result, "loss");
+      if (const auto found = results.find(rate_name(v, rate)); found != results.end())
+        f.figures[v.name]["rates"][rate] = number(found->second.result, "loss");
   }
   f.charts.push_back(chart_of("Validation loss (nats a token)", "step", lines));
   f.charts[0]["zero"] = false;
-  f.notes.push_back(fmt::format("paper: WikiText-103, 125M parameters, GPT-2's tokens; here: {}, tokens: {}", fs::path(data_of(request)).filename().string(),
-                                tokenizer_of(request)));
+  f.notes.push_back(fmt::format("paper: WikiText-103, 125M parameters, GPT-2's tokens; here: {}, tokens: {}",
+                                fs::path(data_of(request)).filename().string(), tokenizer_of(request)));
   f.notes.push_back("gap closed: (elu - other) / (elu - softmax) by perplexity, the mean over seeds; Hedgehog in the paper: 68.6 %");
-  if (!rates_of(request).empty()) f.notes.push_back("each attention with the best of the same learning rates, chosen by runs of a quarter of the tokens with the first seed");
+  if (!rates_of(request).empty())
+    f.notes.push_back(
+        "each attention with the best of the same learning rates, chosen by runs of a quarter of the tokens with the first seed");
   return f;
 }
 
@@ -253,12 +263,13 @@ double share_of_gap(double softmax, double elu, double other) {
 }
 
 Experiment scratch_experiment() {
-  return {"scratch",
-          "language modelling from scratch, WikiText-103: perplexity 18.6 softmax, 25.6 1+ELU, 20.8 Hedgehog, which closes 68.6 % of the gap",
-          settings_json,
-          parts_of,
-          run_part,
-          collect};
+  return {
+      "scratch",
+      "language modelling from scratch, WikiText-103: perplexity 18.6 softmax, 25.6 1+ELU, 20.8 Hedgehog, which closes 68.6 % of the gap",
+      settings_json,
+      parts_of,
+      run_part,
+      collect};
 }
 
 }  // namespace hedgehog
