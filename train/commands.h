@@ -10,7 +10,9 @@ enum ExitCode { kGood = 0, kRunFailed = 1, kUsage = 2, kBadFile = 3, kInterrupte
 int train_command(Config& config);
 int sample_command(Config& config);
 int eval_command(Config& config);
+int analyze_command(Config& config);
 int prepare_command(Config& config);
+int reproduce_command(Config& config);
 int gradcheck_command(Config& config);
 int bench_command(Config& config);
 int info_command(Config& config);

@@ -73,6 +73,10 @@ bool accepts(const Option& option, const std::string& text) {
   return false;
 }
 
+const Command& command_named(const std::string& name) {
+  return *std::find_if(command_table().begin(), command_table().end(), [&](const Command& c) { return c.name == name; });
+}
+
 std::vector<std::string> names_of(const std::vector<Option>& table) {
   std::vector<std::string> names;
   for (const Option& option : table) names.push_back(option.name);
@@ -120,6 +124,10 @@ void Config::parse(std::span<const std::string> arguments) {
   for (const std::string& argument : arguments) {
     if (argument == "--help" || argument == "-h") {
       help_ = true;
+      continue;
+    }
+    if (!argument.starts_with("-") && argument_.empty() && !command_named(command_).argument.empty()) {
+      argument_ = argument;
       continue;
     }
     if (!argument.starts_with("--") || argument.size() == 2) {

@@ -46,8 +46,9 @@ struct Option {
 /// One command of the program, for --help.
 struct Command {
   std::string name;
-  std::string help;     ///< one line
-  std::string example;  ///< a whole command line
+  std::string help;           ///< one line
+  std::string example;        ///< a whole command line
+  std::string argument = {};  ///< what the one argument without "--" is, e.g. "NAME"; empty: there is none
 };
 
 /// A named set of values.
@@ -76,7 +77,7 @@ class Config {
   /// Throws UsageError if the command is unknown (nearest offered).
   explicit Config(std::string command, const std::vector<Option>& table = option_table());
 
-  /// Takes the arguments after the command: --name=value or bare --name. Loads --config first and applies --preset (of
+  /// Takes the arguments after the command: --name=value or bare --name, and one without "--" where the command has such. Loads --config first and applies --preset (of
   /// the flags, else of the file). Throws UsageError naming what was given, what is expected and the nearest name;
   /// FileError for a config file that is missing or malformed, naming the line.
   void parse(std::span<const std::string> arguments);
@@ -103,6 +104,8 @@ class Config {
   OptionSource source(std::string_view name) const;
 
   const std::string& command() const { return command_; }
+  /// The argument without "--", or empty.
+  const std::string& argument() const { return argument_; }
   /// Whether --help was among the arguments.
   bool help() const { return help_; }
 
@@ -118,7 +121,7 @@ class Config {
   const Option* find_or_null(std::string_view name) const;
   const std::string& value(std::string_view name) const;
 
-  std::string command_;
+  std::string command_, argument_;
   std::vector<Option> table_;         // those of this command
   std::vector<std::string> foreign_;  // names that other commands have
   std::map<std::string, std::map<OptionSource, std::string>, std::less<>> values_;

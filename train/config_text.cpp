@@ -139,7 +139,8 @@ std::string help_text(const std::string& command) {
   const Config checked(command);
   const auto known = std::find_if(command_table().begin(), command_table().end(),
                                   [&](const Command& candidate) { return candidate.name == command; });
-  std::string result = fmt::format("hedgehog {}: {}\n\nexample: {}\n", command, known->help, known->example);
+  std::string result = fmt::format("hedgehog {}{}: {}\n\nexample: {}\n", command, known->argument.empty() ? "" : " " + known->argument,
+                                   known->help, known->example);
   std::vector<Option> mine;
   for (const Option& option : option_table()) {
     if (std::find(option.commands.begin(), option.commands.end(), command) != option.commands.end())

@@ -68,36 +68,26 @@ std::string Evaluator::explain_failure() const {
   return found.empty() ? "every op's result was finite when the batch was repeated" : found;
 }
 
+Predictor::Predictor(const Gpt& model, std::int64_t rows, std::int64_t context) : tokens_(ids_input(model, {rows, context}, "tokens")) {
+  const no_grad guard;
+  executor_ = std::make_unique<Executor>(record([&] { return Tensors{model.logits(model.hidden(tokens_))}; }));
+}
+
+std::vector<std::int32_t> Predictor::run(const Batch& batch) {
+  copy_ids(batch.tokens, tokens_);
+  executor_->run();
+  const Tensor logits = executor_->output(0);
+  const std::vector<double> v = logits.to_vector();
+  const std::int64_t vocabulary = logits.shape().last();
+  std::vector<std::int32_t> best(batch.tokens.size());
+  for (std::size_t i = 0; i < best.size(); ++i) {
+    const auto row = v.begin() + std::ptrdiff_t(i) * vocabulary;
+    best[i] = std::int32_t(std::max_element(row, row + vocabulary) - row);
+  }
+  return best;
+}
+
 namespace {
-
-/// The most likely next token at every position of a batch.
-class Predictor {
- public:
-  Predictor(const Gpt& model, std::int64_t rows, std::int64_t context) : tokens_(input({rows, context}, "tokens", Dtype::i32)) {
-    const no_grad guard;
-    executor_ = std::make_unique<Executor>(record([&] {
-      return Tensors{model.logits(model.hidden(tokens_))};
-    }));
-  }
-
-  std::vector<std::int32_t> run(const Batch& batch) {
-    copy_ids(batch.tokens, tokens_);
-    executor_->run();
-    const Tensor logits = executor_->output(0);
-    const std::vector<double> v = logits.to_vector();
-    const std::int64_t vocabulary = logits.shape().last();
-    std::vector<std::int32_t> best(batch.tokens.size());
-    for (std::size_t i = 0; i < best.size(); ++i) {
-      const auto row = v.begin() + std::ptrdiff_t(i) * vocabulary;
-      best[i] = std::int32_t(std::max_element(row, row + vocabulary) - row);
-    }
-    return best;
-  }
-
- private:
-  Tensor tokens_;
-  std::unique_ptr<Executor> executor_;
-};
 
 // the rows of a recall table; questions in the order of StoryFact
 constexpr std::array kRecallRows = {

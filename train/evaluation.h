@@ -36,6 +36,18 @@ class Evaluator {
   std::unique_ptr<Executor> executor_;
 };
 
+/// The most likely next token at every position of a batch.
+class Predictor {
+ public:
+  Predictor(const Gpt& model, std::int64_t rows, std::int64_t context);
+  /// (rows, context) ids, row-major.
+  std::vector<std::int32_t> run(const Batch& batch);
+
+ private:
+  Tensor tokens_;
+  std::unique_ptr<Executor> executor_;
+};
+
 /// Answers to the story corpus's questions.
 struct RecallRow {
   std::string name;          // "all questions", "what does … eat", "fact over 64 tokens back", …

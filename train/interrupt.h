@@ -18,4 +18,7 @@ class InterruptGuard {
   bool interrupted() const;
 };
 
+/// Thrown by work that was told to stop before its end: it leaves nothing behind.
+struct Stopped {};
+
 }  // namespace hedgehog

@@ -44,18 +44,20 @@ Option outside_file(Option option, const char* bare = "") {
 const std::vector<std::string> kTrain = {"train"};
 const std::vector<std::string> kModelCommands = {"train", "bench", "info"};
 const std::vector<std::string> kSample = {"sample"};
-const std::vector<std::string> kUseCheckpoint = {"sample", "eval", "info"};
-const std::vector<std::string> kEverywhere = {"train", "sample", "eval", "gradcheck", "bench", "info"};
-const std::vector<std::string> kAlsoPrepare = {"train", "sample", "eval", "prepare", "gradcheck", "bench", "info"};
+const std::vector<std::string> kAnalyze = {"analyze"};
+const std::vector<std::string> kReproduce = {"reproduce"};
+const std::vector<std::string> kEverywhere = {"train", "sample", "eval", "analyze", "reproduce", "gradcheck", "bench", "info"};
+const std::vector<std::string> kAlsoPrepare = {"train", "sample", "eval", "analyze", "prepare", "reproduce", "gradcheck", "bench", "info"};
+
 std::vector<Option> data_options() {
   return {
       text("data", "", "data",
-           "a file, a directory, - for standard input, or shakespeare (downloaded); without it the built-in stories, in eval "
-           "the run's data; eval takes all of a text given",
-           {"train", "eval", "prepare"}),
+           "a file, a directory, - for standard input, or shakespeare (downloaded); without it the built-in stories, in eval and "
+           "analyze the run's data; these take all of a text given; reproduce: text for the experiments that need it",
+           {"train", "eval", "analyze", "prepare", "reproduce"}),
       text("tokenizer", "byte", "data",
            "byte, char, word, bpe (byte pairs learned from the text), or a directory with tokenizer.json or GPT-2's encoder.json and vocab.bpe",
-           kTrain),
+           {"train", "reproduce"}),
       integer("vocabulary", "8192", "tokens", "data", "largest vocabulary of --tokenizer=word or bpe", {"train", "prepare"}, 3, 1 << 24),
   };
 }
@@ -99,8 +101,8 @@ std::vector<Option> model_options() {
 std::vector<Option> training_options() {
   return {
       integer("steps", "2000", "steps", "training", "optimiser steps", kTrain, 1),
-      real("minutes", "", "minutes", "training", "train about this long: sets steps after a measured warm-up", kTrain,
-           kAboveZero),
+      real("minutes", "", "minutes", "training", "train about this long: sets steps after a measured warm-up; reproduce: begin no part that would end later",
+           {"train", "reproduce"}, kAboveZero),
       integer("batch", "16", "rows", "training", "rows of context tokens a micro-batch", {"train", "eval", "bench", "info"}, 1,
               1 << 20),
       integer("gradient_accumulation", "1", "micro-batches", "training", "micro-batches a step", kTrain, 1, 1 << 20),
@@ -119,13 +121,26 @@ std::vector<Option> training_options() {
       real("beta2", "0.99", "", "training", "AdamW decay of the second moment", kTrain, 0, 0.999999),
       real("epsilon", "1e-8", "", "training", "AdamW addend of the denominator", kTrain, kAboveZero),
       real("clip", "1", "", "training", "largest global gradient norm; 0 for no limit", kTrain),
-      integer("seed", "1", "", "training", "seed of everything random", {"train", "sample", "gradcheck", "bench"}),
+      integer("seed", "1", "", "training", "seed of everything random", {"train", "sample", "analyze", "gradcheck", "bench"}),
+  };
+}
+
+std::vector<Option> experiment_options() {
+  return {
+      text("size", "small", "experiment", "small: minutes on two cores; gpu: one GPU, parts of at most 8 minutes", kReproduce, {"small", "gpu"}),
+      text("part", "", "experiment", "only these parts: names with commas, or K/N for the K-th of N shares", kReproduce),
+      text("seeds", "", "experiment", "seeds with commas; without it those of the experiment", kReproduce),
+      integer("training_tokens", "", "tokens", "experiment", "tokens that a run of a language model trains on; without it the experiment's own",
+              kReproduce, 1),
+      flag("collect", "false", "experiment", "run nothing: the table of the parts that are there", kReproduce),
   };
 }
 
 std::vector<Option> run_options() {
   return {
-      text("out", "", "run", "directory of the run, without it runs/<data>-<attention>-<n>; prepare: of tokenizer.json", {"train", "prepare"}),
+      text("out", "", "run", "directory of the run, without it runs/<data>-<attention>-<n>; prepare: of tokenizer.json; analyze: of its page and numbers, "
+           "without it 'analysis' beside the checkpoint; reproduce: of parts, table and page, without it reproduce/<name>-<size>",
+           {"train", "analyze", "prepare", "reproduce"}),
       outside_file(text("resume", "", "run", "go on from a run's last checkpoint, by default the latest run", kTrain),
                    "latest"),
       integer("evaluate_every", "250", "steps", "run", "validation every so many steps; 0 only at the end", kTrain),
@@ -151,7 +166,9 @@ std::vector<Option> run_options() {
 
 std::vector<Option> use_options() {
   return {
-      text("checkpoint", "latest", "checkpoint", "a run's or checkpoint's directory", kUseCheckpoint),
+      text("checkpoint", "latest", "checkpoint",
+           "a run's or checkpoint's directory; reproduce: a softmax model for spikiness and monotonicity, without it they train one",
+           {"sample", "eval", "analyze", "reproduce", "info"}),
       text("prompt", "", "sampling", "text to go on from; without it a session on a terminal", kSample),
       integer("tokens", "200", "tokens", "sampling", "tokens to write", kSample, 1, 1 << 24),
       real("temperature", "0.8", "", "sampling", "0 always takes the most likely token", kSample, 0, 1000),
@@ -159,11 +176,14 @@ std::vector<Option> use_options() {
       real("top_p", "1", "", "sampling", "keep the fewest likely tokens that reach this probability", kSample,
            kAboveZero, 1),
       integer("count", "1", "samples", "sampling", "how many texts", kSample, 1, 1 << 20),
+      text("student", "", "analysis", "a run of linear attention, distilled from the softmax checkpoint, whose maps are put beside it", kAnalyze),
+      text("lengths", "", "analysis", "tokens a text, as 64,128,256; without it a quarter, a half and all of the context", kAnalyze),
+      integer("rows", "8", "texts", "analysis", "texts of each length, spread over the data; fewer where there are not so many", kAnalyze, 1, 1024),
       text("op", "", "check", "only this op; without it every op", {"gradcheck"}),
       integer("draws", "10", "draws", "check", "random inputs a sample", {"gradcheck"}, 1, 100000),
       text("only", "all", "output", "measure one part alone; all leaves attention out on a CPU", {"bench"},
            {"all", "products", "attention", "steps", "decoding"}),
-      flag("json", "false", "output", "print JSON instead of a table", {"eval", "gradcheck", "bench", "info"}),
+      flag("json", "false", "output", "print JSON instead of a table", {"eval", "analyze", "gradcheck", "bench", "info"}),
   };
 }
 
@@ -184,7 +204,7 @@ std::vector<std::pair<std::string, std::string>> assignments(std::string_view te
 const std::vector<Option>& option_table() {
   static const std::vector<Option> table = [] {
     std::vector<Option> all;
-    for (const auto& part : {data_options(), model_options(), training_options(), use_options(), run_options()}) {
+    for (const auto& part : {data_options(), model_options(), training_options(), use_options(), experiment_options(), run_options()}) {
       all.insert(all.end(), part.begin(), part.end());
     }
     return all;
@@ -197,7 +217,10 @@ const std::vector<Command>& command_table() {
       {"train", "train a model; writes checkpoints, a log and a report", "hedgehog train --data=my.txt --minutes=10"},
       {"sample", "let a trained model write", "hedgehog sample --prompt=\"Once upon a time\" --temperature=0.7"},
       {"eval", "measure a trained model: loss, perplexity, answers", "hedgehog eval --data=other.txt"},
+      {"analyze", "look at a trained model's attention weights: entropy, order, distance from softmax; writes a page",
+       "hedgehog analyze --checkpoint=runs/latest --lengths=64,128"},
       {"prepare", "learn byte-pair tokens from a text; writes tokenizer.json", "hedgehog prepare --data=my.txt --vocabulary=8192 --out=tokens"},
+      {"reproduce", "repeat an experiment of the paper; without a name list them", "hedgehog reproduce recall --size=small", "NAME"},
       {"gradcheck", "check every gradient against differences", "hedgehog gradcheck --op=layernorm"},
       {"bench", "time products, attention and training steps against the machine's peak", "hedgehog bench --preset=char-cpu"},
       {"info", "show devices, BLAS kernel, a checkpoint, a model's size", "hedgehog info --preset=gpt2"},

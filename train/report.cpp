@@ -4,13 +4,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <functional>
 #include <nlohmann/json.hpp>
 
 #include "train/files.h"
-#include "train/report_page.h"
-#include "train/utf8.h"
+#include "train/page.h"
 
 namespace hedgehog {
 
@@ -20,36 +18,6 @@ using Json = nlohmann::ordered_json;
 using Value = std::function<double(const StepRecord&)>;
 
 constexpr size_t kMostPoints = 1500;  // a chart is about 900 pixels wide
-
-/// Text that stands for itself in HTML, inside elements and attributes.
-std::string escape(std::string_view raw) {
-  std::string result;
-  for (const char c : valid_utf8(raw)) {
-    switch (c) {
-      case '&': result += "&amp;"; break;
-      case '<': result += "&lt;"; break;
-      case '>': result += "&gt;"; break;
-      case '"': result += "&quot;"; break;
-      case '\'': result += "&#39;"; break;
-      case '\0': result += "\xEF\xBF\xBD"; break;
-      default: result += c;
-    }
-  }
-  return result;
-}
-
-/// JSON that may stand in a script element: no "</script" or "<!--" can occur.
-std::string script_json(const Json& json) {
-  std::string result;
-  for (const char c : json.dump(-1, ' ', false, Json::error_handler_t::replace))
-    result += c == '<' ? std::string("\\u003c") : std::string(1, c);
-  return result;
-}
-
-/// 5 digits are more than a pixel shows, and keep the page small; NaN and infinities become null.
-Json rounded(double value) {
-  return std::isfinite(value) ? Json(std::strtod(fmt::format("{:.5g}", value).c_str(), nullptr)) : Json(nullptr);
-}
 
 /// Every k-th record, the last always.
 std::vector<size_t> thinned(size_t count) {
@@ -64,7 +32,7 @@ Json series(const char* style, const std::string& name, const std::vector<StepRe
   Json x = Json::array(), y = Json::array();
   for (const size_t i : thinned(log.size())) {
     x.push_back(log[i].step);
-    y.push_back(rounded(value(log[i])));
+    y.push_back(chart_number(value(log[i])));
   }
   return {{"name", name}, {"style", style}, {"x", std::move(x)}, {"y", std::move(y)}};
 }
@@ -75,7 +43,7 @@ Json validation_points(const std::vector<StepRecord>& log) {
   for (const StepRecord& record : log) {
     if (!record.validation_loss) continue;
     x.push_back(record.step);
-    y.push_back(rounded(*record.validation_loss));
+    y.push_back(chart_number(*record.validation_loss));
   }
   return {{"name", "validation"}, {"style", "points"}, {"x", std::move(x)}, {"y", std::move(y)}};
 }
@@ -97,7 +65,7 @@ Json loss_chart(const Report& report) {
   Json validation = validation_points(report.log);
   if (!validation["x"].empty()) all.push_back(std::move(validation));
   Json result = chart("Loss (nats a token)", std::move(all), false, false);
-  result["floor"] = rounded(report.floor);
+  result["floor"] = chart_number(report.floor);
   return result;
 }
 
@@ -135,8 +103,8 @@ std::string samples_html(const std::vector<ReportSample>& samples) {
   if (samples.empty()) return "";
   std::string result = "<h2>Samples</h2>\n";
   for (const ReportSample& sample : samples) {
-    result += fmt::format("<div class=\"caption\">{}</div>\n<pre><b>{}</b>{}</pre>\n", escape(sample.caption),
-                          escape(sample.prompt), escape(sample.text));
+    result += fmt::format("<div class=\"caption\">{}</div>\n<pre><b>{}</b>{}</pre>\n", escape_html(sample.caption),
+                          escape_html(sample.prompt), escape_html(sample.text));
   }
   return result;
 }
@@ -144,7 +112,7 @@ std::string samples_html(const std::vector<ReportSample>& samples) {
 std::string summary_html(const NamedValues& values) {
   std::string result = "<dl class=\"summary\">\n";
   for (const auto& [name, value] : values)
-    result += fmt::format("<div><dt>{}</dt><dd>{}</dd></div>\n", escape(name), escape(value));
+    result += fmt::format("<div><dt>{}</dt><dd>{}</dd></div>\n", escape_html(name), escape_html(value));
   return result + "</dl>\n";
 }
 
@@ -152,23 +120,14 @@ std::string configuration_html(const NamedValues& values) {
   if (values.empty()) return "";
   std::string result = "<h2>Configuration</h2>\n<table>\n";
   for (const auto& [name, value] : values)
-    result += fmt::format("<tr><td>{}</td><td>{}</td></tr>\n", escape(name), escape(value));
+    result += fmt::format("<tr><td>{}</td><td>{}</td></tr>\n", escape_html(name), escape_html(value));
   return result + "</table>\n";
 }
 
 }  // namespace
 
 std::string report_html(const Report& report) {
-  const std::string title = escape(report.title);
-  return fmt::format(
-      "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"
-      "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n"
-      "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
-      "script-src 'unsafe-inline'\">\n<title>{}</title>\n<style>{}</style>\n</head>\n<body>\n<h1>{}</h1>\n{}"
-      "<div id=\"charts\"><noscript>The charts need JavaScript.</noscript></div>\n{}{}"
-      "<script type=\"application/json\" id=\"data\">{}</script>\n<script>{}</script>\n</body>\n</html>\n",
-      title, kReportStyle, title, summary_html(report.summary), samples_html(report.samples),
-      configuration_html(report.configuration), script_json({{"charts", charts(report)}}), kReportScript);
+  return page_html(report.title, summary_html(report.summary), charts(report), samples_html(report.samples) + configuration_html(report.configuration));
 }
 
 void write_report(const std::filesystem::path& path, const Report& report) { replace_file(path, report_html(report)); }

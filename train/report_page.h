@@ -32,12 +32,14 @@ pre { background: var(--panel); border: 1px solid var(--line); border-radius: .4
 pre b { color: var(--one); }
 .caption { color: var(--soft); font-size: .85rem; }
 table { border-collapse: collapse; font-size: .9rem; }
-td { border-bottom: 1px solid var(--line); padding: .15rem 1.2rem .15rem 0; overflow-wrap: anywhere; }
+th { text-align: left; }
+td, th { border-bottom: 1px solid var(--line); padding: .15rem 1.2rem .15rem 0; overflow-wrap: anywhere; }
 td:last-child { font-variant-numeric: tabular-nums; }
 )css";
 
-/// Draws every chart of the JSON in #data: {"charts": [{"title", "unit", "log", "series": [{"name", "x", "y", "style"}],
-/// "floor"}]}. A series' style is "faint", "line" or "points"; null values are gaps.
+/// Draws every chart of the JSON in #data: {"charts": [{"title", "x", "log", "zero", "series": [{"name", "x", "y", "style"}],
+/// "floor"}]}. "x" names what the x axis counts; without it steps. A series' style is "faint", "line", "points", or "layer" (one of many, a
+/// colour of its own); null values are gaps.
 inline constexpr const char* kReportScript = R"js(
 "use strict";
 const W = 900, H = 300, L = 70, R = 36, T = 12, B = 40;
@@ -109,9 +111,9 @@ function draw(parent, chart) {
     make(svg, "line", { class: "grid", x1: L, x2: W - R, y1: py(v), y2: py(v) });
     make(svg, "text", { class: "label", x: L - 8, y: py(v) + 4, "text-anchor": "end" }, show(v));
   }
-  for (const v of ticks(x0, x1, 7).filter(Number.isInteger))
+  for (const v of chart.x ? ticks(x0, x1, 7) : ticks(x0, x1, 7).filter(Number.isInteger))
     make(svg, "text", { class: "label", x: px(v), y: H - B + 18, "text-anchor": "middle" }, v.toLocaleString("en"));
-  make(svg, "text", { class: "label", x: (L + W - R) / 2, y: H - 6, "text-anchor": "middle" }, "step");
+  make(svg, "text", { class: "label", x: (L + W - R) / 2, y: H - 6, "text-anchor": "middle" }, chart.x || "step");
   const entry = (name, paint, opacity = 1) => {
     const item = html(legend, "span", ""), mark = html(item, "i", "");
     mark.style.background = paint;
@@ -152,7 +154,7 @@ function hover(figure, svg, chart, xs, px) {
   const point = index => {
     if (!xs.length) return;
     at = Math.max(0, Math.min(xs.length - 1, index));
-    const x = xs[at], lines = [`step ${x.toLocaleString("en")}`];
+    const x = xs[at], lines = [`${chart.x || "step"} ${x.toLocaleString("en")}`];
     chart.series.forEach((s, i) => { if (maps[i].has(x)) lines.push(`${s.name}  ${show(maps[i].get(x))}`); });
     tip.textContent = lines.join("\n");
     tip.hidden = false;

@@ -1,0 +1,27 @@
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "nn/gpt.h"
+#include "train/batch_source.h"
+
+namespace hedgehog {
+
+/// How an experiment distils maps.
+struct MapDistillation {
+  std::int64_t steps = 300, rows = 8;
+  double learning_rate = 1e-2, final_learning_rate = 1e-3;  // of Adam, falling in a straight line
+};
+
+/// Trains the feature maps of `student` so that its weights of attention are those of `teacher`, all layers in one pass over the teacher's
+/// queries and keys; nothing else of the student changes. Returns the cross entropy of every step, nats a row and layer, summed over layers.
+///
+/// teacher  softmax attention; student: linear attention with maps that learn, of the same layers, heads and width
+/// stopped  asked before every step; once true, Stopped is thrown
+///
+/// Source: Zhang et al. 2024, arXiv:2402.04347, section 4.2.
+std::vector<double> distil_maps(const Gpt& teacher, Gpt& student, const BatchSource& source, const MapDistillation& plan,
+                                const std::function<bool()>& stopped);
+
+}  // namespace hedgehog
