@@ -166,7 +166,8 @@ TEST_CASE("reproduce: parts made with other settings are made again, and not col
   // of a long text only what differs
   toy.training = "width=16 steps=20 seed=1";
   request.collect = true;
-  CHECK(contains(message_of<UsageError>([&] { run_toy(toy, request); }), "another task: training (steps=20 now, steps=100 then) and 2 more"));
+  CHECK(contains(message_of<UsageError>([&] { run_toy(toy, request); }),
+                 "another task: training (steps=20 now, steps=100 then) and 2 more"));
   toy.training = "width=16 steps=100 seed=1 more=2";
   CHECK(contains(message_of<UsageError>([&] { run_toy(toy, request); }), "training (more=2 now, nothing then)"));
   toy.training = "width=16 steps=100 seed=1";
