@@ -18,9 +18,10 @@ namespace fs = std::filesystem;
 
 namespace {
 
-/// An experiment of three parts, the last of which reads the first; `factor` is its one setting.
+/// An experiment of three parts, the last of which reads the first; `factor` is one of its settings.
 struct Toy {
   int factor = 2;
+  std::string training = "width=16 steps=100 seed=1";
   std::vector<std::string> ran;
   std::string stop_in;  // the part that is told to stop while it runs
 
@@ -28,7 +29,7 @@ struct Toy {
     return {"toy",
             "the paper's claim",
             [this](const ReproduceRequest&) {
-              return ExperimentJson{{"factor", factor}};
+              return ExperimentJson{{"factor", factor}, {"task", {{"training", training}}}};
             },
             [](const ReproduceRequest&) {
               return std::vector<ExperimentPart>{{"a"}, {"b"}, {"sum", {"a", "b"}}};
@@ -162,6 +163,14 @@ TEST_CASE("reproduce: parts made with other settings are made again, and not col
   toy.ran.clear();
   CHECK(contains(run_toy(toy, request).output, "sum   7      9"));
   CHECK(toy.ran.size() == 3);
+  // of a long text only what differs
+  toy.training = "width=16 steps=20 seed=1";
+  request.collect = true;
+  CHECK(contains(message_of<UsageError>([&] { run_toy(toy, request); }),
+                 "another task: training (steps=20 now, steps=100 then) and 2 more"));
+  toy.training = "width=16 steps=100 seed=1 more=2";
+  CHECK(contains(message_of<UsageError>([&] { run_toy(toy, request); }), "training (more=2 now, nothing then)"));
+  toy.training = "width=16 steps=100 seed=1";
   // the size is one of the settings
   request.size = "gpu";
   request.collect = true;

@@ -200,7 +200,7 @@ int reproduce(const Experiment& experiment, const ReproduceRequest& request, std
     if (!found.others.empty())
       throw UsageError(fmt::format("{}; run them again without --collect, or name another --out",
                                    joined(
-                                       found.others, std::identity{}, 2)));
+                                       found.others, std::identity{}, 1)));
     if (found.results.empty())
       throw UsageError(fmt::format("there is nothing to collect in {}: no part of {} {} is there", request.folder.string(),
                                    experiment.name, request.size));

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <set>
+#include <sstream>
 
 #include "core/error.h"
 #include "train/files.h"
@@ -30,14 +31,29 @@ Json stamp_of(const Experiment& experiment, const ReproduceRequest& request) {
   return stamp;
 }
 
-/// The first setting that differs: "steps (100 now, 200 then)".
+/// The first word that differs from the other text's: "steps=100" of "width=16 steps=100 seed=1".
+std::string differing_word(const std::string& text, const std::string& other) {
+  std::istringstream words(text), others(other);
+  std::string word, same;
+  while (words >> word)
+    if (!(others >> same) || same != word) return word;
+  return "nothing";
+}
+
+/// The first setting that differs: "steps (100 now, 200 then)"; empty if all are equal.
 std::string difference(const Json& now, const Json& then) {
   for (const auto& [name, value] : now.items()) {
-    if (!then.contains(name)) return fmt::format("{} ({} now, none then)", name, value.dump());
-    if (then.at(name) != value) return fmt::format("{} ({} now, {} then)", name, value.dump(), then.at(name).dump());
+    if (!then.contains(name)) return fmt::format("{} (none then)", name);
+    const Json& other = then.at(name);
+    if (value == other) continue;
+    if (value.is_object() && other.is_object()) return fmt::format("{}: {}", name, difference(value, other));
+    if (value.is_string() && other.is_string())
+      return fmt::format("{} ({} now, {} then)", name, differing_word(value.get<std::string>(), other.get<std::string>()),
+                         valid_utf8(differing_word(other.get<std::string>(), value.get<std::string>())));
+    return fmt::format("{} ({} now, {} then)", name, value.dump(), valid_utf8(other.dump(-1, ' ', false, Json::error_handler_t::replace)));
   }
   for (const auto& [name, value] : then.items())
-    if (!now.contains(name)) return fmt::format("{} (none now, {} then)", name, value.dump());
+    if (!now.contains(name)) return fmt::format("{} (none now)", valid_utf8(name));
   return "";
 }
 
