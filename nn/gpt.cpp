@@ -126,22 +126,36 @@ Gpt::Gpt(const GptOptions& options, bool declared) : options_(options) {
   }
 }
 
-Tensor Gpt::hidden(const Tensor& tokens, const AttentionContext& given) const {
+Tensor Gpt::embed(const Tensor& tokens, AttentionContext& context) const {
   if (position_table_ && tokens.shape().last() > options_.context)
     throw ShapeError(fmt::format("[gpt] {} tokens a row exceed the context of {} that learned positions have", tokens.shape().last(),
                                  options_.context));
+  const Scope scope("embedding");
+  if (options_.positions == "rotary") context.rotary = rotary_angles(tokens.shape().last(), {});
+  return embedding_dropout_(embedding(tokens, token_table_, position_table_), context.step);
+}
+
+Tensor Gpt::hidden(const Tensor& tokens, const AttentionContext& given) const {
   AttentionContext context = given;
-  Tensor x;
-  {
-    const Scope scope("embedding");
-    x = embedding_dropout_(embedding(tokens, token_table_, position_table_), context.step);
-    if (options_.positions == "rotary") context.rotary = rotary_angles(tokens.shape().last(), {});
-  }
+  Tensor x = embed(tokens, context);
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
     const Scope scope(fmt::format("block{}", i));
     x = blocks_[i](x, context);
   }
   return final_norm_(x);
+}
+
+std::vector<AttentionHeads> Gpt::heads(const Tensor& tokens, const AttentionContext& given) const {
+  std::vector<AttentionHeads> all;
+  AttentionContext context = given;
+  context.heads = &all;
+  Tensor x = embed(tokens, context);
+  for (std::size_t i = 0; i < blocks_.size(); ++i) {
+    const Scope scope(fmt::format("block{}", i));
+    if (i + 1 < blocks_.size()) x = blocks_[i](x, context);
+    else blocks_[i].attention(blocks_[i].norm_1(x), x, context);
+  }
+  return all;
 }
 
 TokenLosses Gpt::loss(const Tensor& tokens, const Tensor& targets, const Tensor& scale, const AttentionContext& context) const {

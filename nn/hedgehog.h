@@ -17,6 +17,7 @@
 #include "core/tape.h"
 #include "core/text.h"
 #include "nn/attention.h"
+#include "nn/distillation.h"
 #include "nn/gpt.h"
 #include "nn/layers.h"
 #include "nn/parameters.h"
