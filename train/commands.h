@@ -10,6 +10,7 @@ enum ExitCode { kGood = 0, kRunFailed = 1, kUsage = 2, kBadFile = 3, kInterrupte
 int train_command(Config& config);
 int sample_command(Config& config);
 int eval_command(Config& config);
+int convert_command(Config& config);
 int prepare_command(Config& config);
 int gradcheck_command(Config& config);
 int bench_command(Config& config);

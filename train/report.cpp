@@ -88,12 +88,17 @@ Json chart(const char* title, Json all_series, bool logarithmic, bool from_zero)
           {"series", std::move(all_series)}};
 }
 
-Json loss_chart(const Report& report) {
-  std::vector<StepRecord> smoothed = report.log;
-  const std::vector<double> means = smoothed_losses(report.log);
+/// Each step's loss, and the losses without their noise.
+Json loss_series(const std::vector<StepRecord>& log) {
+  std::vector<StepRecord> smoothed = log;
+  const std::vector<double> means = smoothed_losses(log);
   for (size_t i = 0; i < means.size(); ++i) smoothed[i].loss = means[i];
   const Value loss = [](const StepRecord& record) { return record.loss; };
-  Json all = Json::array({series("faint", "each step", report.log, loss), series("line", "smoothed", smoothed, loss)});
+  return Json::array({series("faint", "each step", log, loss), series("line", "smoothed", smoothed, loss)});
+}
+
+Json loss_chart(const Report& report) {
+  Json all = loss_series(report.log);
   Json validation = validation_points(report.log);
   if (!validation["x"].empty()) all.push_back(std::move(validation));
   Json result = chart("Loss (nats a token)", std::move(all), false, false);
@@ -118,7 +123,12 @@ Json charts(const Report& report) {
   const auto one = [&](const char* name, const Value& value) {
     return Json::array({series("line", name, report.log, value)});
   };
-  Json all = Json::array({loss_chart(report)});
+  Json all = Json::array();
+  if (!report.distillation.empty()) {
+    all.push_back(chart(("Distillation: " + report.distillation_loss).c_str(), loss_series(report.distillation), true, false));
+    if (report.log.empty()) return all;
+  }
+  all.push_back(loss_chart(report));
   all.push_back(
       chart("Learning rate", one("learning rate", [](const StepRecord& r) { return r.learning_rate; }), false, true));
   all.push_back(chart("Gradient norm, before clipping",
@@ -148,6 +158,20 @@ std::string summary_html(const NamedValues& values) {
   return result + "</dl>\n";
 }
 
+std::string tables_html(const std::vector<ReportTable>& tables) {
+  std::string result;
+  for (const ReportTable& table : tables) {
+    result += fmt::format("<h2>{}</h2>\n<div class=\"caption\">{}</div>\n<table>\n", escape(table.title), escape(table.caption));
+    for (size_t i = 0; i < table.rows.size(); ++i) {
+      result += "<tr>";
+      for (const std::string& cell : table.rows[i]) result += i == 0 ? fmt::format("<th>{}</th>", escape(cell)) : fmt::format("<td>{}</td>", escape(cell));
+      result += "</tr>\n";
+    }
+    result += "</table>\n";
+  }
+  return result;
+}
+
 std::string configuration_html(const NamedValues& values) {
   if (values.empty()) return "";
   std::string result = "<h2>Configuration</h2>\n<table>\n";
@@ -164,10 +188,10 @@ std::string report_html(const Report& report) {
       "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"
       "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n"
       "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
-      "script-src 'unsafe-inline'\">\n<title>{}</title>\n<style>{}</style>\n</head>\n<body>\n<h1>{}</h1>\n{}"
+      "script-src 'unsafe-inline'\">\n<title>{}</title>\n<style>{}</style>\n</head>\n<body>\n<h1>{}</h1>\n{}{}"
       "<div id=\"charts\"><noscript>The charts need JavaScript.</noscript></div>\n{}{}"
       "<script type=\"application/json\" id=\"data\">{}</script>\n<script>{}</script>\n</body>\n</html>\n",
-      title, kReportStyle, title, summary_html(report.summary), samples_html(report.samples),
+      title, kReportStyle, title, summary_html(report.summary), tables_html(report.tables), samples_html(report.samples),
       configuration_html(report.configuration), script_json({{"charts", charts(report)}}), kReportScript);
 }
 

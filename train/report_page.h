@@ -32,6 +32,7 @@ pre { background: var(--panel); border: 1px solid var(--line); border-radius: .4
 pre b { color: var(--one); }
 .caption { color: var(--soft); font-size: .85rem; }
 table { border-collapse: collapse; font-size: .9rem; }
+th { text-align: left; font-weight: 600; padding: .15rem 1.2rem .15rem 0; }
 td { border-bottom: 1px solid var(--line); padding: .15rem 1.2rem .15rem 0; overflow-wrap: anywhere; }
 td:last-child { font-variant-numeric: tabular-nums; }
 )css";
