@@ -1,5 +1,6 @@
 #pragma once
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -33,6 +34,7 @@ struct GptOptions {
   double map_init_gain = 1;            // feature maps start at this times the identity
   Dtype dtype = Dtype::f32;
   std::uint64_t seed = 1;
+  std::optional<LoraOptions> lora = {};  // low-rank updates, for finetuning: merge_lora() before decoding or saving
 
   /// Width of a head's queries and keys.
   std::int64_t query_width() const { return hedgehog::query_width(attention, features, width / heads); }
@@ -105,6 +107,7 @@ class Gpt {
 
  private:
   Gpt(const GptOptions& options, bool declared);
+  void add_lora(const LoraOptions& options);
   /// What the first block reads; puts the table of rotary positions into `context`.
   Tensor embed(const Tensor& tokens, AttentionContext& context) const;
   Tensor rotary_angles(std::int64_t length, const Tensor& offset) const;

@@ -20,6 +20,7 @@
 #include "nn/distillation.h"
 #include "nn/gpt.h"
 #include "nn/layers.h"
+#include "nn/lora.h"
 #include "nn/parameters.h"
 #include "nn/recompute.h"
 #include "ops/ops.h"

@@ -63,7 +63,7 @@ TEST_CASE("cli: every student, loss and way of finetuning converts to a checkpoi
   const Teacher teacher("--positions=learned --bias --dropout=0.1");
   for (const char* options :
        {"--attention=t2r --distill=output", "--attention=hedgehog-softmax --finetune=none", "--attention=elu", "--attention=exp --finetune_steps=2",
-        "--distill=none", "--attention=hedgehog-joint",
+        "--distill=none", "--attention=hedgehog-joint --finetune=lora --lora_rank=2 --lora_dropout=0.1 --lora_targets=attention,mlp,mlp_output",
         "--length=8 --gradient_accumulation=2"}) {
     CAPTURE(options);
     const std::string text = options;
@@ -103,6 +103,11 @@ TEST_CASE("cli: conversions that cannot be are refused in one line") {
   refused("--attention=taylor", 2, {"hedgehog", "not to 'taylor'"});
   refused("--attention=elu --distill=weights", 2, {"--attention=elu", "nothing to distil"});
   refused("--length=17", 2, {"--length=17", "16 learned positions"});
+  refused("--finetune=lora --lora_targets=attention,head", 2, {"'head'", "mlp_output"});
+  refused("--finetune=lora --lora_targets=", 2, {"''", "mlp_output"});
+  refused("--finetune=lora --lora_rank=0", 2, {"--lora_rank", "0"});
+  refused("--finetune=lora --lora_rank=17", 2, {"17", "width of 16"});
+  refused("--lora_rank=4", 2, {"--lora_rank", "--finetune=lora"});
   refused("--distill=none --distill_steps=4", 2, {"--distill_steps", "distillation"});
   refused("--finetune=none --finetune_teacher", 2, {"--finetune_teacher", "finetuning"});
   refused("--data=-", 2, {"--data=-", "file"});

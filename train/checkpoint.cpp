@@ -217,6 +217,7 @@ std::map<std::string, std::string> machine_description() {
 }
 
 void save_checkpoint(const fs::path& directory, Gpt& model, const Tokenizer& tokenizer, const RunState& run) {
+  if (model.options().lora) throw Error("[checkpoint] low-rank updates are not saved; give merge_lora(model)");
   const FlatParameters& flat = model.parameters().flatten();
   const Tensors& all = model.parameters().masters();
   save_directory(directory, [&](const fs::path& temporary) {

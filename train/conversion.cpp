@@ -40,7 +40,9 @@ Conversion::Conversion(const Checkpoint& teacher, const RunData& data, Conversio
   o.context = std::max(o.context, length);  // rotary and no positions know no limit
   o.seed = options_.seed;
   if (options_.finetune != "none") {
-    predicted_ = check_memory(o, options_.shape, options_.optimizer);
+    GptOptions trained = o;
+    if (options_.finetune == "lora") trained.lora = options_.lora;
+    predicted_ = check_memory(trained, options_.shape, options_.optimizer);
   }
   if (options_.distill != "none") {
     const Gpt declared = Gpt::declared(teacher_.options());
@@ -123,11 +125,23 @@ void Conversion::distil(const fs::path& directory, ConversionFigures& figures) {
   figures.distilled = validation_loss(*student_);
 }
 
+double Conversion::train_on_text(std::unique_ptr<Gpt>& model, const Stage& stage) {
+  if (options_.finetune == "all") return train(*model, stage);
+  GptOptions o = model->options();
+  o.lora = options_.lora;
+  Gpt updated(o);
+  copy_weights(*model, updated);
+  updated.parameters().train_only([](const std::string& name) { return is_map(name) || is_lora(name); });
+  const double seconds = train(updated, stage);
+  *model = merge_lora(updated);
+  return seconds;
+}
+
 void Conversion::finetune(const fs::path& directory, ConversionFigures& figures) {
   Stage stage{"finetuning", options_.finetune_steps, options_.finetune_learning_rate, options_.optimizer, next_token_loss,
               first_step_ + options_.distill_steps, directory / "log.jsonl"};
   say(fmt::format("finetuning the student: {} steps", stage.steps));
-  figures.finetune_seconds = train(*student_, stage);
+  figures.finetune_seconds = train_on_text(student_, stage);
   figures.finetuned = validation_loss(*student_);
   if (!options_.finetune_teacher || guard_.interrupted()) return;
   say(fmt::format("finetuning a copy of the teacher: {} steps", stage.steps));
@@ -135,7 +149,7 @@ void Conversion::finetune(const fs::path& directory, ConversionFigures& figures)
   copy_weights(teacher_, *copy);
   stage.name = "finetuning the teacher";
   stage.log.clear();
-  train(*copy, stage);
+  train_on_text(copy, stage);
   figures.finetuned_teacher = validation_loss(*copy);
 }
 

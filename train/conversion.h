@@ -20,7 +20,8 @@ struct ConversionOptions {
   std::string distill = "weights";  // weights, output, none
   std::int64_t distill_steps = 0;
   double distill_learning_rate = 0;
-  std::string finetune = "all";  // all, none
+  std::string finetune = "all";  // all, lora, none
+  LoraOptions lora;
   std::int64_t finetune_steps = 0;
   double finetune_learning_rate = 0;
   bool finetune_teacher = false;
@@ -75,6 +76,8 @@ class Conversion {
     std::int64_t first_step;        // in the data
     std::filesystem::path log;      // empty: none
   };
+  /// Trains a model on the text, all of it or low-rank updates and the maps.
+  double train_on_text(std::unique_ptr<Gpt>& model, const Stage& stage);
   double train(Gpt& model, const Stage& stage);
   StepRecord train_step(const Gpt& model, TrainingStep& step, const Stage& stage, std::int64_t index, double learning_rate) const;
   double validation_loss(const Gpt& model);

@@ -29,6 +29,7 @@ void check_stages(Config& config) {
   }
   belongs({"distill_steps", "distill_learning_rate"}, config.text("distill") != "none", "distillation");
   belongs({"finetune_steps", "finetune_learning_rate", "finetune_teacher"}, config.text("finetune") != "none", "finetuning");
+  belongs({"lora_rank", "lora_alpha", "lora_dropout", "lora_targets"}, config.text("finetune") == "lora", "--finetune=lora");
   if (config.has("data") && config.text("data") == "-")
     throw UsageError("--data=- cannot be read again when the student is evaluated; give a file");
 }
@@ -43,6 +44,29 @@ Config run_options(const Config& config, const Checkpoint& teacher, const fs::pa
   run.set("map_init_gain", "1", OptionSource::kFlag);
   if (config.has("length")) run.set("context", std::to_string(config.integer("length")), OptionSource::kFlag);
   return run;
+}
+
+/// "a,b" as a, b.
+std::vector<std::string> parts_of(std::string_view text) {
+  std::vector<std::string> parts;
+  for (;;) {
+    const std::size_t comma = text.find(',');
+    parts.emplace_back(text.substr(0, comma));
+    if (comma == std::string_view::npos) return parts;
+    text.remove_prefix(comma + 1);
+  }
+}
+
+LoraOptions lora_options(const Config& config) {
+  return {config.integer("lora_rank"), config.real("lora_alpha"), config.real("lora_dropout"), parts_of(config.text("lora_targets"))};
+}
+
+void check_updates(const Config& config, std::int64_t width) {
+  try {
+    check_lora(lora_options(config), width);
+  } catch (const ShapeError& e) {
+    throw UsageError(e.what());
+  }
 }
 
 /// The data of the run; a text shorter than a row is refused in words of this command, which calls the context --length.
@@ -66,6 +90,7 @@ ConversionOptions conversion_options(const Config& config, const Gpt& teacher, c
   o.finetune = config.text("finetune");
   o.finetune_steps = config.integer("finetune_steps");
   o.finetune_learning_rate = config.real("finetune_learning_rate");
+  o.lora = lora_options(config);
   o.finetune_teacher = config.flag("finetune_teacher");
   o.shape = {config.integer("batch"), config.has("length") ? config.integer("length") : teacher.options().context,
              config.integer("gradient_accumulation"), source.documents()};
@@ -125,6 +150,7 @@ int convert_command(Config& config) {
   const Checkpoint teacher = load_checkpoint(found, false);
   // refused before the data is read
   student_options(teacher.model->options(), config.text("attention"));
+  if (config.text("finetune") == "lora") check_updates(config, teacher.model->options().width);
   Config run = run_options(config, teacher, found);
   const RunData data = load_rows(run, teacher.tokenizer);
   const ConversionOptions options = conversion_options(config, *teacher.model, *data.source);

@@ -130,10 +130,15 @@ std::vector<Option> conversion_options() {
            kConvert, {"weights", "output", "none"}),
       integer("distill_steps", "500", "steps", "conversion", "steps that train the maps alone", kConvert, 1),
       real("distill_learning_rate", "0.01", "", "conversion", "highest learning rate of the maps", kConvert, kAboveZero),
-      text("finetune", "all", "conversion", "what is trained on the text then: all weights, or nothing", kConvert,
-           {"all", "none"}),
+      text("finetune", "all", "conversion", "what is trained on the text then: all weights, low-rank updates and the maps, or nothing", kConvert,
+           {"all", "lora", "none"}),
       integer("finetune_steps", "1000", "steps", "conversion", "steps on the text", kConvert, 1),
       real("finetune_learning_rate", "1e-3", "", "conversion", "highest learning rate on the text", kConvert, kAboveZero),
+      integer("lora_rank", "8", "", "conversion", "rank of the updates of --finetune=lora", kConvert, 1, 65536),
+      real("lora_alpha", "16", "", "conversion", "the updates are scaled by this over the rank", kConvert, kAboveZero),
+      real("lora_dropout", "0", "", "conversion", "share of the updates' inputs dropped in training", kConvert, 0, 0.99),
+      text("lora_targets", "attention,attention_output", "conversion",
+           "layers that get updates, with commas: attention, attention_output, mlp, mlp_output", kConvert),
       flag("finetune_teacher", "false", "conversion", "finetune a copy of the teacher as long, for a fair comparison", kConvert),
   };
 }
