@@ -70,7 +70,8 @@ AttentionHeads Attention::heads_of(const Tensor& packed, const Tensor& rotary) c
 
 Tensor Attention::output(const Tensor& o, const Tensor& residual, const Tensor& dropout_step) const {
   const Tensor joined = reshape(o, residual.shape());
-  if (options_.dropout.rate > 0 && dropout_step) return residual + options_.dropout(output_(joined, {}, "none", dropout_step), dropout_step);
+  if (options_.dropout.rate > 0 && dropout_step)
+    return residual + options_.dropout(output_(joined, {}, "none", dropout_step), dropout_step);
   return output_(joined, residual, "none", dropout_step);
 }
 

@@ -17,8 +17,8 @@ void check_pair(const GptOptions& teacher, const GptOptions& student) {
   for (const auto& [what, t, s] : {std::tuple{"layers", teacher.layers, student.layers}, std::tuple{"heads", teacher.heads, student.heads},
                                    std::tuple{"width", teacher.width, student.width}})
     if (t != s)
-      throw ShapeError(fmt::format("[distillation] teacher and student must have the same {}, but they are {} and {}; make the student with "
-                                   "student_options", what, t, s));
+      throw ShapeError(fmt::format("[distillation] teacher and student must have the same {}, but they are {} and {}; make the student "
+                                   "with student_options", what, t, s));
 }
 
 std::vector<AttentionHeads> teacher_heads(const Gpt& teacher, const Tensor& tokens, const AttentionContext& context) {
@@ -66,17 +66,18 @@ void copy_weights(const Gpt& from, Gpt& to) {
   for (const Tensor& source : from.parameters().all()) {
     const auto found = std::find_if(targets.begin(), targets.end(), [&](const Tensor& t) { return t.name() == source.name(); });
     if (found == targets.end())
-      throw ShapeError(fmt::format("[copy_weights] '{}' {} has no counterpart in a model with attention '{}' and {} layers; the two must be "
-                                   "alike but for their feature maps", source.name(), source.shape().text(), to.options().attention,
+      throw ShapeError(fmt::format("[copy_weights] '{}' {} has no counterpart in a model with attention '{}' and {} layers; the two must "
+                                   "be alike but for their feature maps", source.name(), source.shape().text(), to.options().attention,
                                    to.options().layers));
     if (found->shape() != source.shape())
-      throw ShapeError(fmt::format("[copy_weights] '{}' is {} in one model and {} in the other; the two must be alike but for their feature "
-                                   "maps", source.name(), source.shape().text(), found->shape().text()));
+      throw ShapeError(fmt::format("[copy_weights] '{}' is {} in one model and {} in the other; the two must be alike but for their "
+                                   "feature maps", source.name(), source.shape().text(), found->shape().text()));
     to.parameters().assign(*found, from.parameters().values(source));
   }
 }
 
-std::vector<DistillationRows> distillation_rows(const Gpt& teacher, const Gpt& student, const Tensor& tokens, const AttentionContext& context) {
+std::vector<DistillationRows> distillation_rows(const Gpt& teacher, const Gpt& student, const Tensor& tokens,
+                                                const AttentionContext& context) {
   check_pair(teacher.options(), student.options());
   const std::vector<AttentionHeads> heads = teacher_heads(teacher, tokens, context);
   std::vector<DistillationRows> layers;
@@ -87,13 +88,15 @@ std::vector<DistillationRows> distillation_rows(const Gpt& teacher, const Gpt& s
   return layers;
 }
 
-Tensor distillation_loss(const Gpt& teacher, const Gpt& student, const Tensor& tokens, const std::string& by, const AttentionContext& context) {
+Tensor distillation_loss(const Gpt& teacher, const Gpt& student, const Tensor& tokens, const std::string& by,
+                         const AttentionContext& context) {
   check_pair(teacher.options(), student.options());
   if (!has_maps(student))
-    throw ShapeError(fmt::format("[distillation] the feature map of '{}' has no weights: there is nothing to distil", student.options().attention));
+    throw ShapeError(fmt::format("[distillation] the feature map of '{}' has no weights: there is nothing to distil",
+                                 student.options().attention));
   if (by != "weights" && by != "output") throw UsageError(fmt::format("[distillation] is by weights or output, not by '{}'", by));
   if (by == "output" && student.options().dtype == Dtype::bf16)
-    throw ShapeError("[distillation] by output needs a model in f32 or f64: squares of differences would be rounded to bf16");
+    throw ShapeError("[distillation] by output squares differences, which bf16 would round: distil by weights, or on the CPU, in f32");
   const std::vector<AttentionHeads> heads = teacher_heads(teacher, tokens, context);
   Tensor total;
   for (std::size_t i = 0; i < heads.size(); ++i) {

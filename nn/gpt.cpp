@@ -235,7 +235,8 @@ std::int64_t parameter_count(const GptOptions& options) {
   const std::int64_t positions = options.positions == "learned" ? options.context * c : 0;
   std::int64_t lora = 0;
   if (options.lora)
-    for (const auto& [target, both] : {std::pair{"attention", c + packed}, {"attention_output", 2 * c}, {"mlp", 5 * c}, {"mlp_output", 5 * c}})
+    for (const auto& [target, both] :
+         {std::pair{"attention", c + packed}, {"attention_output", 2 * c}, {"mlp", 5 * c}, {"mlp_output", 5 * c}})
       if (options.lora->has(target)) lora += options.lora->rank * both;
   return Gpt::table_rows(options) * c * (options.tied_head ? 1 : 2) + positions +
          options.layers * ((packed + 9 * c) * c + maps + packed * options.short_convolution + bias + 2 * norm + lora) + norm;

@@ -87,7 +87,8 @@ std::int64_t Parameters::count() const {
 std::vector<double> Parameters::span_table() const {
   std::vector<double> spans;
   for (std::size_t i = 0; i < tensors_.size(); ++i)
-    spans.insert(spans.end(), {double(flat_.offsets[i]), double(tensors_[i].size()), 1.0, decay_[i], tensors_[i]->wants_gradient ? 0.0 : 1.0});
+    spans.insert(spans.end(), {double(flat_.offsets[i]), double(tensors_[i].size()), 1.0, decay_[i],
+                               tensors_[i]->wants_gradient ? 0.0 : 1.0});
   return spans;
 }
 

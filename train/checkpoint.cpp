@@ -270,8 +270,8 @@ Checkpoint load_checkpoint(const fs::path& directory, bool moments) {
   const SafetensorsFile weights(directory / "model.safetensors");
   // maps of one shape and another meaning would load without a word
   if (const auto named = weights.metadata().find("attention"); named != weights.metadata().end() && named->second != options.attention)
-    throw FileError(fmt::format("[checkpoint] {} holds weights of attention '{}', but state.json says '{}'; their feature maps differ, and one "
-                                "is not the other's", weights.path().string(), named->second, options.attention));
+    throw FileError(fmt::format("[checkpoint] {} holds weights of attention '{}', but state.json says '{}'; their feature maps differ, "
+                                "and one is not the other's", weights.path().string(), named->second, options.attention));
   // before a model of a damaged size is built
   if (const std::int64_t held = element_count(weights), expected = parameter_count(options); held != expected)
     throw FileError(fmt::format("[checkpoint] {} holds {} parameters, but the model that state.json describes has {}; one of them is damaged",

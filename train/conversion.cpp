@@ -70,14 +70,16 @@ Divergence Conversion::divergence() {
   return DivergenceMeter(teacher_, *student_, s.rows, s.context, s.documents, arena_).measure(source_, options_.evaluate_batches);
 }
 
-StepRecord Conversion::train_step(const Gpt& model, TrainingStep& step, const Stage& stage, std::int64_t index, double learning_rate) const {
+StepRecord Conversion::train_step(const Gpt& model, TrainingStep& step, const Stage& stage, std::int64_t index,
+                                  double learning_rate) const {
   std::vector<Batch> batches;
   for (std::int64_t k = 0; k < options_.shape.micro_batches; ++k)
     batches.push_back(source_.training(stage.first_step + index, k * options_.shape.rows, options_.shape.rows));
   const StepResult result = step.run(batches, learning_rate);
   if (result.failed)
-    throw Error(fmt::format("{}, step {}: the loss is {} and the gradient norm {}; first non-finite value: {}. The learning rate was {:.3g}: try "
-                            "a smaller one", stage.name, index + 1, result.loss, result.gradient_norm, step.explain_failure(batches), learning_rate));
+    throw Error(fmt::format("{}, step {}: the loss is {} and the gradient norm {}; first non-finite value: {}. The learning rate was "
+                            "{:.3g}: try a smaller one", stage.name, index + 1, result.loss, result.gradient_norm,
+                            step.explain_failure(batches), learning_rate));
   StepRecord record;
   record.step = index + 1;
   record.loss = result.loss;
@@ -91,8 +93,8 @@ StepRecord Conversion::train_step(const Gpt& model, TrainingStep& step, const St
 double Conversion::train(Gpt& model, const Stage& stage) {
   forget_moments(model);
   TrainingStep step(model, options_.shape, stage.optimizer, options_.seed, arena_, stage.loss);
-  const Schedule schedule{ScheduleKind::kCosine, stage.learning_rate, stage.learning_rate / 10, std::min<std::int64_t>(100, stage.steps / 10),
-                          stage.steps};
+  const Schedule schedule{ScheduleKind::kCosine, stage.learning_rate, stage.learning_rate / 10,
+                          std::min<std::int64_t>(100, stage.steps / 10), stage.steps};
   std::optional<LogWriter> log;
   if (!stage.log.empty()) log.emplace(stage.log);
   Progress::Options shown;
@@ -114,7 +116,8 @@ double Conversion::train(Gpt& model, const Stage& stage) {
 }
 
 void Conversion::distil(const fs::path& directory, ConversionFigures& figures) {
-  say(fmt::format("distilling the maps of {} layers by {}: {} steps", student_->options().layers, options_.distill, options_.distill_steps));
+  say(fmt::format("distilling the maps of {} layers by {}: {} steps", student_->options().layers, options_.distill,
+                  options_.distill_steps));
   OptimizerOptions optimizer = options_.optimizer;
   optimizer.weight_decay = 0;
   student_->parameters().train_only(is_map);

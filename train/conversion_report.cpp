@@ -26,7 +26,8 @@ std::vector<Row> rows_of(const ConversionFigures& f) {
 const char* reference_name(const ConversionFigures& f) { return f.finetuned_teacher ? "finetuned teacher" : "teacher"; }
 
 ReportTable loss_table(const ConversionFigures& f) {
-  ReportTable table{"Loss over the validation set", "nats a token; KL divergence of the student's weights of attention from the teacher's, nats a row", {}};
+  ReportTable table{"Loss over the validation set",
+                    "nats a token; KL divergence of the student's weights of attention from the teacher's, nats a row", {}};
   table.rows.push_back({"", "loss", "perplexity", fmt::format("times that of the {}", reference_name(f)), "KL divergence"});
   for (const Row& r : rows_of(f))
     table.rows.push_back({r.name, fmt::format("{:.4f}", r.loss), fmt::format("{:.3f}", std::exp(r.loss)),
@@ -36,7 +37,8 @@ ReportTable loss_table(const ConversionFigures& f) {
 
 ReportTable divergence_table(const ConversionFigures& f) {
   ReportTable table{"KL divergence of every layer and head",
-                    f.after ? "nats a row: before → after distillation, on the teacher's queries and keys" : "nats a row, on the teacher's queries and keys", {}};
+                    f.after ? "nats a row: before → after distillation, on the teacher's queries and keys"
+                            : "nats a row, on the teacher's queries and keys", {}};
   table.rows.push_back({"layer"});
   for (std::size_t h = 0; h < f.before.heads[0].size(); ++h) table.rows[0].push_back(fmt::format("head {}", h));
   for (std::size_t layer = 0; layer < f.before.heads.size(); ++layer) {

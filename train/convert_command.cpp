@@ -24,7 +24,8 @@ void check_stages(Config& config) {
   const std::string attention = config.text("attention");
   if (attention == "elu" || attention == "relu" || attention == "exp") {
     if (config.was_set("distill") && config.text("distill") != "none")
-      throw UsageError(fmt::format("the feature map of --attention={} has no weights: there is nothing to distil; leave --distill out", attention));
+      throw UsageError(fmt::format("the feature map of --attention={} has no weights: there is nothing to distil; leave --distill out",
+                                   attention));
     config.set("distill", "none", OptionSource::kFlag);
   }
   belongs({"distill_steps", "distill_learning_rate"}, config.text("distill") != "none", "distillation");
@@ -76,7 +77,8 @@ RunData load_rows(Config& run, const TokenizerPointer& tokenizer) {
   } catch (const UsageError& e) {
     std::string message = e.what();
     constexpr std::string_view kContext = "--context";
-    for (std::size_t at = message.find(kContext); at != std::string::npos; at = message.find(kContext)) message.replace(at, kContext.size(), "--length");
+    for (std::size_t at = message.find(kContext); at != std::string::npos; at = message.find(kContext))
+      message.replace(at, kContext.size(), "--length");
     throw UsageError(message);
   }
 }
@@ -128,13 +130,16 @@ void save(Conversion& conversion, const ConversionFigures& figures, const Checkp
   save_checkpoint(directory / "last", conversion.student(), *data.tokenizer, state);
 }
 
-void write_files(const Config& config, const Checkpoint& teacher, const RunData& data, const ConversionFigures& figures, const fs::path& directory) {
+void write_files(const Config& config, const Checkpoint& teacher, const RunData& data, const ConversionFigures& figures,
+                 const fs::path& directory) {
   nlohmann::ordered_json out = figures_json(figures);
   for (const auto& [name, value] : config.values()) out["options"][name] = value;
   write_file(directory / "convert.json", out.dump(2) + "\n");
-  Report report = conversion_report(fmt::format("{}, softmax converted to {}", data.name, config.text("attention")), figures, config.values());
+  const std::string title = fmt::format("{}, softmax converted to {}", data.name, config.text("attention"));
+  Report report = conversion_report(title, figures, config.values());
   report.distillation = read_log(directory / "distillation.jsonl");
-  report.distillation_loss = config.text("distill") == "weights" ? "KL divergence (nats a row)" : "mean squared error of the attention's output";
+  const bool by_weights = config.text("distill") == "weights";
+  report.distillation_loss = by_weights ? "KL divergence (nats a row)" : "mean squared error of attention's output";
   report.log = read_log(directory / "log.jsonl");
   report.floor = data.source->floor();
   report.layer_names = layer_names(teacher.model->options());
@@ -156,15 +161,16 @@ int convert_command(Config& config) {
   const ConversionOptions options = conversion_options(config, *teacher.model, *data.source);
   Conversion conversion(teacher, data, options);
   announce(config, data, conversion, teacher);
-  const fs::path directory = make_run_directory(config.has("out") ? config.text("out") : "", fmt::format("{}-{}", data.name, options.attention));
+  const fs::path directory = make_run_directory(config.has("out") ? config.text("out") : "",
+                                                fmt::format("{}-{}", data.name, options.attention));
   write_file(directory / "convert.toml", config.to_toml());
   const ConversionFigures figures = conversion.run(directory);
   save(conversion, figures, teacher, data, run, options, directory);
   mark_latest(directory);
   write_files(config, teacher, data, figures, directory);
   if (config.flag("json")) fmt::print("{}", read_file(directory / "convert.json"));
-  else fmt::print("{}\ncheckpoint  {}/last\nreport      {}/report.html\nwrite text  ./hedgehog sample --checkpoint={}\n", figures_text(figures),
-                  directory.string(), directory.string(), directory.string());
+  else fmt::print("{0}\ncheckpoint  {1}/last\nreport      {1}/report.html\nwrite text  ./hedgehog sample --checkpoint={1}\n",
+                  figures_text(figures), directory.string());
   if (!figures.interrupted) return kGood;
   fmt::print(stderr, "interrupted: the student is written as it was then\n");
   return kInterrupted;

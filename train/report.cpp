@@ -164,7 +164,8 @@ std::string tables_html(const std::vector<ReportTable>& tables) {
     result += fmt::format("<h2>{}</h2>\n<div class=\"caption\">{}</div>\n<table>\n", escape(table.title), escape(table.caption));
     for (size_t i = 0; i < table.rows.size(); ++i) {
       result += "<tr>";
-      for (const std::string& cell : table.rows[i]) result += i == 0 ? fmt::format("<th>{}</th>", escape(cell)) : fmt::format("<td>{}</td>", escape(cell));
+      const std::string_view kind = i == 0 ? "th" : "td";
+      for (const std::string& cell : table.rows[i]) result += fmt::format("<{0}>{1}</{0}>", kind, escape(cell));
       result += "</tr>\n";
     }
     result += "</table>\n";

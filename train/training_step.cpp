@@ -20,11 +20,13 @@ void copy_ids(const std::vector<std::int32_t>& from, const Tensor& to) {
   to.write(from.data(), 0, to.size());
 }
 
-Tensor next_token_loss(const Gpt& model, const Tensor& tokens, const Tensor& targets, const Tensor& scale, const AttentionContext& context) {
+Tensor next_token_loss(const Gpt& model, const Tensor& tokens, const Tensor& targets, const Tensor& scale,
+                       const AttentionContext& context) {
   return model.loss(tokens, targets, scale, context).loss;
 }
 
-TrainingStep::Recorded TrainingStep::record_step(Gpt& model, const StepShape& shape, const OptimizerOptions& optimizer, const StepLoss& lowers) {
+TrainingStep::Recorded TrainingStep::record_step(Gpt& model, const StepShape& shape, const OptimizerOptions& optimizer,
+                                                const StepLoss& lowers) {
   Recorded r;
   const Shape ids{shape.rows, shape.context};
   r.tokens = ids_input(model, ids, "tokens");
