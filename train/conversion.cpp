@@ -153,6 +153,7 @@ void Conversion::finetune(const fs::path& directory, ConversionFigures& figures)
   stage.name = "finetuning the teacher";
   stage.log.clear();
   train_on_text(copy, stage);
+  if (guard_.interrupted()) return;  // as long as the student, or not at all
   figures.finetuned_teacher = validation_loss(*copy);
 }
 

@@ -160,6 +160,7 @@ int convert_command(Config& config) {
   const RunData data = load_rows(run, teacher.tokenizer);
   const ConversionOptions options = conversion_options(config, *teacher.model, *data.source);
   Conversion conversion(teacher, data, options);
+  run.set("context", std::to_string(conversion.student().options().context), OptionSource::kFlag);  // what eval reads, whatever --length
   announce(config, data, conversion, teacher);
   const fs::path directory = make_run_directory(config.has("out") ? config.text("out") : "",
                                                 fmt::format("{}-{}", data.name, options.attention));
