@@ -4,7 +4,8 @@
 #
 #   tests/convert_bar.sh PROGRAM FOLDER [SEEDS] [TEXT]      e.g. tests/convert_bar.sh build/bin/hedgehog /tmp/bar "1 2 3" shakespeare
 #
-# Prints a line a conversion: loss of the student, times that of the finetuned teacher, and KL before and after distillation.
+# Prints a line a conversion: loss of the student, and how many times that of the finetuned teacher it is (bar: 1.01 as a mean of three
+# seeds, and less than the other students). What is there already is not made again. About ten minutes a seed on two free cores.
 set -eu
 program=$(realpath "$1")
 folder=$2

@@ -119,6 +119,21 @@ TEST_CASE("cli: a conversion to none is the teacher's weights with new maps") {
   CHECK(bytes_of(teacher.d / "student/convert.json") == r.output);
 }
 
+TEST_CASE("cli: Ctrl-C writes the student as it is then, leaves out the stages after it, and exits with 130") {
+  const Teacher teacher;
+  const ProgramResult r = run_shell("cd '" + teacher.at + "'; '" HH_BINARY_DIR "/bin/hedgehog' convert --from=teacher --batch=2 --quiet --out=run "
+                                    "--distill_steps=1000000 & child=$!; while kill -0 $child && [ ! -s run/distillation.jsonl ]; "
+                                    "do sleep 0.05; done; kill -INT $child; wait $child");
+  CAPTURE(r.output);
+  CHECK(r.code == 130);
+  CHECK(contains(r.output, "checkpoint  run/last"));
+  const json f = teacher.figures("run");
+  CHECK(f["steps"]["distillation"].get<int>() > 0);
+  CHECK(f["steps"]["distillation"].get<int>() < 1000000);
+  CHECK_FALSE(f["loss"].contains("finetuned"));
+  CHECK(run_program("eval --checkpoint=run", teacher.at).code == 0);
+}
+
 TEST_CASE("cli: conversions that cannot be are refused in one line") {
   const Teacher teacher("--positions=learned");
   auto refused = [&](const std::string& options, int code, std::initializer_list<const char*> parts) {

@@ -90,7 +90,7 @@ StepRecord Conversion::train_step(const Gpt& model, TrainingStep& step, const St
   return record;
 }
 
-double Conversion::train(Gpt& model, const Stage& stage) {
+StageEffort Conversion::train(Gpt& model, const Stage& stage) {
   forget_moments(model);
   TrainingStep step(model, options_.shape, stage.optimizer, options_.seed, arena_, stage.loss);
   const Schedule schedule{ScheduleKind::kCosine, stage.learning_rate, stage.learning_rate / 10,
@@ -102,7 +102,8 @@ double Conversion::train(Gpt& model, const Stage& stage) {
   Progress progress(shown);
   SmoothedMean smoothed;
   const auto start = Clock::now();
-  for (std::int64_t i = 0; i < stage.steps && !guard_.interrupted(); ++i) {
+  std::int64_t i = 0;
+  for (; i < stage.steps && !guard_.interrupted(); ++i) {
     StepRecord record = train_step(model, step, stage, i, learning_rate(schedule, i));
     record.seconds = seconds_since(start);
     record.tokens_per_second = double(record.tokens) / record.seconds;
@@ -112,7 +113,7 @@ double Conversion::train(Gpt& model, const Stage& stage) {
                      record.seconds / double(i + 1) * double(stage.steps - i - 1)});
   }
   progress.finish();
-  return seconds_since(start);
+  return {i, seconds_since(start)};
 }
 
 void Conversion::distil(const fs::path& directory, ConversionFigures& figures) {
@@ -121,30 +122,30 @@ void Conversion::distil(const fs::path& directory, ConversionFigures& figures) {
   OptimizerOptions optimizer = options_.optimizer;
   optimizer.weight_decay = 0;
   student_->parameters().train_only(is_map);
-  figures.distill_seconds = train(*student_, {"distillation", options_.distill_steps, options_.distill_learning_rate, optimizer,
-                                              distils_from(teacher_, options_.distill), first_step_, directory / "distillation.jsonl"});
+  figures.distillation = train(*student_, {"distillation", options_.distill_steps, options_.distill_learning_rate, optimizer,
+                                           distils_from(teacher_, options_.distill), first_step_, directory / "distillation.jsonl"});
   student_->parameters().train_only(every_parameter);
   figures.after = divergence();
   figures.distilled = validation_loss(*student_);
 }
 
-double Conversion::train_on_text(std::unique_ptr<Gpt>& model, const Stage& stage) {
+StageEffort Conversion::train_on_text(std::unique_ptr<Gpt>& model, const Stage& stage) {
   if (options_.finetune == "all") return train(*model, stage);
   GptOptions o = model->options();
   o.lora = options_.lora;
   Gpt updated(o);
   copy_weights(*model, updated);
   updated.parameters().train_only([](const std::string& name) { return is_map(name) || is_lora(name); });
-  const double seconds = train(updated, stage);
+  const StageEffort effort = train(updated, stage);
   *model = merge_lora(updated);
-  return seconds;
+  return effort;
 }
 
 void Conversion::finetune(const fs::path& directory, ConversionFigures& figures) {
   Stage stage{"finetuning", options_.finetune_steps, options_.finetune_learning_rate, options_.optimizer, next_token_loss,
               first_step_ + options_.distill_steps, directory / "log.jsonl"};
   say(fmt::format("finetuning the student: {} steps", stage.steps));
-  figures.finetune_seconds = train_on_text(student_, stage);
+  figures.finetuning = train_on_text(student_, stage);
   figures.finetuned = validation_loss(*student_);
   if (!options_.finetune_teacher || guard_.interrupted()) return;
   say(fmt::format("finetuning a copy of the teacher: {} steps", stage.steps));

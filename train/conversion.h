@@ -32,13 +32,19 @@ struct ConversionOptions {
   bool quiet = false;
 };
 
+/// What a stage took.
+struct StageEffort {
+  std::int64_t steps = 0;
+  double seconds = 0;
+};
+
 /// What a conversion measured; losses over the validation set, nats a token.
 struct ConversionFigures {
   double teacher = 0, swapped = 0;  // swapped: the student before any training
   std::optional<double> distilled, finetuned, finetuned_teacher;
   Divergence before;                // of the student's weights of attention from the teacher's, on the teacher's queries and keys
   std::optional<Divergence> after;  // distillation
-  double distill_seconds = 0, finetune_seconds = 0;
+  StageEffort distillation, finetuning;
   bool interrupted = false;
 
   /// Of the student as it is written.
@@ -77,8 +83,8 @@ class Conversion {
     std::filesystem::path log;      // empty: none
   };
   /// Trains a model on the text, all of it or low-rank updates and the maps.
-  double train_on_text(std::unique_ptr<Gpt>& model, const Stage& stage);
-  double train(Gpt& model, const Stage& stage);
+  StageEffort train_on_text(std::unique_ptr<Gpt>& model, const Stage& stage);
+  StageEffort train(Gpt& model, const Stage& stage);
   StepRecord train_step(const Gpt& model, TrainingStep& step, const Stage& stage, std::int64_t index, double learning_rate) const;
   double validation_loss(const Gpt& model);
   Divergence divergence();

@@ -75,7 +75,8 @@ nlohmann::ordered_json figures_json(const ConversionFigures& f) {
   out["times_reference"] = f.student() / f.reference();
   out["recovered"] = f.recovered();
   out["kept"] = f.kept();
-  out["seconds"] = {{"distillation", f.distill_seconds}, {"finetuning", f.finetune_seconds}};
+  out["steps"] = {{"distillation", f.distillation.steps}, {"finetuning", f.finetuning.steps}};
+  out["seconds"] = {{"distillation", f.distillation.seconds}, {"finetuning", f.finetuning.seconds}};
   return out;
 }
 

@@ -116,10 +116,10 @@ void announce(const Config& config, const RunData& data, const Conversion& conve
 void save(Conversion& conversion, const ConversionFigures& figures, const Checkpoint& teacher, const RunData& data, const Config& run,
           const ConversionOptions& options, const fs::path& directory) {
   RunState state = teacher.run;
-  const std::int64_t steps = (figures.distilled ? options.distill_steps : 0) + (figures.finetuned ? options.finetune_steps : 0);
+  const std::int64_t steps = figures.distillation.steps + figures.finetuning.steps;
   state.step += steps;
   state.tokens += steps * options.shape.rows * options.shape.context * options.shape.micro_batches;
-  state.seconds += figures.distill_seconds + figures.finetune_seconds;
+  state.seconds += figures.distillation.seconds + figures.finetuning.seconds;
   state.best_validation = state.last_validation = figures.student();
   state.data = run.has("data") ? run.text("data") : "stories";
   state.data_fingerprint = data.fingerprint;
