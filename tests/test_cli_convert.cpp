@@ -39,7 +39,7 @@ TEST_CASE("cli: a softmax model is converted; the student's checkpoint gives the
   CAPTURE(r.output);
   REQUIRE(r.code == 0);
   for (const char* part : {"teacher finetuned as long", "student after the swap", "student after distillation", "student after finetuning",
-                           "Won back", "checkpoint  student/last"})
+                           "won back", "checkpoint  student/last"})
     CHECK(contains(r.output, part));
   const json f = teacher.figures("student");
   CHECK(f["divergence"]["after"]["heads"].size() == 1);

@@ -54,12 +54,13 @@ ReportTable divergence_table(const ConversionFigures& f) {
 
 std::string figures_text(const ConversionFigures& f) {
   std::string text = fmt::format("{:<28} {:>8} {:>11} {:>10} {:>8}\n", "", "loss", "perplexity", "relative", "KL");
-  for (const Row& r : rows_of(f))
-    text += fmt::format("{:<28} {:>8.4f} {:>11.3f} {:>10.4f} {:>8}\n", r.name, r.loss, std::exp(r.loss), r.loss / f.reference(),
-                        r.divergence ? fmt::format("{:.4f}", r.divergence->mean()) : "");
-  return text + fmt::format("\nrelative: loss over that of the {}. Won back of the loss that the swap cost: {:.1f} %. Perplexity of the {} over "
-                            "the student's: {:.1f} %\n",
-                            reference_name(f), 100 * f.recovered(), reference_name(f), 100 * f.kept());
+  for (const Row& r : rows_of(f)) {
+    text += fmt::format("{:<28} {:>8.4f} {:>11.3f} {:>10.4f}", r.name, r.loss, std::exp(r.loss), r.loss / f.reference());
+    text += r.divergence ? fmt::format(" {:>8.4f}\n", r.divergence->mean()) : "\n";
+  }
+  text += fmt::format("\nrelative    loss over that of the {}\n", reference_name(f));
+  text += fmt::format("won back    {:.1f} % of the loss that the swap cost\n", 100 * f.recovered());
+  return text + fmt::format("kept        {:.1f} %: perplexity of the {} over that of the student\n", 100 * f.kept(), reference_name(f));
 }
 
 nlohmann::ordered_json figures_json(const ConversionFigures& f) {
