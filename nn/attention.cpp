@@ -28,6 +28,12 @@ Attention::Attention(Parameters& parameters, const std::string& name, const Opti
   map_bias_k_ = parameters.add(name + ".map_k.bias", {options.heads, D}, Init::zeros(), 0);
 }
 
+void Attention::add_lora(Parameters& parameters, const std::string& name, const LoraOptions& o, std::int64_t first_id) {
+  const std::int64_t C = options_.width;
+  if (o.has("attention")) qkv_.lora = Lora(parameters, name + ".c_attn", C, 2 * queries_ + C, o, first_id);
+  if (o.has("attention_output")) output_.lora = Lora(parameters, name + ".c_proj", C, C, o, first_id + 1);
+}
+
 // Queries and keys start with positive weights: tokens in like company are then alike, which is where recall begins. Values
 // start as the token itself, so that what is recalled is what was said there.
 void Attention::start_values_unmixed(Parameters& parameters) {
@@ -65,13 +71,14 @@ AttentionHeads Attention::heads_of(const Tensor& packed, const Tensor& rotary) c
 
 Tensor Attention::output(const Tensor& o, const Tensor& residual, const Tensor& dropout_step) const {
   const Tensor joined = reshape(o, residual.shape());
-  if (options_.dropout.rate > 0 && dropout_step) return residual + options_.dropout(output_(joined), dropout_step);
-  return output_(joined, residual);
+  if (options_.dropout.rate > 0 && dropout_step)
+    return residual + options_.dropout(output_(joined, {}, "none", dropout_step), dropout_step);
+  return output_(joined, residual, "none", dropout_step);
 }
 
 Tensor Attention::operator()(const Tensor& x, const Tensor& residual, const AttentionContext& context) const {
   const Scope scope("attention");
-  Tensor packed = qkv_(x);
+  Tensor packed = qkv_(x, {}, "none", context.step);
   if (convolution_) packed = short_convolution(packed, convolution_, context.document_start);
   // linear attention turns vectors as it loads them, unless features are made of them before
   const bool on_load = !context.heads && options_.kind != "softmax" && options_.window == 0 && !features_.any();

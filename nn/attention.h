@@ -56,6 +56,8 @@ class Attention {
   };
   Attention() = default;
   Attention(Parameters& parameters, const std::string& name, const Options& options);
+  /// Gives the projections that `options` names a low-rank update; dropouts get the ids first_id and first_id + 1.
+  void add_lora(Parameters& parameters, const std::string& name, const LoraOptions& options, std::int64_t first_id);
 
   /// x (B, T, C); returns residual + attention(x).
   Tensor operator()(const Tensor& x, const Tensor& residual, const AttentionContext& context) const;

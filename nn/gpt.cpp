@@ -47,6 +47,7 @@ void check(const GptOptions& o) {
     refuse(fmt::format("a window goes with softmax and with the feature maps that are part of linear attention, not with {}", o.attention));
   if (o.short_convolution < 0 || o.short_convolution == 1 || o.short_convolution > 64)
     refuse(fmt::format("short_convolution must be 0, or 2 to 64 tokens, got {}", o.short_convolution));
+  if (o.lora) check_lora(*o.lora, o.width);
   for (const auto& [name, value, choices] :
        {std::tuple{"positions", o.positions, std::vector<std::string>{"rotary", "learned", "none"}},
         std::tuple{"norm", o.norm, std::vector<std::string>{"layer", "rms"}},
@@ -128,24 +129,50 @@ Gpt::Gpt(const GptOptions& options, bool declared) : options_(options) {
     for (double& x : like) x /= options_.embedding_init * std::sqrt(double(options_.width));
     p.assign(head_, like);
   }
+  if (options_.lora) add_lora(*options_.lora);  // last: the draws of the other parameters stay as they are
 }
 
-Tensor Gpt::hidden(const Tensor& tokens, const AttentionContext& given) const {
+void Gpt::add_lora(const LoraOptions& o) {
+  const std::int64_t C = options_.width;
+  for (std::size_t i = 0; i < blocks_.size(); ++i) {
+    const std::string name = fmt::format("h.{}", i);
+    const std::int64_t id = 1 + 2 * options_.layers + 4 * std::int64_t(i);  // after the other dropouts
+    blocks_[i].attention.add_lora(*parameters_, name + ".attn", o, id);
+    if (o.has("mlp")) blocks_[i].mlp.fc.lora = Lora(*parameters_, name + ".mlp.c_fc", C, 4 * C, o, id + 2);
+    if (o.has("mlp_output")) blocks_[i].mlp.out.lora = Lora(*parameters_, name + ".mlp.c_proj", 4 * C, C, o, id + 3);
+  }
+}
+
+Tensor Gpt::embed(const Tensor& tokens, AttentionContext& context) const {
   if (position_table_ && tokens.shape().last() > options_.context)
     throw ShapeError(fmt::format("[gpt] {} tokens a row exceed the context of {} that learned positions have", tokens.shape().last(),
                                  options_.context));
+  const Scope scope("embedding");
+  if (options_.positions == "rotary") context.rotary = rotary_angles(tokens.shape().last(), {});
+  return embedding_dropout_(embedding(tokens, token_table_, position_table_), context.step);
+}
+
+Tensor Gpt::hidden(const Tensor& tokens, const AttentionContext& given) const {
   AttentionContext context = given;
-  Tensor x;
-  {
-    const Scope scope("embedding");
-    x = embedding_dropout_(embedding(tokens, token_table_, position_table_), context.step);
-    if (options_.positions == "rotary") context.rotary = rotary_angles(tokens.shape().last(), {});
-  }
+  Tensor x = embed(tokens, context);
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
     const Scope scope(fmt::format("block{}", i));
     x = blocks_[i](x, context);
   }
   return final_norm_(x);
+}
+
+std::vector<AttentionHeads> Gpt::heads(const Tensor& tokens, const AttentionContext& given) const {
+  std::vector<AttentionHeads> all;
+  AttentionContext context = given;
+  context.heads = &all;
+  Tensor x = embed(tokens, context);
+  for (std::size_t i = 0; i < blocks_.size(); ++i) {
+    const Scope scope(fmt::format("block{}", i));
+    if (i + 1 < blocks_.size()) x = blocks_[i](x, context);
+    else blocks_[i].attention(blocks_[i].norm_1(x), x, context);
+  }
+  return all;
 }
 
 TokenLosses Gpt::loss(const Tensor& tokens, const Tensor& targets, const Tensor& scale, const AttentionContext& context) const {
@@ -174,6 +201,7 @@ Tensors DecodingState::memory() const {
 }
 
 DecodingState Gpt::decoding_state(std::int64_t batch, std::int64_t capacity) const {
+  if (options_.lora) throw ShapeError("[gpt] low-rank updates are not decoded with; give merge_lora(model)");
   if (capacity > options_.longest())
     throw ShapeError(fmt::format("[gpt] a stream of {} tokens exceeds the {} of {} that {} have", capacity,
                                  position_table_ ? "context" : "length", options_.longest(),
@@ -211,8 +239,13 @@ std::int64_t parameter_count(const GptOptions& options) {
   const std::int64_t norm = c * (options.bias && options.norm == "layer" ? 2 : 1), bias = options.bias ? packed + 6 * c : 0;
   const std::int64_t factors = options.window > 0 && options.attention != "softmax" ? options.heads : 0;
   const std::int64_t positions = options.positions == "learned" ? options.context * c : 0;
+  std::int64_t lora = 0;
+  if (options.lora)
+    for (const auto& [target, both] :
+         {std::pair{"attention", c + packed}, {"attention_output", 2 * c}, {"mlp", 5 * c}, {"mlp_output", 5 * c}})
+      if (options.lora->has(target)) lora += options.lora->rank * both;
   return Gpt::table_rows(options) * c * (options.tied_head ? 1 : 2) + positions +
-         options.layers * ((packed + 9 * c) * c + maps + packed * options.short_convolution + bias + factors + 2 * norm) + norm;
+         options.layers * ((packed + 9 * c) * c + maps + packed * options.short_convolution + bias + factors + 2 * norm + lora) + norm;
 }
 
 }  // namespace hedgehog

@@ -1,5 +1,6 @@
 #pragma once
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -34,6 +35,7 @@ struct GptOptions {
   double map_init_gain = 1;            // feature maps start at this times the identity
   Dtype dtype = Dtype::f32;
   std::uint64_t seed = 1;
+  std::optional<LoraOptions> lora = {};  // low-rank updates, for finetuning: merge_lora() before decoding or saving
 
   /// Width of a head's queries and keys.
   std::int64_t query_width() const { return hedgehog::query_width(attention, features, width / heads); }
@@ -82,6 +84,9 @@ class Gpt {
 
   /// Final hidden states of tokens i32 (B, T): (B, T, C).
   Tensor hidden(const Tensor& tokens, const AttentionContext& context = {}) const;
+  /// What every layer of attention works on when the model reads tokens i32 (B, T), with what it makes of it; nothing above the last
+  /// layer's attention is computed.
+  std::vector<AttentionHeads> heads(const Tensor& tokens, const AttentionContext& context = {}) const;
   /// Mean loss over the targets (B, T) that are not -1, or their sum times `scale` (1); and the loss of each token (B, T).
   TokenLosses loss(const Tensor& tokens, const Tensor& targets, const Tensor& scale = {},
                       const AttentionContext& context = {}) const;
@@ -103,6 +108,9 @@ class Gpt {
 
  private:
   Gpt(const GptOptions& options, bool declared);
+  void add_lora(const LoraOptions& options);
+  /// What the first block reads; puts the table of rotary positions into `context`.
+  Tensor embed(const Tensor& tokens, AttentionContext& context) const;
   Tensor rotary_angles(std::int64_t length, const Tensor& offset) const;
   Tensor of_vocabulary(const Tensor& all) const;  // without the rows that pad the table
 

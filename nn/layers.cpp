@@ -7,8 +7,19 @@ Linear::Linear(Parameters& parameters, const std::string& name, std::int64_t in,
   if (with_bias) bias = parameters.add(name + ".bias", {out}, Init::zeros(), 0);
 }
 
-Tensor Linear::operator()(const Tensor& x, const Tensor& addend, const std::string& activation) const {
-  return linear(x, weight, bias, addend, activation);
+namespace {
+
+Tensor activated(const Tensor& x, const std::string& activation) {
+  return activation == "gelu" ? gelu(x) : activation == "silu" ? silu(x) : activation == "relu" ? relu(x) : x;
+}
+
+}  // namespace
+
+Tensor Linear::operator()(const Tensor& x, const Tensor& addend, const std::string& activation, const Tensor& step) const {
+  if (!lora) return linear(x, weight, bias, addend, activation);
+  if (activation == "none") return linear(x, weight, bias, lora(x, addend, step));
+  const Tensor y = activated(linear(x, weight, bias, lora(x, {}, step)), activation);
+  return addend ? y + addend : y;
 }
 
 Tensor Linear::step(const Tensor& x, const Norm& norm, const std::string& activation) const {
@@ -29,7 +40,8 @@ Tensor Dropout::operator()(const Tensor& x, const Tensor& step) const {
 Tensor Mlp::operator()(const Tensor& x, const Tensor& residual, const Tensor& step) const {
   const Scope scope("mlp");
   const bool drops = dropout.rate > 0 && step;
-  const Tensor y = mlp(x, fc.weight, out.weight, fc.bias, out.bias, drops ? Tensor{} : residual, activation);
+  const Tensor y = fc.lora || out.lora ? out(fc(x, {}, activation, step), drops ? Tensor{} : residual, "none", step)
+                                       : mlp(x, fc.weight, out.weight, fc.bias, out.bias, drops ? Tensor{} : residual, activation);
   return drops ? residual + dropout(y, step) : y;
 }
 

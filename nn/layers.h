@@ -1,6 +1,7 @@
 #pragma once
 #include <string>
 
+#include "nn/lora.h"
 #include "nn/parameters.h"
 #include "ops/ops.h"
 
@@ -8,13 +9,16 @@ namespace hedgehog {
 
 struct Norm;
 
-/// y = activation(x weight + bias) + addend. weight (in, out), named NAME.weight; bias named NAME.bias.
+/// y = activation(x weight + bias) + addend. weight (in, out), named NAME.weight; bias named NAME.bias. With a low-rank update
+/// y = activation(x weight + bias + lora(x)) + addend.
 struct Linear {
   Tensor weight, bias;
+  Lora lora;  // or none
 
   Linear() = default;
   Linear(Parameters& parameters, const std::string& name, std::int64_t in, std::int64_t out, bool with_bias, Init init);
-  Tensor operator()(const Tensor& x, const Tensor& addend = {}, const std::string& activation = "none") const;
+  /// `step`: the optimiser's step state, for the update's dropout in training.
+  Tensor operator()(const Tensor& x, const Tensor& addend = {}, const std::string& activation = "none", const Tensor& step = {}) const;
   /// The same of norm(x) without an addend, in one pass and without a gradient: for decoding.
   Tensor step(const Tensor& x, const Norm& norm, const std::string& activation = "none") const;
 };

@@ -84,15 +84,28 @@ std::int64_t Parameters::count() const {
   return n;
 }
 
+std::vector<double> Parameters::span_table() const {
+  std::vector<double> spans;
+  for (std::size_t i = 0; i < tensors_.size(); ++i)
+    spans.insert(spans.end(), {double(flat_.offsets[i]), double(tensors_[i].size()), 1.0, decay_[i],
+                               tensors_[i]->wants_gradient ? 0.0 : 1.0});
+  return spans;
+}
+
+void Parameters::train_only(const std::function<bool(const std::string&)>& trains) {
+  if (std::none_of(tensors_.begin(), tensors_.end(), [&](const Tensor& t) { return trains(t.name()); }))
+    throw Error(fmt::format("[parameters] none of the {} parameters would be trained; name some", tensors_.size()));
+  for (const Tensor& t : tensors_) t->wants_gradient = trains(t.name());
+  if (flat_.spans) flat_.spans.copy_from(span_table());
+}
+
 const FlatParameters& Parameters::flatten() {
   if (flat_.weights) return flat_;
   Tensors gradients;
-  std::vector<double> spans;
   std::int64_t offset = 0;
   for (std::size_t i = 0; i < tensors_.size(); ++i) {
     gradients.push_back(tensors_[i].grad());
     flat_.offsets.push_back(offset);
-    spans.insert(spans.end(), {double(offset), double(tensors_[i].size()), 1.0, decay_[i], 0.0});
     offset += (tensors_[i].size() + kSpanAlignment - 1) / kSpanAlignment * kSpanAlignment;
   }
   const bool rounded = dtype_ == Dtype::bf16;
@@ -116,7 +129,7 @@ const FlatParameters& Parameters::flatten() {
     flat_.first_moment = state(flat_.weights.shape(), dtype, "first_moment");
     flat_.second_moment = state(flat_.weights.shape(), dtype, "second_moment");
   }
-  flat_.spans = constant(Shape{std::int64_t(tensors_.size()), 5}, spans, Dtype::f64, "spans");
+  flat_.spans = constant(Shape{std::int64_t(tensors_.size()), 5}, span_table(), Dtype::f64, "spans");
   return flat_;
 }
 

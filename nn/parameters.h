@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -53,6 +54,9 @@ class Parameters {
   void refresh_copies();
   /// Throws Error naming the nearest parameter.
   Tensor find(const std::string& name) const;
+  /// From now on only the parameters that `trains` names want a gradient and are updated; the others are frozen. Programs that
+  /// were recorded before keep their gradients. Throws Error if nothing is left to train.
+  void train_only(const std::function<bool(const std::string& name)>& trains);
   /// Number of elements.
   std::int64_t count() const;
   Dtype dtype() const { return dtype_; }
@@ -64,6 +68,7 @@ class Parameters {
 
  private:
   const Tensor& master_of(const Tensor& parameter) const;
+  std::vector<double> span_table() const;
 
   Dtype dtype_;
   std::uint64_t seed_;

@@ -150,3 +150,22 @@ TEST_CASE("smoothed mean: bias-corrected, and not thrown off by NaN") {
   CHECK(mean.add(1) == doctest::Approx((0.25 * 4 + 0.5 * 1) / 0.75).epsilon(1e-15));
   CHECK(mean.add(INFINITY) == mean.value());
 }
+
+TEST_CASE("report: tables with their head, and the chart of a distillation, alone or before those of the log") {
+  Report report;
+  report.title = "converted";
+  report.tables = {{"Losses <b>", "nats & tokens", {{"", "loss"}, {"teacher", "1.7 <"}}}};
+  report.distillation = log_of(30);
+  report.distillation_loss = "KL divergence";
+  const std::string page = report_html(report);
+  for (const char* part : {"<h2>Losses &lt;b&gt;</h2>", "nats &amp; tokens", "<th>loss</th>", "<td>teacher</td><td>1.7 &lt;</td>"}) {
+    CAPTURE(part);
+    CHECK(contains(page, part));
+  }
+  REQUIRE(data_of(page)["charts"].size() == 1);
+  CHECK(data_of(page)["charts"][0]["title"] == "Distillation: KL divergence");
+  CHECK(data_of(page)["charts"][0]["series"].size() == 2);
+  report.log = log_of(30);
+  REQUIRE(data_of(report_html(report))["charts"].size() == 6);
+  CHECK(data_of(report_html(report))["charts"][1]["title"] == "Loss (nats a token)");
+}

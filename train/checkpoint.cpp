@@ -219,6 +219,7 @@ std::map<std::string, std::string> machine_description() {
 }
 
 void save_checkpoint(const fs::path& directory, Gpt& model, const Tokenizer& tokenizer, const RunState& run) {
+  if (model.options().lora) throw Error("[checkpoint] low-rank updates are not saved; give merge_lora(model)");
   const FlatParameters& flat = model.parameters().flatten();
   const Tensors& all = model.parameters().masters();
   save_directory(directory, [&](const fs::path& temporary) {
@@ -269,6 +270,10 @@ Checkpoint load_checkpoint(const fs::path& directory, bool moments) {
     throw FileError(fmt::format("[checkpoint] {}: tokenizer.json has {} tokens, but the model has {}", directory.string(),
                                 c.tokenizer->size(), options.vocabulary));
   const SafetensorsFile weights(directory / "model.safetensors");
+  // maps of one shape and another meaning would load without a word
+  if (const auto named = weights.metadata().find("attention"); named != weights.metadata().end() && named->second != options.attention)
+    throw FileError(fmt::format("[checkpoint] {} holds weights of attention '{}', but state.json says '{}'; their feature maps differ, "
+                                "and one is not the other's", weights.path().string(), named->second, options.attention));
   // before a model of a damaged size is built
   if (const std::int64_t held = element_count(weights), expected = parameter_count(options); held != expected)
     throw FileError(fmt::format("[checkpoint] {} holds {} parameters, but the model that state.json describes has {}; one of them is damaged",

@@ -11,6 +11,7 @@ int train_command(Config& config);
 int sample_command(Config& config);
 int eval_command(Config& config);
 int analyze_command(Config& config);
+int convert_command(Config& config);
 int prepare_command(Config& config);
 int reproduce_command(Config& config);
 int gradcheck_command(Config& config);

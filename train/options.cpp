@@ -45,16 +45,19 @@ const std::vector<std::string> kTrain = {"train"};
 const std::vector<std::string> kModelCommands = {"train", "bench", "info"};
 const std::vector<std::string> kSample = {"sample"};
 const std::vector<std::string> kAnalyze = {"analyze"};
+const std::vector<std::string> kConvert = {"convert"};
+const std::vector<std::string> kTrainOrConvert = {"train", "convert"};
 const std::vector<std::string> kReproduce = {"reproduce"};
-const std::vector<std::string> kEverywhere = {"train", "sample", "eval", "analyze", "reproduce", "gradcheck", "bench", "info"};
-const std::vector<std::string> kAlsoPrepare = {"train", "sample", "eval", "analyze", "prepare", "reproduce", "gradcheck", "bench", "info"};
+const std::vector<std::string> kEverywhere = {"train", "sample", "eval", "analyze", "convert", "reproduce", "gradcheck", "bench", "info"};
+const std::vector<std::string> kAlsoPrepare = {"train",     "sample",    "eval",  "analyze", "convert", "prepare",
+                                               "reproduce", "gradcheck", "bench", "info"};
 
 std::vector<Option> data_options() {
   return {
       text("data", "", "data",
-           "a file, a directory, - for standard input, or shakespeare (downloaded); without it the built-in stories, in eval and "
-           "analyze the run's data; these take all of a text given; reproduce: text for the experiments that need it",
-           {"train", "eval", "analyze", "prepare", "reproduce"}),
+           "a file, a directory, - for standard input, or shakespeare (downloaded); without it the built-in stories, in eval, analyze and "
+           "convert the run's data; eval and analyze take all of a text given; reproduce: text for the experiments that need it",
+           {"train", "eval", "analyze", "convert", "prepare", "reproduce"}),
       text("tokenizer", "byte", "data",
            "byte, char, word, bpe (byte pairs learned from the text), or a directory with tokenizer.json or GPT-2's encoder.json and vocab.bpe",
            {"train", "reproduce"}),
@@ -66,7 +69,7 @@ std::vector<Option> model_options() {
   return {
       text("preset", "", "model", "a named set of values (listed below); without it training chooses by the data",
            kModelCommands),
-      text("attention", "hedgehog", "model", "attention or feature map", kModelCommands,
+      text("attention", "hedgehog", "model", "attention or feature map", {"train", "convert", "bench", "info"},
            {"hedgehog", "hedgehog-softmax", "hedgehog-joint", "softmax", "elu", "relu", "exp", "t2r", "taylor", "cosformer", "performer"}),
       integer("layers", "2", "", "model", "number of blocks", kModelCommands, 1, 1024),
       integer("heads", "2", "", "model", "attention heads a layer; divides width", kModelCommands, 1, 1024),
@@ -103,9 +106,9 @@ std::vector<Option> training_options() {
       integer("steps", "2000", "steps", "training", "optimiser steps", kTrain, 1),
       real("minutes", "", "minutes", "training", "train about this long: sets steps after a measured warm-up; reproduce: begin no part that would end later",
            {"train", "reproduce"}, kAboveZero),
-      integer("batch", "16", "rows", "training", "rows of context tokens a micro-batch", {"train", "eval", "bench", "info"}, 1,
+      integer("batch", "16", "rows", "training", "rows of context tokens a micro-batch", {"train", "eval", "convert", "bench", "info"}, 1,
               1 << 20),
-      integer("gradient_accumulation", "1", "micro-batches", "training", "micro-batches a step", kTrain, 1, 1 << 20),
+      integer("gradient_accumulation", "1", "micro-batches", "training", "micro-batches a step", kTrainOrConvert, 1, 1 << 20),
       text("recompute", "auto", "training",
            "drop results that backward needs and make them again: where they do not fit the memory, never, or all that saves memory",
            kModelCommands, {"auto", "none", "all"}),
@@ -116,12 +119,12 @@ std::vector<Option> training_options() {
            kTrain),
       text("schedule", "cosine", "training", "how the learning rate falls", kTrain, {"cosine", "linear", "constant"}),
       integer("warmup", "100", "steps", "training", "steps of rising learning rate", kTrain),
-      real("weight_decay", "0.1", "", "training", "AdamW decay of matrices; never of maps, biases and norms", kTrain),
+      real("weight_decay", "0.1", "", "training", "AdamW decay of matrices; never of maps, biases and norms", kTrainOrConvert),
       real("beta1", "0.9", "", "training", "AdamW decay of the first moment", kTrain, 0, 0.999999),
       real("beta2", "0.99", "", "training", "AdamW decay of the second moment", kTrain, 0, 0.999999),
       real("epsilon", "1e-8", "", "training", "AdamW addend of the denominator", kTrain, kAboveZero),
-      real("clip", "1", "", "training", "largest global gradient norm; 0 for no limit", kTrain),
-      integer("seed", "1", "", "training", "seed of everything random", {"train", "sample", "analyze", "gradcheck", "bench"}),
+      real("clip", "1", "", "training", "largest global gradient norm; 0 for no limit", kTrainOrConvert),
+      integer("seed", "1", "", "training", "seed of everything random", {"train", "sample", "analyze", "convert", "gradcheck", "bench"}),
   };
 }
 
@@ -136,22 +139,44 @@ std::vector<Option> experiment_options() {
   };
 }
 
+std::vector<Option> conversion_options() {
+  return {
+      text("from", "latest", "conversion", "the softmax model to convert: a run's or checkpoint's directory", kConvert),
+      integer("length", "", "tokens", "conversion", "tokens a row; without it the model's context", kConvert, 1, 1 << 24),
+      text("distill", "weights", "conversion",
+           "what the feature maps learn to imitate: the teacher's weights of attention, its output, or nothing", kConvert,
+           {"weights", "output", "none"}),
+      integer("distill_steps", "400", "steps", "conversion", "steps that train the maps alone", kConvert, 1),
+      real("distill_learning_rate", "0.01", "", "conversion", "highest learning rate of the maps", kConvert, kAboveZero),
+      text("finetune", "all", "conversion", "what is trained on the text then: all weights, low-rank updates and the maps, or nothing",
+           kConvert, {"all", "lora", "none"}),
+      integer("finetune_steps", "400", "steps", "conversion", "steps on the text", kConvert, 1),
+      real("finetune_learning_rate", "1e-3", "", "conversion", "highest learning rate on the text", kConvert, kAboveZero),
+      integer("lora_rank", "8", "", "conversion", "rank of the updates of --finetune=lora", kConvert, 1, 65536),
+      real("lora_alpha", "16", "", "conversion", "the updates are scaled by this over the rank", kConvert, kAboveZero),
+      real("lora_dropout", "0", "", "conversion", "share of the updates' inputs dropped in training", kConvert, 0, 0.99),
+      text("lora_targets", "attention,attention_output", "conversion",
+           "layers that get updates, with commas: attention, attention_output, mlp, mlp_output", kConvert),
+      flag("finetune_teacher", "false", "conversion", "finetune a copy of the teacher as long, for a fair comparison", kConvert),
+  };
+}
+
 std::vector<Option> run_options() {
   return {
       text("out", "", "run", "directory of the run, without it runs/<data>-<attention>-<n>; prepare: of tokenizer.json; analyze: of its page and numbers, "
            "without it 'analysis' beside the checkpoint; reproduce: of parts, table and page, without it reproduce/<name>-<size>",
-           {"train", "analyze", "prepare", "reproduce"}),
+           {"train", "analyze", "convert", "prepare", "reproduce"}),
       outside_file(text("resume", "", "run", "go on from a run's last checkpoint, by default the latest run", kTrain),
                    "latest"),
       integer("evaluate_every", "250", "steps", "run", "validation every so many steps; 0 only at the end", kTrain),
       integer("evaluate_batches", "0", "batches", "run", "validation batches; 0 for the whole validation set",
-              {"train", "eval"}),
+              {"train", "eval", "convert"}),
       flag("linear_branch", "true", "run", "false: attention with a window sees nothing before it, to learn what the linear part is worth", {"eval"}),
       integer("stop_at", "0", "steps", "run", "stop after this step as Ctrl-C does, for --resume to go on; 0 for not", kTrain),
       integer("save_every", "250", "steps", "run", "checkpoint every so many steps; 0 only at the end", kTrain),
       integer("log_every", "1", "steps", "run", "a line of log.jsonl every so many steps", kTrain, 1),
       flag("report", "true", "run", "write report.html and loss.svg at the end", kTrain),
-      flag("quiet", "false", "run", "no progress line", kTrain),
+      flag("quiet", "false", "run", "no progress line", kTrainOrConvert),
       text("device", "auto", "run", "where to compute; auto: the GPU if there is one", kEverywhere, {"auto", "cpu", "cuda"}),
       text("dtype", "auto", "run",
            "type of weights and activations; auto: bf16 (with f32 masters and sums) on a GPU, f32 on the CPU; tf32: f32 with "
@@ -183,7 +208,7 @@ std::vector<Option> use_options() {
       integer("draws", "10", "draws", "check", "random inputs a sample", {"gradcheck"}, 1, 100000),
       text("only", "all", "output", "measure one part alone; all leaves attention out on a CPU", {"bench"},
            {"all", "products", "attention", "steps", "decoding"}),
-      flag("json", "false", "output", "print JSON instead of a table", {"eval", "analyze", "gradcheck", "bench", "info"}),
+      flag("json", "false", "output", "print JSON instead of a table", {"eval", "analyze", "convert", "gradcheck", "bench", "info"}),
   };
 }
 
@@ -204,7 +229,7 @@ std::vector<std::pair<std::string, std::string>> assignments(std::string_view te
 const std::vector<Option>& option_table() {
   static const std::vector<Option> table = [] {
     std::vector<Option> all;
-    for (const auto& part : {data_options(), model_options(), training_options(), use_options(), experiment_options(), run_options()}) {
+    for (const auto& part : {data_options(), conversion_options(), model_options(), training_options(), use_options(), experiment_options(), run_options()}) {
       all.insert(all.end(), part.begin(), part.end());
     }
     return all;
@@ -219,6 +244,8 @@ const std::vector<Command>& command_table() {
       {"eval", "measure a trained model: loss, perplexity, answers", "hedgehog eval --data=other.txt"},
       {"analyze", "look at a trained model's attention weights: entropy, order, distance from softmax; writes a page",
        "hedgehog analyze --checkpoint=runs/latest --lengths=64,128"},
+      {"convert", "turn a softmax model into one of linear attention: distil feature maps, finetune",
+       "hedgehog convert --from=runs/shakespeare-softmax-1 --attention=hedgehog"},
       {"prepare", "learn byte-pair tokens from a text; writes tokenizer.json", "hedgehog prepare --data=my.txt --vocabulary=8192 --out=tokens"},
       {"reproduce", "repeat an experiment of the paper; without a name list them", "hedgehog reproduce recall --size=small", "NAME"},
       {"gradcheck", "check every gradient against differences", "hedgehog gradcheck --op=layernorm"},

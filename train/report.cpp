@@ -56,12 +56,17 @@ Json chart(const char* title, Json all_series, bool logarithmic, bool from_zero)
           {"series", std::move(all_series)}};
 }
 
-Json loss_chart(const Report& report) {
-  std::vector<StepRecord> smoothed = report.log;
-  const std::vector<double> means = smoothed_losses(report.log);
+/// Each step's loss, and the losses without their noise.
+Json loss_series(const std::vector<StepRecord>& log) {
+  std::vector<StepRecord> smoothed = log;
+  const std::vector<double> means = smoothed_losses(log);
   for (size_t i = 0; i < means.size(); ++i) smoothed[i].loss = means[i];
   const Value loss = [](const StepRecord& record) { return record.loss; };
-  Json all = Json::array({series("faint", "each step", report.log, loss), series("line", "smoothed", smoothed, loss)});
+  return Json::array({series("faint", "each step", log, loss), series("line", "smoothed", smoothed, loss)});
+}
+
+Json loss_chart(const Report& report) {
+  Json all = loss_series(report.log);
   Json validation = validation_points(report.log);
   if (!validation["x"].empty()) all.push_back(std::move(validation));
   Json result = chart("Loss (nats a token)", std::move(all), false, false);
@@ -86,7 +91,12 @@ Json charts(const Report& report) {
   const auto one = [&](const char* name, const Value& value) {
     return Json::array({series("line", name, report.log, value)});
   };
-  Json all = Json::array({loss_chart(report)});
+  Json all = Json::array();
+  if (!report.distillation.empty()) {
+    all.push_back(chart(("Distillation: " + report.distillation_loss).c_str(), loss_series(report.distillation), true, false));
+    if (report.log.empty()) return all;
+  }
+  all.push_back(loss_chart(report));
   all.push_back(
       chart("Learning rate", one("learning rate", [](const StepRecord& r) { return r.learning_rate; }), false, true));
   all.push_back(chart("Gradient norm, before clipping",
@@ -116,6 +126,21 @@ std::string summary_html(const NamedValues& values) {
   return result + "</dl>\n";
 }
 
+std::string tables_html(const std::vector<ReportTable>& tables) {
+  std::string result;
+  for (const ReportTable& table : tables) {
+    result += fmt::format("<h2>{}</h2>\n<div class=\"caption\">{}</div>\n<table>\n", escape_html(table.title), escape_html(table.caption));
+    for (size_t i = 0; i < table.rows.size(); ++i) {
+      result += "<tr>";
+      const std::string_view kind = i == 0 ? "th" : "td";
+      for (const std::string& cell : table.rows[i]) result += fmt::format("<{0}>{1}</{0}>", kind, escape_html(cell));
+      result += "</tr>\n";
+    }
+    result += "</table>\n";
+  }
+  return result;
+}
+
 std::string configuration_html(const NamedValues& values) {
   if (values.empty()) return "";
   std::string result = "<h2>Configuration</h2>\n<table>\n";
@@ -127,7 +152,7 @@ std::string configuration_html(const NamedValues& values) {
 }  // namespace
 
 std::string report_html(const Report& report) {
-  return page_html(report.title, summary_html(report.summary), charts(report), samples_html(report.samples) + configuration_html(report.configuration));
+  return page_html(report.title, summary_html(report.summary) + tables_html(report.tables), charts(report), samples_html(report.samples) + configuration_html(report.configuration));
 }
 
 void write_report(const std::filesystem::path& path, const Report& report) { replace_file(path, report_html(report)); }

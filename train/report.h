@@ -19,19 +19,31 @@ struct ReportSample {
 
 using NamedValues = std::vector<std::pair<std::string, std::string>>;
 
+/// A table; its first row is the head.
+struct ReportTable {
+  std::string title;
+  std::string caption;
+  std::vector<std::vector<std::string>> rows;
+};
+
 /// Everything report.html shows. All texts are escaped; none needs to be trusted.
 ///
 /// title          e.g. "stories, hedgehog attention"
 /// log            records of the run
 /// floor          exact entropy, nats a token; NaN where unknown
 /// summary        headline figures, in order, e.g. {"validation loss", "1.234"}
+/// distillation   records of the steps that distilled feature maps, whose loss is `distillation_loss`; empty where there were none
+/// tables         shown below the headline figures
 /// configuration  resolved options, in order
 /// layer_names    one a layer_gradient_norms entry; missing names are numbered
 struct Report {
   std::string title;
   std::vector<StepRecord> log;
   double floor = std::numeric_limits<double>::quiet_NaN();
+  std::vector<StepRecord> distillation;
+  std::string distillation_loss;
   NamedValues summary;
+  std::vector<ReportTable> tables;
   NamedValues configuration;
   std::vector<std::string> layer_names;
   std::vector<ReportSample> samples;

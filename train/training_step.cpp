@@ -20,7 +20,13 @@ void copy_ids(const std::vector<std::int32_t>& from, const Tensor& to) {
   to.write(from.data(), 0, to.size());
 }
 
-TrainingStep::Recorded TrainingStep::record_step(Gpt& model, const StepShape& shape, const OptimizerOptions& optimizer) {
+Tensor next_token_loss(const Gpt& model, const Tensor& tokens, const Tensor& targets, const Tensor& scale,
+                       const AttentionContext& context) {
+  return model.loss(tokens, targets, scale, context).loss;
+}
+
+TrainingStep::Recorded TrainingStep::record_step(Gpt& model, const StepShape& shape, const OptimizerOptions& optimizer,
+                                                const StepLoss& lowers) {
   Recorded r;
   const Shape ids{shape.rows, shape.context};
   r.tokens = ids_input(model, ids, "tokens");
@@ -30,9 +36,9 @@ TrainingStep::Recorded TrainingStep::record_step(Gpt& model, const StepShape& sh
   r.step_state = hedgehog::step_state();
   const FlatParameters& flat = model.parameters().flatten();
   r.gradients = record([&] {
-    const TokenLosses loss = model.loss(r.tokens, r.targets, r.scale, {r.documents, r.step_state});
-    backward(loss.loss);
-    return Tensors{loss.loss};
+    const Tensor loss = lowers(model, r.tokens, r.targets, r.scale, {r.documents, r.step_state});
+    backward(loss);
+    return Tensors{loss};
   });
   const Tensor loss = shape.micro_batches == 1 ? r.gradients.outputs[0] : Tensor{};
   r.update = record([&] {
@@ -68,9 +74,9 @@ Tensor slot_view(const Tensor& step, StepState slot) {
 }  // namespace
 
 TrainingStep::TrainingStep(Gpt& model, const StepShape& shape, const OptimizerOptions& optimizer, std::uint64_t seed,
-                           std::shared_ptr<Arena> arena)
+                           std::shared_ptr<Arena> arena, const StepLoss& loss)
     : shape_(shape), parameters_(model.parameters().all().size()) {
-  Recorded r = record_step(model, shape, optimizer);
+  Recorded r = record_step(model, shape, optimizer, loss);
   tokens_ = r.tokens;
   targets_ = r.targets;
   scale_ = r.scale;
@@ -189,9 +195,9 @@ Cost TrainingStep::cost() const {
   return update_ ? with_update(cost, account(update_->program()), shape_.micro_batches) : cost;
 }
 
-Cost TrainingStep::predict(const GptOptions& options, const StepShape& shape, const OptimizerOptions& optimizer) {
+Cost TrainingStep::predict(const GptOptions& options, const StepShape& shape, const OptimizerOptions& optimizer, const StepLoss& loss) {
   Gpt model = Gpt::declared(options);
-  const Recorded r = record_step(model, shape, optimizer);
+  const Recorded r = record_step(model, shape, optimizer, loss);
   const FlatParameters& flat = model.parameters().flatten();
   Cost cost = account(r.gradients);
   if (shape.micro_batches > 1) cost = with_update(cost, account(r.update), shape.micro_batches);

@@ -1,5 +1,6 @@
 #pragma once
 #include <deque>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <span>
@@ -31,8 +32,15 @@ struct StepShape {
   static constexpr Bytes kUnlimited = std::numeric_limits<Bytes>::max();
 };
 
+/// What a step lowers: the loss of ids (B, T) as an entry of the list, times `scale` (1), which is one over the valid targets of the
+/// whole step.
+using StepLoss = std::function<Tensor(const Gpt& model, const Tensor& tokens, const Tensor& targets, const Tensor& scale,
+                                      const AttentionContext& context)>;
+/// The mean loss of the next token.
+Tensor next_token_loss(const Gpt& model, const Tensor& tokens, const Tensor& targets, const Tensor& scale, const AttentionContext& context);
+
 struct StepResult {
-  double loss = 0;                         // nats a token, over all valid targets of the step
+  double loss = 0;                         // mean over all valid targets of the step; nats a token, unless another loss is given
   double gradient_norm = 0;                // before clipping
   std::vector<double> parameter_norms;     // gradient norm of each parameter, in order
   bool failed = false;                     // the loss or a gradient was not finite; nothing was changed
@@ -46,7 +54,7 @@ struct StepResult {
 class TrainingStep {
  public:
   TrainingStep(Gpt& model, const StepShape& shape, const OptimizerOptions& optimizer, std::uint64_t seed,
-               std::shared_ptr<Arena> arena = {});
+               std::shared_ptr<Arena> arena = {}, const StepLoss& loss = next_token_loss);
 
   /// One step on micro_batches batches. With a non-finite loss or gradient norm nothing is changed and failed() is true.
   StepResult run(std::span<const Batch> batches, double learning_rate);
@@ -67,14 +75,15 @@ class TrainingStep {
 
   /// Memory and FLOPs of a step of this shape, without running or allocating anything: parameters, gradients, moments and
   /// inputs are persistent, the rest is the arena. FLOPs include those of recomputation, which `repeated` counts.
-  static Cost predict(const GptOptions& model, const StepShape& shape, const OptimizerOptions& optimizer);
+  static Cost predict(const GptOptions& model, const StepShape& shape, const OptimizerOptions& optimizer,
+                      const StepLoss& loss = next_token_loss);
 
  private:
   struct Recorded {
     Tensor tokens, targets, scale, documents, step_state;
     Program gradients, update;
   };
-  static Recorded record_step(Gpt& model, const StepShape& shape, const OptimizerOptions& optimizer);
+  static Recorded record_step(Gpt& model, const StepShape& shape, const OptimizerOptions& optimizer, const StepLoss& loss);
   void stage(const Batch& batch, double scale, double learning_rate, double first_sequence);
   void fetch_loss();
 

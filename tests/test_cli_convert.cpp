@@ -1,0 +1,176 @@
+#include <doctest/doctest.h>
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "tests/cli_cases.h"
+
+namespace hedgehog {
+
+using namespace test;
+
+namespace {
+
+using nlohmann::json;
+
+/// A folder with a text and a softmax model that was trained on it.
+struct Teacher {
+  TemporaryDirectory d;
+  std::string at;
+  explicit Teacher(const std::string& options = "") : at(d.path().string()) {
+    d.file("text.txt", some_text());
+    const ProgramResult r = run_program("train --data=text.txt --attention=softmax --out=teacher " + std::string(kSmall) + options, at);
+    CAPTURE(r.output);
+    REQUIRE(r.code == 0);
+  }
+  ProgramResult convert(const std::string& options, const std::string& out) const {
+    std::filesystem::remove_all(d / out);
+    return run_program("convert --from=teacher --batch=2 --quiet --out=" + out + " " + options, at);
+  }
+  json figures(const std::string& run) const { return json::parse(bytes_of(d / (run + "/convert.json"))); }
+};
+
+}  // namespace
+
+TEST_CASE("cli: a softmax model is converted; the student's checkpoint gives the loss that is reported, and writes") {
+  const Teacher teacher;
+  const std::string stages = "--distill_steps=30 --distill_learning_rate=0.05 --finetune_steps=5";
+  const ProgramResult r = teacher.convert(stages + " --finetune_teacher", "student");
+  CAPTURE(r.output);
+  REQUIRE(r.code == 0);
+  for (const char* part : {"teacher finetuned as long", "student after the swap", "student after distillation", "student after finetuning",
+                           "won back", "checkpoint  student/last"})
+    CHECK(contains(r.output, part));
+  const json f = teacher.figures("student");
+  CHECK(f["divergence"]["after"]["heads"].size() == 1);
+  CHECK(f["divergence"]["after"]["heads"][0].size() == 2);
+  CHECK(f["divergence"]["after"]["mean"].get<double>() < f["divergence"]["before"]["mean"].get<double>());
+  CHECK(f["loss"]["finetuned"].get<double>() < f["loss"]["distilled"].get<double>());
+  const double finetuned = f["loss"]["finetuned"], reference = f["loss"]["teacher_finetuned"];
+  CHECK(f["times_reference"].get<double>() == doctest::Approx(finetuned / reference));
+  const ProgramResult eval = run_program("eval --checkpoint=student --json --batch=2", teacher.at);
+  REQUIRE(eval.code == 0);
+  CHECK(json::parse(eval.output)["loss"].get<double>() == doctest::Approx(f["loss"]["finetuned"].get<double>()).epsilon(1e-6));
+  CHECK(run_program("sample --checkpoint=student --tokens=10 --prompt=the", teacher.at).code == 0);
+  CHECK(contains(run_program("info --checkpoint=student", teacher.at).output, "hedgehog"));
+  const std::string page = bytes_of(teacher.d / "student/report.html");
+  for (const char* part : {"KL divergence of every layer and head", "student after distillation", "Distillation: KL", "won back"})
+    CHECK(contains(page, part));
+  // the same seed, the same bits
+  REQUIRE(teacher.convert(stages, "again").code == 0);
+  CHECK(bytes_of(teacher.d / "again/last/model.safetensors") == bytes_of(teacher.d / "student/last/model.safetensors"));
+}
+
+TEST_CASE("cli: every student, loss and way of finetuning converts to a checkpoint that eval agrees with") {
+  const Teacher teacher("--positions=learned --bias --dropout=0.1");
+  const std::string distil = " --distill_steps=4", finetune = " --finetune_steps=3",
+                    lora = " --finetune=lora --lora_rank=2 --lora_dropout=0.1 --lora_targets=attention,mlp,mlp_output";
+  for (const std::string& text :
+       {"--attention=t2r --distill=output" + distil + finetune, "--attention=hedgehog-softmax --finetune=none" + distil,
+        "--attention=elu" + finetune, "--attention=exp" + finetune, "--distill=none" + finetune,
+        "--attention=hedgehog-joint" + lora + distil + finetune, "--length=8 --gradient_accumulation=2" + distil + finetune}) {
+    CAPTURE(text);
+    const ProgramResult r = teacher.convert(text, "student");
+    CAPTURE(r.output);
+    REQUIRE(r.code == 0);
+    const json loss = teacher.figures("student")["loss"];
+    const double last = loss.contains("finetuned") ? loss["finetuned"] : loss["distilled"];
+    const ProgramResult eval = run_program("eval --checkpoint=student --json --batch=2", teacher.at);
+    CAPTURE(eval.output);
+    REQUIRE(eval.code == 0);
+    if (!contains(text, "--length"))  // eval reads rows of the model's context
+      CHECK(json::parse(eval.output)["loss"].get<double>() == doctest::Approx(last).epsilon(1e-6));
+    CHECK(loss.contains("distilled") == contains(text, distil.c_str()));
+  }
+}
+
+TEST_CASE("cli: rows longer than the context convert where positions have no end, and the model then has that context") {
+  const Teacher teacher("--positions=rotary");
+  const ProgramResult r = teacher.convert("--length=24 --distill_steps=3 --finetune_steps=3", "student");
+  CAPTURE(r.output);
+  REQUIRE(r.code == 0);
+  CHECK(contains(bytes_of(teacher.d / "student/last/state.json"), "\"context\": 24"));
+  const ProgramResult eval = run_program("eval --checkpoint=student --json --batch=2", teacher.at);
+  REQUIRE(eval.code == 0);
+  CHECK(json::parse(eval.output)["loss"].get<double>() == doctest::Approx(teacher.figures("student")["loss"]["finetuned"].get<double>()).epsilon(1e-6));
+}
+
+TEST_CASE("cli: a model of the built-in stories converts, its short convolution and untied classifier with it") {
+  const TemporaryDirectory d;
+  const std::string at = d.path().string(), small = "--width=16 --batch=2 --steps=3 --warmup=1 --evaluate_every=0 --save_every=0 --quiet ";
+  REQUIRE(run_program("train --attention=softmax --preset=story --report=false --out=teacher " + small, at).code == 0);
+  const ProgramResult r = run_program("convert --from=teacher --batch=4 --distill_steps=3 --finetune_steps=3 --evaluate_batches=2 --quiet --out=student", at);
+  CAPTURE(r.output);
+  REQUIRE(r.code == 0);
+  const ProgramResult eval = run_program("eval --checkpoint=student --evaluate_batches=2", at);
+  CAPTURE(eval.output);
+  CHECK(eval.code == 0);
+  CHECK(contains(eval.output, "all questions"));
+}
+
+TEST_CASE("cli: a conversion to none is the teacher's weights with new maps") {
+  const Teacher teacher;
+  const ProgramResult r = teacher.convert("--distill=none --finetune=none --json", "student");
+  CAPTURE(r.output);
+  REQUIRE(r.code == 0);
+  const json f = json::parse(r.output);
+  CHECK(f["loss"].size() == 2);
+  CHECK(f["recovered"].get<double>() == 0);
+  CHECK(bytes_of(teacher.d / "student/convert.json") == r.output);
+}
+
+TEST_CASE("cli: Ctrl-C writes the student as it is then, leaves out the stages after it, and exits with 130") {
+  const Teacher teacher;
+  const ProgramResult r = run_shell("cd '" + teacher.at + "'; '" HH_BINARY_DIR "/bin/hedgehog' convert --from=teacher --batch=2 --quiet --out=run "
+                                    "--distill_steps=1000000 & child=$!; while kill -0 $child && [ ! -s run/distillation.jsonl ]; "
+                                    "do sleep 0.05; done; kill -INT $child; wait $child");
+  CAPTURE(r.output);
+  CHECK(r.code == 130);
+  CHECK(contains(r.output, "checkpoint  run/last"));
+  const json f = teacher.figures("run");
+  CHECK(f["steps"]["distillation"].get<int>() > 0);
+  CHECK(f["steps"]["distillation"].get<int>() < 1000000);
+  CHECK_FALSE(f["loss"].contains("finetuned"));
+  CHECK(run_program("eval --checkpoint=run", teacher.at).code == 0);
+}
+
+TEST_CASE("cli: conversions that cannot be are refused in one line") {
+  const Teacher teacher("--positions=learned");
+  auto refused = [&](const std::string& options, int code, std::initializer_list<const char*> parts) {
+    CAPTURE(options);
+    check_refused(teacher.convert(options, "student"), code, parts);
+    CHECK_FALSE(std::filesystem::exists(teacher.d / "student"));
+  };
+  refused("--attention=softmax", 2, {"not to 'softmax'", "already"});
+  refused("--attention=taylor", 2, {"hedgehog", "not to 'taylor'"});
+  refused("--attention=elu --distill=weights", 2, {"--attention=elu", "nothing to distil"});
+  refused("--length=17", 2, {"--length=17", "16 learned positions"});
+  refused("--finetune=lora --lora_targets=attention,head", 2, {"'head'", "mlp_output"});
+  refused("--finetune=lora --lora_targets=", 2, {"''", "mlp_output"});
+  refused("--finetune=lora --lora_rank=0", 2, {"--lora_rank", "0"});
+  refused("--finetune=lora --lora_rank=17", 2, {"17", "width of 16"});
+  refused("--lora_rank=4", 2, {"--lora_rank", "--finetune=lora"});
+  refused("--distill=none --distill_steps=4", 2, {"--distill_steps", "distillation"});
+  refused("--finetune=none --finetune_teacher", 2, {"--finetune_teacher", "finetuning"});
+  refused("--data=-", 2, {"--data=-", "file"});
+  refused("--data=missing.txt", 3, {"missing.txt"});
+  refused("--distill=logits", 2, {"--distill", "weights"});
+  teacher.d.file("short.txt", "too short for this");
+  refused("--data=short.txt", 2, {"16 tokens", "--length"});
+  check_refused(run_program("convert --from=nowhere", teacher.at), 3, {"nowhere"});
+  REQUIRE(teacher.convert("--distill=none --finetune=none", "converted").code == 0);
+  check_refused(run_program("convert --from=converted", teacher.at), 2, {"softmax", "'hedgehog'"});
+}
+
+TEST_CASE("cli: weights of one feature map do not load as another's, though their shapes agree") {
+  const Teacher teacher;
+  REQUIRE(teacher.convert("--distill=none --finetune=none", "student").code == 0);
+  std::string state = bytes_of(teacher.d / "student/last/state.json");
+  const std::string name = "\"attention\": \"hedgehog\"";
+  for (std::size_t at = state.find(name); at != std::string::npos; at = state.find(name, at + 1))
+    state.replace(at, name.size(), "\"attention\": \"hedgehog-joint\"");
+  teacher.d.file("student/last/state.json", state);
+  check_refused(run_program("eval --checkpoint=student", teacher.at), 3, {"'hedgehog'", "'hedgehog-joint'", "state.json"});
+}
+
+}  // namespace hedgehog
