@@ -81,6 +81,14 @@ __global__ void hybrid_attention_starts_kernel(const std::int32_t* from, std::in
     to[i] = from[i / behind * tokens + i % behind];
 }
 
+template <class T>
+__global__ void hybrid_attention_zero_kernel(const Heads<T> x, std::int64_t n, std::int64_t tokens, std::int64_t heads, std::int64_t depth) {
+  for (std::int64_t i = std::int64_t(blockIdx.x) * kThreads + threadIdx.x; i < n; i += std::int64_t(gridDim.x) * kThreads) {
+    const std::int64_t vector = i / depth;
+    x.at(vector / heads / tokens, vector / heads % tokens, vector % heads)[i % depth] = convert<T>(Accumulator<T>(0));
+  }
+}
+
 /// Eight lanes a row.
 template <class T>
 __global__ void __launch_bounds__(kThreads) hybrid_attention_merge_kernel(const Rows<T> r, std::int64_t n) {
@@ -260,7 +268,12 @@ class Cuda final : public Backend {
     });
   }
   void zero(const Ref& x) const override {
-    check(cudaMemsetAsync(x.data, 0, std::size_t(x.size() * size_of(x.dtype)), stream()), "fill of memory");
+    if (x.shape.rank() != 4) return check(cudaMemsetAsync(x.data, 0, std::size_t(x.size() * size_of(x.dtype)), stream()), "fill of memory");
+    dispatch_floating(x.dtype, [&](auto zero) {
+      using T = decltype(zero);
+      hybrid_attention_zero_kernel<T><<<blocks_for(x.size(), kThreads), kThreads, 0, stream()>>>(Heads<T>(kName, x), x.size(), x.shape[1], x.shape[2], x.shape[3]);
+    });
+    check_launch(kName);
   }
   template <class F>
   static void rows(const Parts& w, const F& f) {

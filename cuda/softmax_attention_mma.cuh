@@ -101,10 +101,10 @@ __device__ __forceinline__ void add_weighted_rows(float (&sums)[kRowTiles][D / 8
 }
 
 /// Writes the warp's rows to vectors that lie `step` apart, by way of shared memory (`tile` starts with the warp's rows, which
-/// nobody else reads) so that whole rows are written at once. Rows from `count` on are dropped.
+/// nobody else reads) so that whole rows are written at once, or added to what lies there. Rows from `count` on are dropped.
 template <int D, int kRowTiles>
 __device__ __forceinline__ void write_rows(const float (&x)[kRowTiles][D / 8][4], unsigned char* tile, bf16* to, std::int64_t step,
-                                           int count) {
+                                           int count, bool adds = false) {
   const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
   __syncwarp();  // every lane has read what the rows held
 #pragma unroll
@@ -119,12 +119,24 @@ __device__ __forceinline__ void write_rows(const float (&x)[kRowTiles][D / 8][4]
 #pragma unroll
   for (int i = lane; i < 16 * kRowTiles * Tile<D>::kPieces; i += kWarp) {
     const int row = i / Tile<D>::kPieces, piece = i % Tile<D>::kPieces;
-    if (row < count)
-      *reinterpret_cast<uint4*>(to + row * step + 8 * piece) = *reinterpret_cast<const uint4*>(tile + Tile<D>::offset(row, piece));
+    if (row >= count) continue;
+    uint4 sum = *reinterpret_cast<const uint4*>(tile + Tile<D>::offset(row, piece));
+    uint4& at = *reinterpret_cast<uint4*>(to + row * step + 8 * piece);
+    if (adds) {
+      const uint4 before = at;
+      const auto add = [](unsigned a, unsigned b) { return pack(low_of(a) + low_of(b), high_of(a) + high_of(b)); };
+      sum = {add(sum.x, before.x), add(sum.y, before.y), add(sum.z, before.z), add(sum.w, before.w)};
+    }
+    at = sum;
   }
 }
 
-/// The same for a gradient, times `scale`: straight to memory where it adds, is f32 or lies unevenly. t0 is the token of the
+/// Whether every vector of a gradient lies where 16 bytes may be reached at once.
+__device__ __forceinline__ bool lies_evenly(const HeadsTarget<bf16>& dx) {
+  return !dx.wide && ((reinterpret_cast<std::uintptr_t>(dx.data) >> 1 | std::uintptr_t(dx.batch | dx.token | dx.head)) & 7) == 0;
+}
+
+/// The same for a gradient, times `scale`: straight to memory where it is f32 or lies unevenly. t0 is the token of the
 /// warp's first row, `tokens` how many there are.
 template <int D, int kRowTiles>
 __device__ __forceinline__ void write_gradient(float (&x)[kRowTiles][D / 8][4], float scale, unsigned char* tile,
@@ -135,9 +147,9 @@ __device__ __forceinline__ void write_gradient(float (&x)[kRowTiles][D / 8][4], 
     for (int n = 0; n < D / 8; ++n)
 #pragma unroll
       for (int e = 0; e < 4; ++e) x[m][n][e] *= scale;
-  if (dx.vector) {
+  if (lies_evenly(dx)) {
     // the address of a row beyond the end is never formed
-    if (t0 < tokens) write_rows<D, kRowTiles>(x, tile, static_cast<bf16*>(dx.data) + dx.at(b, t0, h), dx.token, tokens - t0);
+    if (t0 < tokens) write_rows<D, kRowTiles>(x, tile, static_cast<bf16*>(dx.data) + dx.at(b, t0, h), dx.token, tokens - t0, dx.adds);
     return;
   }
   const int lane = threadIdx.x % kWarp;

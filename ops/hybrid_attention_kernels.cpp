@@ -158,7 +158,14 @@ class Cpu final : public Backend {
   void factor_gradient(const Parts& w) const override { rows(w, [](const auto& r) { r.factor_gradient(); }); }
   void take_from_largest(const Parts& w) const override { rows(w, [](const auto& r) { r.take_from_largest(); }); }
   void zero(const Ref& x) const override {
-    dispatch(x.dtype, [&](auto zero) { std::fill_n(x.as<decltype(zero)>(), x.size(), decltype(zero)(0)); });
+    dispatch(x.dtype, [&](auto zero) {
+      using T = decltype(zero);
+      if (x.shape.rank() != 4) return void(std::fill_n(x.as<T>(), x.size(), T(0)));
+      const HeadRows<T> rows(kName, x);
+      for (std::int64_t b = 0; b < x.shape[0]; ++b)
+        for (std::int64_t t = 0; t < x.shape[1]; ++t)
+          for (std::int64_t h = 0; h < x.shape[2]; ++h) std::fill_n(rows.at(b, t, h), x.shape[3], T(0));
+    });
   }
   template <class F>
   static void rows(const Parts& w, const F& f) {

@@ -60,7 +60,8 @@ struct LinearCall {
     if (c.dx.empty()) return;
     dy = {of_queries(c.dy[0]), none};
     dx.assign(la::kInputs, Ref{});
-    modes.assign(la::kInputs, Mode::accumulate);  // the window has written what both share
+    modes.assign(la::kInputs, Mode::write);
+    for (int i : {kQ, kK, kV}) modes[std::size_t(i)] = c.modes[std::size_t(i)];
     dx[la::kQ] = of_queries(c.dx[kQ]), dx[la::kK] = of_keys(c.dx[kK]), dx[la::kV] = of_keys(c.dx[kV]);
     for (int i = 0; i < 4; ++i) {
       dx[std::size_t(la::kWeightQ + i)] = c.dx[std::size_t(kWeightQ + i)];
@@ -82,8 +83,12 @@ void run_window_backward(const Parts& w, const Backend& backend) {
   const Attributes attributes = window_attributes(c.attributes);
   const std::vector<Ref> inputs = window_inputs(c.inputs), saved{whole(w.x.log_window, {w.s.B, w.s.T, w.s.Hq}, w.s.accumulator())};
   std::vector<Ref> dx(sa::kInputs, Ref{});
-  std::vector<Mode> modes(sa::kInputs, Mode::write);
-  for (int i : {kQ, kK, kV}) dx[std::size_t(i)] = c.dx[std::size_t(i)], modes[std::size_t(i)] = c.modes[std::size_t(i)];
+  // adds to what the linear part has written
+  std::vector<Mode> modes(sa::kInputs, Mode::accumulate);
+  for (int i : {kQ, kK, kV}) {
+    dx[std::size_t(i)] = c.dx[std::size_t(i)];
+    if (w.s.behind == 0) modes[std::size_t(i)] = c.modes[std::size_t(i)];
+  }
   backend.run(kSoftmaxAttention, Pass::backward, {attributes, inputs, c.outputs, saved, c.dy, dx, modes, w.x.rest});
 }
 
@@ -154,14 +159,19 @@ void backward(const Call& c, const Backend& backend) {
     backend.sum_rows(w);
   }
   backend.part_denominators(w);
-  run_window_backward(w, backend);
+  const auto begins = [&](int i) { return c.dx[std::size_t(i)] && c.modes[std::size_t(i)] == Mode::write; };
   if (w.s.behind > 0) {
+    // tokens that the linear part has no gradient for
+    if (begins(kQ)) backend.zero(some_tokens(c.dx[kQ], 0, w.s.window));
+    for (int i : {kK, kV})
+      if (begins(i)) backend.zero(some_tokens(c.dx[std::size_t(i)], w.s.behind, w.s.window));
     if (w.x.starts) backend.gather_starts(w);
     backend.run(kLinearAttention, Pass::backward, LinearCall(w).call(w.x.rest));
   } else {
     for (int i : {kWeightQ, kWeightK, kBiasQ, kBiasK})
-      if (c.dx[std::size_t(i)] && c.modes[std::size_t(i)] == Mode::write) backend.zero(c.dx[std::size_t(i)]);
+      if (begins(i)) backend.zero(c.dx[std::size_t(i)]);
   }
+  run_window_backward(w, backend);
   if (c.dx[kLogFactor]) backend.factor_gradient(w);
   if (w.s.maximum) backend.take_from_largest(w);
 }

@@ -71,6 +71,7 @@ class Backend {
   virtual void factor_gradient(const Parts& w) const = 0;
   /// Takes row_sums from the gradient of the largest scores, and so from dq and dk.
   virtual void take_from_largest(const Parts& w) const = 0;
+  /// x lies without gaps, or is (B, T, H, D).
   virtual void zero(const Ref& x) const = 0;
 };
 
