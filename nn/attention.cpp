@@ -138,8 +138,12 @@ MappedHeads Attention::features(const AttentionHeads& heads) const {
   if (options_.kind == "softmax") throw ShapeError("[attention] softmax attention has no features: give a model of linear attention");
   const std::string map = features_.map();
   const bool logarithmic = map.starts_with("hedgehog") || map == "exp";
-  if (features_.any()) return {features_(heads.q), features_(heads.k), logarithmic};
-  return {feature_map(heads.q, map_q_, map_bias_q_, map, 1, logarithmic), feature_map(heads.k, map_k_, map_bias_k_, map, 1, logarithmic), logarithmic};
+  // a rounded logarithm would be a feature that is wrong by a share of its size
+  const auto wide = [](const Tensor& x) { return x ? cast(x, accumulator_of(x.dtype())) : x; };
+  const auto mapped = [&](const Tensor& x, const Tensor& weight, const Tensor& bias) {
+    return features_.any() ? features_(wide(x)) : feature_map(wide(x), wide(weight), wide(bias), map, 1, logarithmic);
+  };
+  return {mapped(heads.q, map_q_, map_bias_q_), mapped(heads.k, map_k_, map_bias_k_), logarithmic};
 }
 
 Tensor Attention::step(const Tensor& x, const Norm& norm, const AttentionState& state, const Tensor& position, const Tensor& rotary) const {

@@ -95,8 +95,6 @@ Tensor distillation_loss(const Gpt& teacher, const Gpt& student, const Tensor& t
     throw ShapeError(fmt::format("[distillation] the feature map of '{}' has no weights: there is nothing to distil",
                                  student.options().attention));
   if (by != "weights" && by != "output") throw UsageError(fmt::format("[distillation] is by weights or output, not by '{}'", by));
-  if (by == "output" && student.options().dtype == Dtype::bf16)
-    throw ShapeError("[distillation] by output squares differences, which bf16 would round: distil by weights, or on the CPU, in f32");
   const std::vector<AttentionHeads> heads = teacher_heads(teacher, tokens, context);
   Tensor total;
   for (std::size_t i = 0; i < heads.size(); ++i) {
@@ -107,7 +105,8 @@ Tensor distillation_loss(const Gpt& teacher, const Gpt& student, const Tensor& t
       const DistillationRows rows = layer_rows(layer, heads[i], context);
       loss = mean(rows.loss - rows.entropy);
     } else {
-      loss = mean(square(layer.attend(heads[i], {.document_start = context.document_start}) - heads[i].o));
+      const Dtype wide = accumulator_of(student.options().dtype);  // bf16 would round the squares
+      loss = mean(square(cast(layer.attend(heads[i], {.document_start = context.document_start}), wide) - cast(heads[i].o, wide)));
     }
     total = total ? total + loss : loss;
   }

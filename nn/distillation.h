@@ -55,8 +55,7 @@ std::vector<DistillationRows> distillation_rows(const Gpt& teacher, const Gpt& s
 /// context  document_start, if rows hold several documents
 /// returns  (); only the student's maps get a gradient
 ///
-/// Throws: ShapeError as distillation_rows; if the maps have nothing to learn; for "output" with a model in bf16, whose squares would be
-///         rounded; UsageError for another name.
+/// Throws: ShapeError as distillation_rows; if the maps have nothing to learn; UsageError for another name.
 Tensor distillation_loss(const Gpt& teacher, const Gpt& student, const Tensor& tokens, const std::string& by = "weights",
                          const AttentionContext& context = {});
 

@@ -7,6 +7,7 @@
 #include "core/random.h"
 #include "nn/distillation.h"
 #include "tests/batch_cases.h"
+#include "tests/device_cases.h"
 #include "tests/op_cases.h"
 #include "train/distillation_step.h"
 
@@ -15,9 +16,9 @@ namespace {
 
 constexpr std::int64_t B = 2, T = 9, L = 2, H = 2, C = 12, D = C / H;
 
-GptOptions shape_of(const std::string& attention) {
+GptOptions shape_of(const std::string& attention, Dtype dtype = Dtype::f64) {
   GptOptions o;
-  o.layers = L, o.heads = H, o.width = C, o.context = T, o.vocabulary = 11, o.attention = attention, o.dtype = Dtype::f64;
+  o.layers = L, o.heads = H, o.width = C, o.context = T, o.vocabulary = 11, o.attention = attention, o.dtype = dtype;
   o.embedding_init = 1;
   return o;
 }
@@ -43,7 +44,7 @@ void shake_maps(Gpt& model, double by) {
 
 struct Pair {
   Gpt teacher, student;
-  explicit Pair(const std::string& attention) : teacher(shape_of("softmax")), student(student_options(teacher.options(), attention)) {
+  explicit Pair(const std::string& attention, Dtype dtype = Dtype::f64) : teacher(shape_of("softmax", dtype)), student(student_options(teacher.options(), attention)) {
     copy_weights(teacher, student);
     student.parameters().train_only(is_map);
   }
@@ -191,6 +192,31 @@ TEST_CASE("model distillation: gradients of every kind of map, by weights and by
         CHECK(std::abs(dot(gradient, direction) - expected) <= 1e-6 * scale + 1e-9);
       }
     }
+}
+
+TEST_SUITE("device") {
+  TEST_CASE("model distillation: a model in bf16 has the losses of f32, and gradients of its maps") {
+    test::on_cuda([] {
+      for (const char* attention : {"hedgehog", "t2r"})
+        for (const char* by : {"weights", "output"}) {
+          CAPTURE(attention);
+          CAPTURE(by);
+          double losses[2], sizes[2] = {};
+          for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
+            Pair pair(attention, dtype);
+            shake_maps(pair.student, 0.2);
+            const Tensor loss = distillation_loss(pair.teacher, pair.student, some_tokens(), by);
+            backward(loss);
+            losses[dtype == Dtype::bf16] = loss.item();
+            for (const Tensor& t : pair.student.parameters().all())
+              if (is_map(t.name())) sizes[dtype == Dtype::bf16] += test::rms(t.grad().to_vector());
+          }
+          // numbers of 8 bits, through two layers
+          CHECK(losses[1] == doctest::Approx(losses[0]).epsilon(0.03));
+          CHECK(sizes[1] == doctest::Approx(sizes[0]).epsilon(0.1));
+        }
+    });
+  }
 }
 
 TEST_CASE("model distillation: some steps bring the divergence of every layer down and leave all other weights alone") {

@@ -242,7 +242,7 @@ const std::vector<Command>& command_table() {
       {"train", "train a model; writes checkpoints, a log and a report", "hedgehog train --data=my.txt --minutes=10"},
       {"sample", "let a trained model write", "hedgehog sample --prompt=\"Once upon a time\" --temperature=0.7"},
       {"eval", "measure a trained model: loss, perplexity, answers", "hedgehog eval --data=other.txt"},
-      {"analyze", "look at a trained model's attention weights: entropy, order, distance from softmax; writes a page",
+      {"analyze", "look at attention weights: entropy, order, distance from softmax; writes a page",
        "hedgehog analyze --checkpoint=runs/latest --lengths=64,128"},
       {"convert", "turn a softmax model into one of linear attention: distil feature maps, finetune",
        "hedgehog convert --from=runs/shakespeare-softmax-1 --attention=hedgehog"},
