@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "core/dispatch.h"
+#include "ops/head_rows.h"
 #include "ops/hybrid_attention_parts.h"
 #include "ops/rows.h"
 #include "ops/worker_tasks.h"

@@ -5,6 +5,7 @@
 
 #include "core/dispatch.h"
 #include "ops/feature_map_rows.h"
+#include "ops/head_rows.h"
 #include "ops/linear_attention_sizes.h"
 #include "ops/softmax_attention_sizes.h"
 

@@ -2,7 +2,6 @@
 #include <vector>
 
 #include "core/op.h"
-#include "ops/head_rows.h"
 
 /// How hybrid_attention is put together, on every device: softmax attention in the window, linear attention of the queries from token
 /// `window` on over the keys that lie as far behind them, and a few passes over rows between the two. Internal to ops/ and cuda/.
