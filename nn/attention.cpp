@@ -5,6 +5,19 @@
 #include "core/error.h"
 
 namespace hedgehog {
+namespace {
+
+/// phi_q . phi_k of queries and keys near 0, for heads of D: with this factor the window starts with the weight that a token before it
+/// has, where exp(score) is 1.
+double usual_weight(const std::string& map, double D) {
+  if (map == "hedgehog") return 2 * D;
+  if (map == "hedgehog-softmax") return 2 / D;
+  if (map == "hedgehog-joint") return 1 / (2 * D);
+  if (map == "relu" || map == "t2r") return D / 6;  // of normal numbers: D / (2 pi)
+  return D;
+}
+
+}  // namespace
 
 Attention::Attention(Parameters& parameters, const std::string& name, const Options& options)
     : options_(options), queries_(options.heads * query_width(options.kind, options.features, options.width / options.heads)),
@@ -18,7 +31,11 @@ Attention::Attention(Parameters& parameters, const std::string& name, const Opti
     if (!parameters.declared()) start_values_unmixed(parameters);
   }
   if (options.mimetic && !parameters.declared()) start_mimetic(parameters);
-  if (options.window > 0 && options.kind != "softmax") log_factor_ = parameters.add(name + ".log_factor", {options.heads}, Init::zeros(), 0, true);
+  if (options.window > 0 && options.kind != "softmax") {
+    log_factor_ = parameters.add(name + ".log_factor", {options.heads}, Init::zeros(), 0, true);
+    const double weight = usual_weight(options.kind, double(options.width / options.heads));
+    if (!parameters.declared()) parameters.assign(log_factor_, std::vector<double>(std::size_t(options.heads), std::log(weight)));
+  }
   if (!options.kind.starts_with("hedgehog") && options.kind != "t2r") return;
   const std::int64_t D = options.width / options.heads;
   map_q_ = parameters.add(name + ".map_q.weight", {options.heads, D, D}, Init::identity(options.map_init_gain), 0);

@@ -150,6 +150,27 @@ TEST_CASE("hybrid attention: a model with a window decodes what it computes at o
   }
 }
 
+TEST_CASE("hybrid attention: a model starts with equal weights near and far where scores are 0") {
+  const no_grad guard;
+  const std::int64_t width = 16, heads = 2, D = width / heads;
+  for (const char* map : {"hedgehog", "hedgehog-softmax", "hedgehog-joint", "elu", "exp"}) {
+    CAPTURE(std::string(map));
+    GptOptions options;
+    options.layers = 1, options.heads = heads, options.width = width, options.attention = map, options.window = 3, options.dtype = Dtype::f64;
+    const Gpt model(options);
+    HybridAttentionOptions o;
+    o.map = map, o.window = 3;
+    for (const Tensor& t : model.parameters().all())
+      if (t.name() == "h.0.attn.log_factor") o.log_factor = t;
+    REQUIRE(o.log_factor);
+    const Tensor none = constant({1, 8, heads, D}, std::vector<double>(std::size_t(8 * width), 0), Dtype::f64), v = draws({1, 8, heads, D}, 12);
+    std::vector<double> mean(std::size_t(width), 0);
+    const std::vector<double> values = v.to_vector(), o_all = hybrid_attention(none, none, v, o).to_vector();
+    for (std::size_t i = 0; i < values.size(); ++i) mean[i % std::size_t(width)] += values[i] / 8;
+    for (std::size_t c = 0; c < mean.size(); ++c) CHECK(o_all[7 * mean.size() + c] == doctest::Approx(mean[c]));
+  }
+}
+
 TEST_CASE("hybrid attention: what cannot be is refused with a sentence") {
   const Heads x;
   CHECK_THROWS_WITH_AS(hybrid_attention(x.q, x.k, x.v, x.options(0)), doctest::Contains("window must be at least 1"), ShapeError);
