@@ -30,7 +30,7 @@ struct Inputs {
   HeadsTarget<bf16> dq, dk, dv;
   const std::int32_t* document_start;  // (B, T)
   int tokens, padded, heads, group, tiles;
-  int window;  // tokens that a causal row sees
+  int window;  // tokens that a row sees, in kernels with a window
   bool causal;
   float scale;
 };
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(256)
 
 /// dq = ds K. A block owns a tile of query rows of one head and walks the keys they see, 64 at a time, the next ones on their
 /// way; a warp makes the scores of its rows in two steps of 32 keys.
-template <int D>
+template <int D, bool kWindow>
 __global__ void __launch_bounds__(QueryBlocking<D>::kThreads, 2) softmax_attention_backward_query_mma_kernel(const Inputs in) {
   using S = QueryBlocking<D>;
   constexpr int kRowTiles = S::kRowTiles;
@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(QueryBlocking<D>::kThreads, 2) softmax_attenti
   const std::int32_t* start = in.document_start ? in.document_start + b * T : nullptr;
   const int end = (min(T, in.causal ? i0 + S::kRows : T) + kKeyTile - 1) / kKeyTile;
   // no row sees a key before the first token of the first row's document, or before the first row's window
-  const int nearest = in.causal ? max(i0 + 1 - in.window, 0) : 0;
+  const int nearest = kWindow ? max(i0 + 1 - in.window, 0) : 0;
   const int begin = max(start ? min(max(start[i0], 0), i0) : 0, nearest) / kKeyTile;
 
   auto fetch_keys = [&](int n, int stage) {
@@ -118,23 +118,23 @@ __global__ void __launch_bounds__(QueryBlocking<D>::kThreads, 2) softmax_attenti
     for (int step = 0; step < kKeyTile; step += kStep) {
       const int j0 = tile * kKeyTile + step;
       if (first >= T || j0 >= T || (in.causal && j0 >= first + S::kWarpRows)) break;
-      if (in.causal && j0 + kStep + in.window <= first + 1) continue;
+      if (kWindow && j0 + kStep + in.window <= first + 1) continue;
       float s[kRowTiles][kStep / 8][4], dp[kRowTiles][kStep / 8][4];
       multiply_rows<D, kRowTiles, kStep / 16>(s, q, reader_by_column<D>(keys), step);
       multiply_rows<D, kRowTiles, kStep / 16>(dp, dy, reader_by_column<D>(values), step);
-      if (start || j0 + kStep > T || (in.causal && (j0 + kStep > first + 1 || j0 + in.window < first + S::kWarpRows))) {
+      if (start || j0 + kStep > T || (in.causal && j0 + kStep > first + 1) || (kWindow && j0 + in.window < first + S::kWarpRows)) {
 #pragma unroll
         for (int m = 0; m < kRowTiles; ++m)
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
-            const int i = row + 16 * m + 8 * half, last = in.causal ? min(i, T - 1) : T - 1, left = in.causal ? i - in.window : -1;
+            const int i = row + 16 * m + 8 * half, last = in.causal ? min(i, T - 1) : T - 1, left = kWindow ? i - in.window : -1;
             const int document = start ? start[min(i, T - 1)] : 0;
 #pragma unroll
             for (int n = 0; n < kStep / 8; ++n)
 #pragma unroll
               for (int e = 0; e < 2; ++e) {
                 const int j = j0 + 8 * n + 2 * t + e;
-                if (j > last || j <= left || (start && start[j] != document)) s[m][n][2 * half + e] = -INFINITY;
+                if (j > last || (kWindow && j <= left) || (start && start[j] != document)) s[m][n][2 * half + e] = -INFINITY;
               }
           }
       }
@@ -158,7 +158,7 @@ __global__ void __launch_bounds__(QueryBlocking<D>::kThreads, 2) softmax_attenti
 /// dk = ds^T Q and dv = P^T do. A block owns a tile of keys of one key head and walks the queries that see it, 64 at a time,
 /// through the query heads of the group in order; scores are made transposed, so that a row is a key. A query beyond the
 /// last token has an infinite log of the sum: its weights are 0.
-template <int D>
+template <int D, bool kWindow>
 __global__ void __launch_bounds__(KeyBlocking<D>::kThreads, D <= 64 ? 2 : 1) softmax_attention_backward_key_mma_kernel(const Inputs in) {
   using S = KeyBlocking<D>;
   constexpr int kRowTiles = S::kRowTiles;
@@ -174,7 +174,7 @@ __global__ void __launch_bounds__(KeyBlocking<D>::kThreads, D <= 64 ? 2 : 1) sof
   const std::int32_t* start = in.document_start ? in.document_start + b * T : nullptr;
   int begin = in.causal ? j0 / kKeyTile : 0, end = (T + kKeyTile - 1) / kKeyTile;
   // rows behind the window of the tile's last key do not see it
-  if (in.causal) end = min(end, (j0 + S::kRows - 1 + min(in.window, T) + kKeyTile - 1) / kKeyTile);
+  if (kWindow) end = min(end, (j0 + S::kRows - 1 + in.window + kKeyTile - 1) / kKeyTile);
   if (start) {
     // documents lie one after the other: those that start behind the tile do not see it, nor those before its first token's
     if (!in.causal) begin = min(max(start[j0], 0), j0) / kKeyTile;
@@ -226,11 +226,11 @@ __global__ void __launch_bounds__(KeyBlocking<D>::kThreads, D <= 64 ? 2 : 1) sof
     for (int step = 0; step < kKeyTile; step += kStep) {
       const int i0 = (begin + n % tiles) * kKeyTile + step;
       if (first >= T || i0 >= T) break;
-      if (in.causal && (i0 + kStep <= first || i0 >= first + S::kWarpRows - 1 + in.window)) continue;
+      if ((in.causal && i0 + kStep <= first) || (kWindow && i0 >= first + S::kWarpRows - 1 + in.window)) continue;
       float s[kRowTiles][kStep / 8][4], dp[kRowTiles][kStep / 8][4];
       multiply_rows<D, kRowTiles, kStep / 16>(s, k, reader_by_column<D>(queries), step);
       multiply_rows<D, kRowTiles, kStep / 16>(dp, v, reader_by_column<D>(gradients), step);
-      if (start || (in.causal && (i0 < first + S::kWarpRows || i0 + kStep > first + in.window))) {
+      if (start || (in.causal && i0 < first + S::kWarpRows) || (kWindow && i0 + kStep > first + in.window)) {
 #pragma unroll
         for (int m = 0; m < kRowTiles; ++m)
 #pragma unroll
@@ -242,7 +242,7 @@ __global__ void __launch_bounds__(KeyBlocking<D>::kThreads, D <= 64 ? 2 : 1) sof
 #pragma unroll
               for (int e = 0; e < 2; ++e) {
                 const int i = i0 + 8 * c + 2 * t + e;
-                if ((in.causal && (i < j || i - j >= in.window)) || (start && start[min(i, T - 1)] != document)) s[m][c][2 * half + e] = -INFINITY;
+                if ((in.causal && i < j) || (kWindow && i - j >= in.window) || (start && start[min(i, T - 1)] != document)) s[m][c][2 * half + e] = -INFINITY;
               }
           }
       }
@@ -280,20 +280,23 @@ std::int64_t padded(std::int64_t tokens) { return (tokens + kPadding - 1) / kPad
 
 template <int D>
 void launch(const Arguments<bf16>& a, Inputs in) {
+  const bool window = a.s.window < a.s.T;
   if (a.dq) {
     using S = QueryBlocking<D>;
     const std::int64_t tiles = (a.s.T + S::kRows - 1) / S::kRows;
     in.tiles = int(tiles);
-    allow_shared_memory(reinterpret_cast<const void*>(softmax_attention_backward_query_mma_kernel<D>), S::kBytes);
-    softmax_attention_backward_query_mma_kernel<D><<<grid_of(tiles * a.s.B * a.s.Hq), S::kThreads, S::kBytes, stream()>>>(in);
+    const auto kernel = window ? softmax_attention_backward_query_mma_kernel<D, true> : softmax_attention_backward_query_mma_kernel<D, false>;
+    allow_shared_memory(reinterpret_cast<const void*>(kernel), S::kBytes);
+    kernel<<<grid_of(tiles * a.s.B * a.s.Hq), S::kThreads, S::kBytes, stream()>>>(in);
     check_launch(kName);
   }
   if (a.dk || a.dv) {
     using S = KeyBlocking<D>;
     const std::int64_t tiles = (a.s.T + S::kRows - 1) / S::kRows;
     in.tiles = int(tiles);
-    allow_shared_memory(reinterpret_cast<const void*>(softmax_attention_backward_key_mma_kernel<D>), S::kBytes);
-    softmax_attention_backward_key_mma_kernel<D><<<grid_of(tiles * a.s.B * a.s.Hkv), S::kThreads, S::kBytes, stream()>>>(in);
+    const auto kernel = window ? softmax_attention_backward_key_mma_kernel<D, true> : softmax_attention_backward_key_mma_kernel<D, false>;
+    allow_shared_memory(reinterpret_cast<const void*>(kernel), S::kBytes);
+    kernel<<<grid_of(tiles * a.s.B * a.s.Hkv), S::kThreads, S::kBytes, stream()>>>(in);
     check_launch(kName);
   }
 }

@@ -19,14 +19,14 @@ struct Inputs {
   float* log_sum_exp;                  // (B, T, Hq)
   const std::int32_t* document_start;  // (B, T)
   int tokens, heads, group, tiles;
-  int window;  // tokens that a causal row sees
+  int window;  // tokens that a row sees, in kernels with a window
   bool causal;
   float scale;
 };
 
 /// o and the log of the softmax's sum. A block owns 128 query rows of one head and walks the keys it can see, 64 at a time: the
 /// next ones are on their way while these are used. Scores, weights and sums stay in registers; a row is four lanes of a warp.
-template <int D>
+template <int D, bool kWindow>
 __global__ void __launch_bounds__(Blocking<D>::kThreads, 2) softmax_attention_forward_mma_kernel(const Inputs in) {
   using S = Blocking<D>;
   constexpr int kRowTiles = S::kRowTiles;
@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(Blocking<D>::kThreads, 2) softmax_attention_fo
   const std::int32_t* start = in.document_start ? in.document_start + b * T : nullptr;
   const int end = (min(T, in.causal ? i0 + S::kRows : T) + kKeyTile - 1) / kKeyTile;
   // no row sees a key before the first token of the first row's document, or before the first row's window
-  const int nearest = in.causal ? max(i0 + 1 - in.window, 0) : 0;
+  const int nearest = kWindow ? max(i0 + 1 - in.window, 0) : 0;
   const int begin = max(start ? min(max(start[i0], 0), i0) : 0, nearest) / kKeyTile;
 
   auto fetch_keys = [&](int n, int stage) {
@@ -69,23 +69,23 @@ __global__ void __launch_bounds__(Blocking<D>::kThreads, 2) softmax_attention_fo
     wait_copies();
     __syncthreads();  // this tile is there, and all have read the one before, which the next copies overwrite
     if (tile + 1 < end) fetch_keys(tile + 1, stage ^ 1);
-    if (first >= T || (in.causal && (j0 >= first + S::kWarpRows || j0 + kKeyTile + in.window <= first + 1))) continue;
+    if (first >= T || (in.causal && j0 >= first + S::kWarpRows) || (kWindow && j0 + kKeyTile + in.window <= first + 1)) continue;
 
     float s[kRowTiles][8][4];
     multiply_rows<D, kRowTiles, 4>(s, q, reader_by_column<D>(k_tile + stage * S::kTileBytes), 0);
-    if (start || j0 + kKeyTile > T || (in.causal && (j0 + kKeyTile > first + 1 || j0 + in.window < first + S::kWarpRows))) {
+    if (start || j0 + kKeyTile > T || (in.causal && j0 + kKeyTile > first + 1) || (kWindow && j0 + in.window < first + S::kWarpRows)) {
 #pragma unroll
       for (int m = 0; m < kRowTiles; ++m)
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          const int i = row + 16 * m + 8 * half, last = in.causal ? min(i, T - 1) : T - 1, left = in.causal ? i - in.window : -1;
+          const int i = row + 16 * m + 8 * half, last = in.causal ? min(i, T - 1) : T - 1, left = kWindow ? i - in.window : -1;
           const int document = start ? start[min(i, T - 1)] : 0;
 #pragma unroll
           for (int n = 0; n < 8; ++n)
 #pragma unroll
             for (int e = 0; e < 2; ++e) {
               const int j = j0 + 8 * n + 2 * t + e;
-              if (j > last || j <= left || (start && start[j] != document)) s[m][n][2 * half + e] = -INFINITY;
+              if (j > last || (kWindow && j <= left) || (start && start[j] != document)) s[m][n][2 * half + e] = -INFINITY;
             }
         }
     }
@@ -153,8 +153,9 @@ void forward_mma(const Arguments<bf16>& a) {
     const std::int64_t tiles = (a.s.T + S::kRows - 1) / S::kRows;
     const Inputs in{a.q, a.k, a.v, a.o, a.log_sum_exp, a.document_start, int(a.s.T), int(a.s.Hq), int(a.s.Hq / a.s.Hkv), int(tiles),
                     int(a.s.window), a.s.causal, float(a.s.scale)};
-    allow_shared_memory(reinterpret_cast<const void*>(softmax_attention_forward_mma_kernel<D>), S::kBytes);
-    softmax_attention_forward_mma_kernel<D><<<grid_of(tiles * a.s.B * a.s.Hq), S::kThreads, S::kBytes, stream()>>>(in);
+    const auto kernel = a.s.window < a.s.T ? softmax_attention_forward_mma_kernel<D, true> : softmax_attention_forward_mma_kernel<D, false>;
+    allow_shared_memory(reinterpret_cast<const void*>(kernel), S::kBytes);
+    kernel<<<grid_of(tiles * a.s.B * a.s.Hq), S::kThreads, S::kBytes, stream()>>>(in);
     check_launch(kName);
   });
 }
