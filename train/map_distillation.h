@@ -15,7 +15,7 @@ struct MapDistillation {
 };
 
 /// Trains the feature maps of `student` so that its weights of attention are those of `teacher`, all layers in one pass over the teacher's
-/// queries and keys; nothing else of the student changes. Returns the cross entropy of every step, nats a row and layer, summed over layers.
+/// queries and keys; nothing else of the student changes. Returns the loss of every step, the mean KL divergence, nats a row.
 ///
 /// teacher  softmax attention; student: linear attention with maps that learn, of the same layers, heads and width
 /// stopped  asked before every step; once true, Stopped is thrown
