@@ -113,12 +113,17 @@ Tensor Attention::attend(const AttentionHeads& heads, const AttentionContext& co
   return softmax_attention(heads.q, heads.k, heads.v, o);
 }
 
-Tensor Attention::linear(const AttentionHeads& heads, const AttentionContext& context, const Tensor& rotary) const {
-  LinearAttentionOptions o;
+template <class OpOptions>
+void Attention::give_maps(OpOptions& o) const {
   o.weight_q = map_q_;
   o.weight_k = map_k_;
   o.bias_q = map_bias_q_;
   o.bias_k = map_bias_k_;
+}
+
+Tensor Attention::linear(const AttentionHeads& heads, const AttentionContext& context, const Tensor& rotary) const {
+  LinearAttentionOptions o;
+  give_maps(o);
   o.map = features_.map();
   o.document_start = context.document_start;
   o.rotary = rotary;
@@ -127,10 +132,7 @@ Tensor Attention::linear(const AttentionHeads& heads, const AttentionContext& co
 
 Tensor Attention::hybrid(const AttentionHeads& heads, const AttentionContext& context) const {
   HybridAttentionOptions o;
-  o.weight_q = map_q_;
-  o.weight_k = map_k_;
-  o.bias_q = map_bias_q_;
-  o.bias_k = map_bias_k_;
+  give_maps(o);
   o.log_factor = log_factor_;
   o.map = features_.map();
   o.window = options_.window;
@@ -141,10 +143,7 @@ Tensor Attention::hybrid(const AttentionHeads& heads, const AttentionContext& co
 
 Tensor Attention::hybrid_step(const AttentionHeads& heads, const AttentionState& state, const Tensor& position) const {
   HybridAttentionStepOptions o;
-  o.weight_q = map_q_;
-  o.weight_k = map_k_;
-  o.bias_q = map_bias_q_;
-  o.bias_k = map_bias_k_;
+  give_maps(o);
   o.log_factor = log_factor_;
   o.linear = options_.kind != "softmax";
   o.map = o.linear ? features_.map() : "identity";
@@ -166,10 +165,7 @@ MappedHeads Attention::features(const AttentionHeads& heads) const {
 Tensor Attention::step(const Tensor& x, const Norm& norm, const AttentionState& state, const Tensor& position, const Tensor& rotary) const {
   const Scope scope("attention");
   LinearAttentionStepOptions o;
-  o.weight_q = map_q_;
-  o.weight_k = map_k_;
-  o.bias_q = map_bias_q_;
-  o.bias_k = map_bias_k_;
+  give_maps(o);
   o.map = features_.map();
   if (!features_.any()) o.rotary = rotary;
   const bool softmax = options_.kind == "softmax";

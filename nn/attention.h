@@ -76,6 +76,9 @@ class Attention {
   AttentionHeads heads_of(const Tensor& packed, const Tensor& rotary) const;
   void start_values_unmixed(Parameters& parameters);
   void start_mimetic(Parameters& parameters);
+  /// Weights and biases of the maps, in the options of an op that has them.
+  template <class OpOptions>
+  void give_maps(OpOptions& o) const;
   Tensor linear(const AttentionHeads& heads, const AttentionContext& context, const Tensor& rotary) const;
   Tensor hybrid(const AttentionHeads& heads, const AttentionContext& context) const;
   Tensor hybrid_step(const AttentionHeads& heads, const AttentionState& state, const Tensor& position) const;

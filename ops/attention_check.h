@@ -37,6 +37,16 @@ inline void check_rotary(const Op& op, const Meta& table, const Meta& q, const c
   check_shape(op, "rotary", table, {q.shape[1], q.shape[3]}, form, "q", q);
 }
 
+/// Keys and values of tokens (B, P, 2, Hkv, D) that belong to keys k (B, n, Hkv, D), and the number of tokens so far, (1); `form` as the op's
+/// header has the former.
+inline void check_cache(const Op& op, const Meta& cache, const Meta& position, const Meta& q, const Meta& k, const char* form) {
+  check_dtype(op, "cache", cache, q.dtype, "q");
+  check_rank(op, "cache", cache, 5, form);
+  check_shape(op, "cache", cache, Shape{q.shape[0], cache.shape[1], 2, k.shape[2], q.shape[3]}, form, "k", k);
+  check_dtype(op, "position", position, Dtype::i32);
+  if (!(position.shape == Shape{1})) fail(op, fmt::format("position must have shape (1), but has {}", position.shape.text()));
+}
+
 constexpr std::int64_t kLargestWidth = 256;
 constexpr std::int64_t kLargestFeatures = 2 * kLargestWidth;
 

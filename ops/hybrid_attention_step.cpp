@@ -26,14 +26,10 @@ Layout infer(const Attributes& attributes, std::span<const Meta> in) {
   check_attention_heads(op, q, k, in[kV]);
   check_shape(op, "v", in[kV], k.shape, "(B, n, Hkv, D)", "k", k);
   check_attention_maps(op, attributes, q, in.subspan(kWeightQ, 4));
-  check_dtype(op, "cache", cache, q.dtype, "q");
-  check_rank(op, "cache", cache, 5, "(B, W, 2, Hkv, D)");
-  check_shape(op, "cache", cache, Shape{q.shape[0], cache.shape[1], 2, k.shape[2], q.shape[3]}, "(B, W, 2, Hkv, D)", "k", k);
+  check_cache(op, cache, in[kPosition], q, k, "(B, W, 2, Hkv, D)");
   const Sizes s = sizes_of(attributes, in);
   check_dtype(op, "state", state, accumulator_of(q.dtype), q.dtype == Dtype::bf16 ? nullptr : "q");
   check_shape(op, "state", state, s.state_shape(), "(B, Hq, F, D + 2)", "q", q);
-  check_dtype(op, "position", in[kPosition], Dtype::i32);
-  if (!(in[kPosition].shape == Shape{1})) fail(op, fmt::format("position must have shape (1), but has {}", in[kPosition].shape.text()));
   if (in[kLogFactor].given) {
     check_dtype(op, "log_factor", in[kLogFactor], accumulator_of(q.dtype), q.dtype == Dtype::bf16 ? nullptr : "q");
     check_shape(op, "log_factor", in[kLogFactor], Shape{s.Hq}, "(Hq)", "q", q);

@@ -21,11 +21,7 @@ Layout infer(const Attributes& attributes, std::span<const Meta> in) {
   const Meta &q = in[kQ], &k = in[kK], &cache = in[kCache];
   check_attention_heads(op, q, k, in[kV]);
   check_shape(op, "v", in[kV], k.shape, "(B, n, Hkv, D)", "k", k);
-  check_dtype(op, "cache", cache, q.dtype, "q");
-  check_rank(op, "cache", cache, 5, "(B, P, 2, Hkv, D)");
-  check_shape(op, "cache", cache, Shape{q.shape[0], cache.shape[1], 2, k.shape[2], q.shape[3]}, "(B, P, 2, Hkv, D)", "k", k);
-  check_dtype(op, "position", in[kPosition], Dtype::i32);
-  if (!(in[kPosition].shape == Shape{1})) fail(op, fmt::format("position must have shape (1), but has {}", in[kPosition].shape.text()));
+  check_cache(op, cache, in[kPosition], q, k, "(B, P, 2, Hkv, D)");
   const double scale = attributes.real("scale");
   if (!(scale >= 0)) fail(op, fmt::format("scale must be positive, or 0 for 1 / sqrt(D), but is {}", scale));
   Layout layout;
