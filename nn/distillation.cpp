@@ -13,6 +13,8 @@ namespace {
 void check_pair(const GptOptions& teacher, const GptOptions& student) {
   if (teacher.attention != "softmax")
     throw ShapeError(fmt::format("[distillation] the teacher must have softmax attention, but has '{}'", teacher.attention));
+  if (teacher.window > 0 || student.window > 0)
+    throw ShapeError("[distillation] compares weights over all tokens before, but the attention of a model here has a window; give models without");
   if (student.attention == "softmax") throw ShapeError("[distillation] the student must have linear attention, but has softmax too");
   for (const auto& [what, t, s] : {std::tuple{"layers", teacher.layers, student.layers}, std::tuple{"heads", teacher.heads, student.heads},
                                    std::tuple{"width", teacher.width, student.width}})
@@ -44,6 +46,9 @@ const std::vector<std::string>& student_attentions() {
 GptOptions student_options(const GptOptions& teacher, const std::string& attention) {
   if (teacher.attention != "softmax")
     throw UsageError(fmt::format("only a model with softmax attention can be converted, but this one has '{}'", teacher.attention));
+  if (teacher.window > 0)
+    throw UsageError(fmt::format("the maps are distilled from softmax over all tokens before, but this model's has a window of {}; convert a model "
+                                 "without --window", teacher.window));
   const auto& names = student_attentions();
   if (std::find(names.begin(), names.end(), attention) == names.end())
     throw UsageError(fmt::format("a softmax model can be converted to {}, not to '{}'{}", fmt::join(names, ", "), attention,

@@ -232,10 +232,18 @@ const std::vector<std::pair<const char*, Cases (*)()>>& all_cases() {
   return list;
 }
 
-void check_cases(const char* which, const std::function<Run(Dtype)>& run_of = run_here) {
+/// Whether the CPU has something to show on a case: rows of many hundred tokens are about how a device cuts its walks, and their plain form
+/// costs their square.
+bool tells_on_cpu(const ParityCase& c) { return !is_composite(c) || c.sample.inputs[0].shape[1] <= 300; }
+
+void check_cases(const char* which, const std::function<Run(Dtype)>& run_of = run_here, bool on_cpu = false) {
   for (const auto& [name, cases] : all_cases()) {
     if (std::string(name) != which) continue;
-    for (const ParityCase& c : cases()) CHECK(check_parity(c, run_of) == int(c.dtypes.size()));  // every dtype was compared
+    for (ParityCase c : cases()) {
+      if (on_cpu && !tells_on_cpu(c)) continue;
+      if (on_cpu && is_composite(c) && c.sample.inputs[0].shape[1] > 1) c.draws = 1;
+      CHECK(check_parity(c, run_of) == int(c.dtypes.size()));  // every dtype was compared
+    }
   }
 }
 
@@ -284,7 +292,7 @@ TEST_CASE("parity: the CPU passes the shapes by hand in a device's place" * doct
     };
   };
   for (const auto& [name, cases] : all_cases()) {
-    SUBCASE(name) { check_cases(name, stored); }
+    SUBCASE(name) { check_cases(name, stored, true); }
   }
 }
 
@@ -296,7 +304,7 @@ TEST_CASE("parity: tensor cores' roundings pass on the shapes by hand" * doctest
     CAPTURE(name);
     for (ParityCase c : cases()) {
       // composed exponentials of hard numbers overflow
-      if (!is_composite(c) || c.change || c.dtypes.back() != Dtype::bf16) continue;
+      if (!is_composite(c) || !tells_on_cpu(c) || c.change || c.dtypes.back() != Dtype::bf16) continue;
       c.dtypes = {Dtype::bf16};
       c.draws = 1;
       check_parity(c, products);

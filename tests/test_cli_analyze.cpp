@@ -61,8 +61,11 @@ TEST_CASE("cli: analyze refuses lengths, texts, students and checkpoints that do
   REQUIRE(run_program(train + "--attention=cosformer --out=cosine", at).code == 0);
   REQUIRE(run_program(train + "--layers=2 --out=deep", at).code == 0);
   REQUIRE(run_program(train + "--out=linear", at).code == 0);
+  REQUIRE(run_program(train + "--window=4 --out=near", at).code == 0);
 
   const std::string soft = "analyze --checkpoint=soft ";
+  check_refused(run_program("analyze --checkpoint=near", at), 2, {"the checkpoint's attention has a window of 4", "without --window"});
+  check_refused(run_program(soft + "--student=near", at), 2, {"the student's attention has a window of 4", "without --window"});
   check_refused(run_program("analyze --checkpoint=nowhere", at), 3, {"'nowhere' does not exist"});
   check_refused(run_program(soft + "--student=nowhere", at), 3, {"'nowhere' does not exist"});
   check_refused(run_program(soft + "--lengths=17", at), 2, {"--lengths=17", "learned positions end at 16 tokens"});

@@ -316,6 +316,10 @@ TEST_CASE("model distillation: what cannot be distilled is refused") {
   }
   CHECK_THROWS_WITH_AS(distillation_loss(teacher, hedgehog, tokens, "logits"), doctest::Contains("not by 'logits'"), UsageError);
   CHECK_THROWS_WITH_AS(student_options(hedgehog.options(), "hedgehog"), doctest::Contains("this one has 'hedgehog'"), UsageError);
+  GptOptions windowed = shape_of("softmax");
+  windowed.window = 4;
+  CHECK_THROWS_WITH_AS(student_options(windowed, "hedgehog"), doctest::Contains("has a window of 4"), UsageError);
+  CHECK_THROWS_WITH_AS(distillation_loss(Gpt(windowed), Gpt(shape_of("hedgehog")), some_tokens()), doctest::Contains("has a window"), ShapeError);
   CHECK_THROWS_WITH_AS(student_options(teacher.options(), "softmax"), doctest::Contains("which it has already"), UsageError);
   CHECK_THROWS_WITH_AS(student_options(teacher.options(), "taylor"), doctest::Contains("not to 'taylor'"), UsageError);
   GptOptions learned = shape_of("softmax");

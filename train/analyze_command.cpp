@@ -89,6 +89,13 @@ void print_lengths(const std::vector<LengthAnalysis>& lengths) {
       print_layers(lengths.back(), c);
 }
 
+/// What is measured are weights over all tokens before; those of a window are others.
+void check_no_window(const Gpt& model, const char* which) {
+  if (model.options().window > 0)
+    throw UsageError(fmt::format("the {}'s attention has a window of {} tokens, and analyze measures attention to all of them; give a model that was "
+                                 "trained without --window", which, model.options().window));
+}
+
 }  // namespace
 
 int analyze_command(Config& config) {
@@ -97,10 +104,12 @@ int analyze_command(Config& config) {
   const std::filesystem::path found = find_checkpoint(config.text("checkpoint"));
   const Checkpoint checkpoint = load_checkpoint(found, false);
   const Gpt& model = *checkpoint.model;
+  check_no_window(model, "checkpoint");
   Checkpoint student;
   if (config.has("student")) {
     student = load_checkpoint(find_checkpoint(config.text("student")), false);
     check_student(model, *student.model);
+    check_no_window(*student.model, "student");
   }
   const std::vector<std::int64_t> lengths = lengths_of(config, model.options(), student.model.get());
   const AnalysisTexts texts(config, checkpoint, found);
