@@ -13,17 +13,19 @@ seeds=${3:-1 2 3}
 text=${4:-shakespeare}
 mkdir -p "$folder"
 cd "$folder"
+# what a command prints goes to a file, and is shown if it fails
+logged() { "$@" >log.txt 2>&1 || { cat log.txt >&2; exit 1; }; }
 figure() { sed -n "s/.*\"$2\": \([0-9.e+-]*\).*/\1/p" "$1/convert.json" | head -1; }
 for seed in $seeds; do
   teacher=teacher-$seed
-  [ -d "$teacher/last" ] || "$program" train --data="$text" --preset=char-cpu --attention=softmax --seed="$seed" --quiet --out="$teacher"
+  [ -d "$teacher/last" ] || logged "$program" train --data="$text" --preset=char-cpu --attention=softmax --seed="$seed" --quiet --out="$teacher"
   reference=
   for student in hedgehog hedgehog-none t2r-none t2r elu; do
     run=$student-$seed
     options="--attention=${student%-none}"
     case $student in *-none) options="$options --distill=none" ;; esac
     [ "$student" = hedgehog ] && options="$options --finetune_teacher"
-    [ -f "$run/convert.json" ] || "$program" convert --from="$teacher" --batch=12 --seed="$seed" --quiet --out="$run" $options
+    [ -f "$run/convert.json" ] || logged "$program" convert --from="$teacher" --batch=12 --seed="$seed" --quiet --out="$run" $options
     [ "$student" = hedgehog ] && reference=$(figure "$run" teacher_finetuned)
     loss=$(figure "$run" finetuned)
     awk -v name="$run" -v loss="$loss" -v teacher="$reference" 'BEGIN { printf "%-18s loss %.4f, %.4f times the finetuned teacher (%.4f)\n", name, loss, loss / teacher, teacher }'
