@@ -30,11 +30,11 @@ __device__ __noinline__ void forward_log_space_rows(const ForwardArguments& p, c
   ForwardMemory<kD>& m = *reinterpret_cast<ForwardMemory<kD>*>(shared_bytes());
   const Lanes<kD> l;
   float* const logs = reinterpret_cast<float*>(m.S);  // (chunk, D'): the state has been read
-  float* const before = m.features.z;                 // shifts before the chunk; z has been read, too
+  float* const before = m.features.z;                 // of the state before the chunk; z has been read, too
   plain_logs<kD>(logs, p.s.k.at(b, t0, h), p.s.k.token, count, m.weight_k, scale, bias_of<kGeneral>(p.s.map, kOfKeys, h, kD), p.s.rotary, t0);
   if (l.column == 0)
     for (int s = 0; s < 2; ++s)
-      for (int x = 0; x < 2; ++x) before[s * kD + l.row + 8 * x] = state.shift[s][x];
+      for (int x = 0; x < 2; ++x) before[s * kD + l.row + 8 * x] = state.log_sum(s, x);
   __syncthreads();
   for (int i = 0; i < count; ++i) {
     if (!m.redo[i]) continue;
@@ -75,7 +75,7 @@ __device__ __noinline__ void forward_log_space_rows(const ForwardArguments& p, c
 #pragma unroll
         for (int x = 0; x < 2; ++x) {
           const float u = m.a[l.row + 8 * x];
-          weight[s][x] = exp2_fast((s ? -u : u) + state.shift[s][x] - (largest + of_query[s]));
+          weight[s][x] = state.sums.z[s][x] > 0 ? exp2_fast((s ? -u : u) + state.shift[s][x] - (largest + of_query[s])) : 0.0f;
         }
       auto over_rows = [](float x) {
         for (int offset = 4; offset < 32; offset *= 2) x += __shfl_xor_sync(0xffffffffu, x, offset);

@@ -85,7 +85,8 @@ __device__ __noinline__ void keys_log_space_rows(const BackwardArguments& p, uns
       *reinterpret_cast<unsigned*>(m.du + place<kD>(l.row + 8 * x, 8 * n + l.column)) = pack(du[n][2 * x], du[n][2 * x + 1]);
 }
 
-/// What rows in log space add to R and y in the scale before the chunk.
+/// What rows in log space add to R and y in the scale before the chunk. That may be far above the keys of the row's document: features
+/// by more than kBelowScale have lost these keys in any case, and stay finite.
 template <int kD, bool kGeneral>
 __device__ __noinline__ void reverse_log_space_rows(const BackwardArguments& p, unsigned long long redo, Sums<kD>& R, const float* before,
                                                     const float* deltas, const signed char* rows, std::int64_t b, std::int64_t h,
@@ -106,7 +107,7 @@ __device__ __noinline__ void reverse_log_space_rows(const BackwardArguments& p, 
     for (int s = 0; s < 2; ++s)
 #pragma unroll
       for (int x = 0; x < 2; ++x) {
-        const float u = m.a[l.row + 8 * x], phi = exp2_fast((s ? -u : u) + before[s * kD + l.row + 8 * x] - dens[s]);
+        const float u = m.a[l.row + 8 * x], phi = exp2_fast(fminf((s ? -u : u) + before[s * kD + l.row + 8 * x] - dens[s], kBelowScale));
         R.z[s][x] += phi * deltas[i];
 #pragma unroll
         for (int n = 0; n < kD / 8; ++n)

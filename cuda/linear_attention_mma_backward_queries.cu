@@ -60,7 +60,7 @@ __device__ __noinline__ void queries_log_space_rows(const BackwardArguments& p, 
           for (int e = 0; e < 2; ++e) dot += state.sums.S[s][n][2 * x + e] * __bfloat162float(dy[8 * n + l.column + e]);
         dot = row_sum(dot) + delta * state.sums.z[s][x];
         const float u = m.a[l.row + 8 * x];
-        const float g = exp2_fast((s ? -u : u) + state.shift[s][x] - dens[s]) * dot;
+        const float g = state.sums.z[s][x] > 0 ? exp2_fast((s ? -u : u) + state.shift[s][x] - dens[s]) * dot : 0.0f;
         sum += s ? -g : g;
         if (l.column == 0 && rows[i] < 0) gradients[s] += g;
       }

@@ -175,10 +175,20 @@ struct FeatureRows {
   float added[2 * kD];  // what the chunk adds to them
 };
 
+/// Bits that features of documents which end in a chunk may exceed the scale of the chunk by: a state of 2^20 keys stays finite in f32.
+constexpr float kOldDocuments = 90;
+/// Bits that the scale may still be above the keys of a document before their sums against time leave f32.
+constexpr float kBelowScale = 110;
+
 /// Features of a chunk of keys by feature from u = x W, in the scale of the shift of the chunk, which becomes `after` and scales
 /// the state with the shift `before` by `factor`. store(sign, phi) gets those of either sign, rounded: phi[n][x] are row + 8 x,
 /// tokens 8 n + column and the next. What the chunk adds to z comes from token `first` on.
 /// kWhole: all tokens are there and count for the state.
+///
+/// The shift is the largest log feature so far; where a document starts inside the chunk, that of this document alone if it is at most
+/// kOldDocuments less, else so much less than the largest. Later chunks start from it: the largest of an older document, which they do not
+/// see, would push their features below what f32 and bf16 hold. So documents lose nothing until their keys are 200 bits, 138 nats,
+/// apart in a feature.
 template <bool kWhole, int kD, class Store, bool kGeneral = false>
 __device__ __forceinline__ void features_of(float (&u)[kD / 8][4], int count, int first, const float (&before)[2][2],
                                           float (&after)[2][2], float (&factor)[2][2], FeatureRows<kD>& features, const Store& store,
@@ -194,7 +204,19 @@ __device__ __forceinline__ void features_of(float (&u)[kD / 8][4], int count, in
       return float2{fmaf(u[n][2 * x], scale, -less), fmaf(u[n][2 * x + 1], scale, -less)};
     }
   };
-  float top[2][2] = {{-INFINITY, -INFINITY}, {-INFINITY, -INFINITY}};
+  float top[2][2] = {{-INFINITY, -INFINITY}, {-INFINITY, -INFINITY}}, newest[2][2] = {{-INFINITY, -INFINITY}, {-INFINITY, -INFINITY}};
+  if (!kWhole && first > 0) {  // the document that the chunk ends with
+#pragma unroll
+    for (int n = 0; n < kD / 8; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int token = 8 * n + l.column;
+        const float2 log_phi = pair_of(i / 2, n, i % 2, 0);
+        float& largest = newest[i / 2][i % 2];
+        if (token >= first && token < count) largest = fmaxf(largest, log_phi.x);
+        if (token + 1 >= first && token + 1 < count) largest = fmaxf(largest, log_phi.y);
+      }
+  }
   if constexpr (kGeneral) {
 #pragma unroll
     for (int n = 0; n < kD / 8; ++n)
@@ -223,6 +245,7 @@ __device__ __forceinline__ void features_of(float (&u)[kD / 8][4], int count, in
 #pragma unroll
     for (int x = 0; x < 2; ++x) {
       after[s][x] = fmaxf(before[s][x], row_max(top[s][x]) * (kGeneral ? 1.0f : kLog2e));
+      if (!kWhole && first > 0) after[s][x] = fmaxf(row_max(newest[s][x]), after[s][x] - kOldDocuments);
       factor[s][x] = exp2_fast(before[s][x] - after[s][x]);
       float sum = 0;
 #pragma unroll
@@ -283,6 +306,9 @@ template <int kD>
 struct KeyState {
   Sums<kD> sums;
   float shift[2][2];  // before the chunk
+
+  /// Base 2 logarithm of a row's sum of keys, which its shift exceeds where it is of an older document; -infinity for an empty row.
+  __device__ __forceinline__ float log_sum(int s, int x) const { return shift[s][x] + log2f(sums.z[s][x]); }
 
   __device__ void clear() {
     sums.clear();

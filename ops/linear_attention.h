@@ -47,6 +47,7 @@ struct LinearAttentionResult {
 /// Exact stabilisation (exp-type maps): keys enter as exp(ln phi_k,r - c_r), c_r the running maximum over the visible keys of
 /// the document, one scalar a feature; queries as exp(ln phi_q,r + c_r - m_i). Rows whose denominator in this scale is under
 /// 2^-60, because later keys of the chunk dominate, are redone in log space; linear_attention_log_space_rows() counts them.
+/// On tensor cores a document that starts inside a chunk loses keys that lie more than 138 nats below those of the document before it.
 /// No epsilon, no clamp. "relu" and "elu" have the floors of feature_map; with "identity" q and k hold positive features, and a
 /// row whose denominator is 0 gives 0.
 ///
