@@ -66,7 +66,8 @@ void print_report(const ordered_json& out) {
     fmt::print("\n");
   }
   print_attention(out["attention"]);
-  for (const auto& s : out["steps"]) print_step(s);
+  for (const char* part : {"steps", "distillation"})
+    for (const auto& s : out[part]) print_step(s);
   if (!out["decoding"].empty()) fmt::print("\n{:<32} {:<10} {:>16} {:>16}\n", "decoding, one stream", "attention", "at token 0", "far away");
   for (const auto& d : out["decoding"])
     fmt::print("{:<32} {:<10} {:>11.0f} tok/s {:>11.0f} tok/s at token {}\n", d["model"].get<std::string>(), d["attention"].get<std::string>(),
@@ -118,7 +119,7 @@ int bench_command(Config& config) {
                    {"copy_gbytes_per_s", ceilings.bandwidth / 1e9}};
   const std::string only = config.text("only");
   auto measures = [&](const char* part) { return only == part || only == "all"; };
-  for (const char* part : {"products", "attention", "steps", "decoding"}) out[part] = ordered_json::array();
+  for (const char* part : {"products", "attention", "steps", "distillation", "decoding"}) out[part] = ordered_json::array();
   const bool cpu = current_device().host();
   describe_machine(out);
   if (measures("products")) cpu ? products_on_cpu(out, ceilings) : products_on_gpu(out);
@@ -128,6 +129,8 @@ int bench_command(Config& config) {
     if (measures("steps")) out["steps"].push_back(bench_step(c, ceilings));
     if (measures("decoding") && c.decodes) out["decoding"].push_back(bench_decoding(c));
   }
+  if (measures("distillation"))
+    for (const StepCase& c : distillation_cases(config)) out["distillation"].push_back(bench_distillation(c, ceilings));
   if (config.flag("json")) fmt::print("{}\n", out.dump(2));
   else print_report(out);
   return kGood;

@@ -9,6 +9,7 @@
 #include "ops/cpu.h"
 #include "ops/register.h"
 #include "train/ceilings.h"
+#include "train/distillation_step.h"
 #include "train/generation.h"
 #include "train/setup.h"
 #include "train/step_products.h"
@@ -78,6 +79,26 @@ std::vector<StepCase> step_cases(const Config& config) {
   return cases;
 }
 
+std::vector<StepCase> distillation_cases(const Config& config) {
+  std::vector<StepCase> cases;
+  const auto add = [&](const char* name, const char* preset, std::int64_t rows, std::int64_t vocabulary, std::int64_t context) {
+    Config c = config;
+    c.apply_preset(preset);
+    if (!config.was_set("attention")) c.set("attention", "hedgehog", OptionSource::kFlag);
+    c.set("dropout", "0", OptionSource::kFlag);
+    if (context) c.set("context", std::to_string(context), OptionSource::kFlag), c.set("positions", "none", OptionSource::kFlag);
+    cases.push_back({name, gpt_options(c, vocabulary), rows, memory_options(c)});
+  };
+  if (current_device().host()) {
+    add("char-cpu", "char-cpu", 12, 128, 0);
+  } else {
+    add("gpt2 (width 768, context 1024)", "gpt2", 8, 50257, 0);
+    add("gpt2 (context 8192)", "gpt2", 1, 50257, 8192);
+    add("gpt2 (context 32768)", "gpt2", 1, 50257, 32768);
+  }
+  return cases;
+}
+
 namespace {
 
 Batch random_batch(const GptOptions& o, std::int64_t rows) {
@@ -121,15 +142,14 @@ std::string family_of(const std::string& op) {
   return "elementwise and copies";
 }
 
-ordered_json measured_step(const StepCase& c, const StepShape& shape, const Ceilings& ceilings, std::map<ProductShape, double>& products_made) {
-  Device& device = current_device();
-  const std::int64_t free_before = device.host() ? 0 : device.free_memory();
-  Gpt model(c.model);
-  TrainingStep step(model, shape, {}, 1);
-  const std::vector<Batch> batches{random_batch(c.model, c.rows)};
+/// `free_before`: bytes of the device before there was a model.
+ordered_json measured_step(Gpt& model, const StepShape& shape, const StepLoss& loss, std::int64_t free_before, const Ceilings& ceilings,
+                           std::map<ProductShape, double>& products_made) {
+  TrainingStep step(model, shape, {}, 1, {}, loss);
+  const std::vector<Batch> batches{random_batch(model.options(), shape.rows)};
   const Cost cost = step.cost();
   const Timed t = time_steps(step, batches);
-  const std::int64_t used = device.host() ? 0 : free_before - device.free_memory();
+  const std::int64_t used = current_device().host() ? 0 : free_before - current_device().free_memory();
   products_made = products_of(step.gradient_executor().program());
   // the share inside matrix products and the table by op come from a second, instrumented stretch
   Executor& executor = step.gradient_executor();
@@ -162,7 +182,7 @@ ordered_json measured_step(const StepCase& c, const StepShape& shape, const Ceil
                    {"share_of_ceiling", least * runs / timing.seconds}});
   }
   for (const auto& [family, seconds] : by_family) families[family] = 1e3 * seconds / runs;
-  const double tokens = double(c.rows * c.model.context);
+  const double tokens = double(shape.rows * shape.context);
   return {{"parameters", model.parameters().count()},
           {"ms", 1e3 * t.median},
           {"fastest_ms", 1e3 * t.fastest},
@@ -181,12 +201,23 @@ ordered_json measured_step(const StepCase& c, const StepShape& shape, const Ceil
 
 }  // namespace
 
+namespace {
+
+std::int64_t free_memory() { return current_device().host() ? 0 : current_device().free_memory(); }
+
+ordered_json row_of(const char* what, const StepCase& c) {
+  return {{"step", what},
+          {"model", c.name},
+          {"attention", c.model.attention},
+          {"dtype", name_of(c.model.dtype)},
+          {"positions", c.model.positions},
+          {"batch", fmt::format("{} x {}", c.rows, c.model.context)}};
+}
+
+}  // namespace
+
 ordered_json bench_step(const StepCase& c, const Ceilings& ceilings) {
-  ordered_json row{{"model", c.name},
-                   {"attention", c.model.attention},
-                   {"dtype", name_of(c.model.dtype)},
-                   {"positions", c.model.positions},
-                   {"batch", fmt::format("{} x {}", c.rows, c.model.context)}};
+  ordered_json row = row_of("training", c);
   StepShape shape{c.rows, c.model.context, 1, false};
   try {
     check_memory(c.model, shape, {}, c.memory);
@@ -196,7 +227,11 @@ ordered_json bench_step(const StepCase& c, const Ceilings& ceilings) {
     return row;
   }
   std::map<ProductShape, double> products;
-  row.update(measured_step(c, shape, ceilings, products));
+  {
+    const std::int64_t free_before = free_memory();
+    Gpt model(c.model);
+    row.update(measured_step(model, shape, next_token_loss, free_before, ceilings, products));
+  }
   if (current_device().host()) return row;
   // the step is gone, so that its memory is free for them
   const double alone = seconds_of(products);
@@ -206,13 +241,27 @@ ordered_json bench_step(const StepCase& c, const Ceilings& ceilings) {
   return row;
 }
 
+ordered_json bench_distillation(const StepCase& c, const Ceilings& ceilings) {
+  const std::int64_t free_before = free_memory();
+  GptOptions of_teacher = c.model;
+  of_teacher.attention = "softmax";
+  const Gpt teacher(of_teacher);
+  Gpt student(student_options(of_teacher, c.model.attention));
+  copy_weights(teacher, student);
+  student.parameters().train_only(is_map);
+  ordered_json row = row_of("distillation", c);
+  std::map<ProductShape, double> products;
+  row.update(measured_step(student, {c.rows, c.model.context, 1, false}, distils_from(teacher, "weights"), free_before, ceilings, products));
+  return row;
+}
+
 void print_step(const ordered_json& s) {
   if (s.contains("left_out")) {
-    fmt::print("\ntraining step: {}, {} attention, batch {}: left out, {}\n", s["model"].get<std::string>(), s["attention"].get<std::string>(),
+    fmt::print("\n{} step: {}, {} attention, batch {}: left out, {}\n", s["step"].get<std::string>(), s["model"].get<std::string>(), s["attention"].get<std::string>(),
                s["batch"].get<std::string>(), s["left_out"].get<std::string>());
     return;
   }
-  fmt::print("\ntraining step: {}, {} attention, {}, {} parameters, batch {}\n", s["model"].get<std::string>(), s["attention"].get<std::string>(),
+  fmt::print("\n{} step: {}, {} attention, {}, {} parameters, batch {}\n", s["step"].get<std::string>(), s["model"].get<std::string>(), s["attention"].get<std::string>(),
              s["dtype"].get<std::string>(), count_text(s["parameters"].get<double>()), s["batch"].get<std::string>());
   fmt::print("  {:.2f} ms ({:.2f} to {:.2f}), {:.0f} tokens/s, {:.1f} GFLOP/s = {:.1f} % of peak, {:.1f} % outside matrix products, {}{}\n",
              s["ms"].get<double>(), s["fastest_ms"].get<double>(), s["slowest_ms"].get<double>(), s["tokens_per_second"].get<double>(),

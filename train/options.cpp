@@ -146,11 +146,11 @@ std::vector<Option> conversion_options() {
       text("distill", "weights", "conversion",
            "what the feature maps learn to imitate: the teacher's weights of attention, its output, or nothing", kConvert,
            {"weights", "output", "none"}),
-      integer("distill_steps", "400", "steps", "conversion", "steps that train the maps alone", kConvert, 1),
+      integer("distill_steps", "1500", "steps", "conversion", "steps that train the maps alone", kConvert, 1),
       real("distill_learning_rate", "0.03", "", "conversion", "highest learning rate of the maps", kConvert, kAboveZero),
       text("finetune", "all", "conversion", "what is trained on the text then: all weights, low-rank updates and the maps, or nothing",
            kConvert, {"all", "lora", "none"}),
-      integer("finetune_steps", "400", "steps", "conversion", "steps on the text", kConvert, 1),
+      integer("finetune_steps", "1000", "steps", "conversion", "steps on the text", kConvert, 1),
       real("finetune_learning_rate", "5e-4", "", "conversion", "highest learning rate on the text", kConvert, kAboveZero),
       integer("lora_rank", "8", "", "conversion", "rank of the updates of --finetune=lora", kConvert, 1, 65536),
       real("lora_alpha", "16", "", "conversion", "the updates are scaled by this over the rank", kConvert, kAboveZero),
@@ -207,7 +207,7 @@ std::vector<Option> use_options() {
       text("op", "", "check", "only this op; without it every op", {"gradcheck"}),
       integer("draws", "10", "draws", "check", "random inputs a sample", {"gradcheck"}, 1, 100000),
       text("only", "all", "output", "measure one part alone; all leaves attention out on a CPU", {"bench"},
-           {"all", "products", "attention", "steps", "decoding"}),
+           {"all", "products", "attention", "steps", "distillation", "decoding"}),
       flag("json", "false", "output", "print JSON instead of a table", {"eval", "analyze", "convert", "gradcheck", "bench", "info"}),
   };
 }
