@@ -55,13 +55,16 @@ const std::vector<std::string> kAlsoPrepare = {"train",     "sample",    "eval",
 std::vector<Option> data_options() {
   return {
       text("data", "", "data",
-           "a file, a directory, - for standard input, or shakespeare (downloaded); without it the built-in stories, in eval, analyze and "
-           "convert the run's data; eval and analyze take all of a text given; reproduce: text for the experiments that need it",
+           "a file, a directory, token shards of prepare, - for standard input, or shakespeare (downloaded); without it the built-in stories, "
+           "in eval, analyze and convert the run's data; eval and analyze take all of a text given; reproduce: text for the experiments that need it",
            {"train", "eval", "analyze", "convert", "prepare", "reproduce"}),
-      text("tokenizer", "byte", "data",
-           "byte, char, word, bpe (byte pairs learned from the text), or a directory with tokenizer.json or GPT-2's encoder.json and vocab.bpe",
-           {"train", "reproduce"}),
+      text("tokenizer", "", "data",
+           "byte, char, word, bpe (byte pairs learned from the text), or a directory with tokenizer.json or GPT-2's encoder.json and vocab.bpe; "
+           "without it that of the preset, else byte; prepare: bpe",
+           {"train", "prepare", "reproduce"}),
       integer("vocabulary", "8192", "tokens", "data", "largest vocabulary of --tokenizer=word or bpe", {"train", "prepare"}, 3, 1 << 24),
+      flag("shards", "false", "data", "write the text's tokens too, as shards that --data=DIRECTORY trains on without encoding the text again",
+           {"prepare"}),
   };
 }
 
@@ -163,7 +166,7 @@ std::vector<Option> conversion_options() {
 
 std::vector<Option> run_options() {
   return {
-      text("out", "", "run", "directory of the run, without it runs/<data>-<attention>-<n>; prepare: of tokenizer.json; analyze: of its page and numbers, "
+      text("out", "", "run", "directory of the run, without it runs/<data>-<attention>-<n>; prepare: of tokenizer.json and shards; analyze: of its page and numbers, "
            "without it 'analysis' beside the checkpoint; reproduce: of parts, table and page, without it reproduce/<name>-<size>",
            {"train", "analyze", "convert", "prepare", "reproduce"}),
       outside_file(text("resume", "", "run", "go on from a run's last checkpoint, by default the latest run", kTrain),
@@ -246,7 +249,7 @@ const std::vector<Command>& command_table() {
        "hedgehog analyze --checkpoint=runs/latest --lengths=64,128"},
       {"convert", "turn a softmax model into one of linear attention: distil feature maps, finetune",
        "hedgehog convert --from=runs/shakespeare-softmax-1 --attention=hedgehog"},
-      {"prepare", "learn byte-pair tokens from a text; writes tokenizer.json", "hedgehog prepare --data=my.txt --vocabulary=8192 --out=tokens"},
+      {"prepare", "learn byte-pair tokens from a text; writes tokenizer.json, and the text as tokens", "hedgehog prepare --data=my.txt --vocabulary=8192 --out=tokens"},
       {"reproduce", "repeat an experiment of the paper; without a name list them", "hedgehog reproduce recall --size=small", "NAME"},
       {"gradcheck", "check every gradient against differences", "hedgehog gradcheck --op=layernorm"},
       {"bench", "time products, attention and training steps against the machine's peak", "hedgehog bench --preset=char-cpu"},

@@ -12,6 +12,7 @@
 #include "core/error.h"
 #include "train/evaluation.h"
 #include "train/text_source.h"
+#include "train/token_shards.h"
 
 namespace hedgehog {
 namespace {
@@ -45,7 +46,7 @@ std::string fingerprint(std::string_view text) {
 
 /// Words and byte pairs are counted in the training part alone; characters of the whole text get an id.
 TokenizerPointer new_tokenizer(const Config& config, std::string_view text) {
-  const std::string name = config.text("tokenizer");
+  const std::string name = config.has("tokenizer") ? config.text("tokenizer") : "byte";
   if (name == "word" || name == "bpe") text = text.substr(0, split_position(text, 0.9));
   return make_tokenizer(name, text, config.integer("vocabulary"));
 }
@@ -126,8 +127,45 @@ RunData story_data(Config& config, TokenizerPointer tokenizer) {
 
 }  // namespace
 
+namespace {
+
+RunData shard_data(Config& config, const TokenizerPointer& tokenizer) {
+  for (const char* option : {"tokenizer", "vocabulary"}) {
+    if (config.was_set(option))
+      throw UsageError(fmt::format("--{} does not go with the token shards in '{}', which have a tokenizer; leave it out", option, config.text("data")));
+  }
+  TokenShards shards = read_token_shards(config.text("data"), tokenizer);
+  RunData data;
+  if (!config.has("preset") && config.command() == "train" && !tokenizer) {
+    const auto [preset, reason] = preset_for(std::size_t(shards.text_bytes));
+    apply_default_preset(config, preset, reason, data.notes);
+  }
+  for (const char* option : {"tokenizer", "vocabulary"}) config.clear(option);
+  data.tokenizer = shards.tokenizer;
+  data.name = shards.name;
+  data.fingerprint = shards.fingerprint;
+  data.source = std::make_unique<TextSourceBatches>(std::move(shards).parts(), data.name,
+                                                    std::uint64_t(config.has("seed") ? config.integer("seed") : 1), config.integer("context"));
+  return data;
+}
+
+}  // namespace
+
+TokenDataset whole_data(const std::string& where, const TokenizerPointer& tokenizer, RunData& data) {
+  if (holds_token_shards(where)) {
+    TokenShards shards = read_token_shards(where, tokenizer);
+    data.name = shards.name;
+    return std::move(shards).whole();
+  }
+  const TextSource text = read_text(where);
+  data.name = text.name;
+  data.notes = text.notes;
+  return TokenDataset::whole(text, *tokenizer);
+}
+
 RunData load_data(Config& config, TokenizerPointer tokenizer) {
   if (!config.has("data") || config.text("data") == "stories") return story_data(config, std::move(tokenizer));
+  if (holds_token_shards(config.text("data"))) return shard_data(config, tokenizer);
   RunData data;
   const bool piped = config.text("data") == "-";
   if (piped) data.piped.assign(std::istreambuf_iterator<char>(std::cin), {});
