@@ -63,6 +63,10 @@ class Attention {
   Tensor operator()(const Tensor& x, const Tensor& residual, const AttentionContext& context) const;
   /// o (B, T, H, D) of heads that may come from another model: what this layer's attention makes of their queries, keys and values.
   Tensor attend(const AttentionHeads& heads, const AttentionContext& context = {}) const;
+  /// Gives Performer's projection another draw, in place.
+  void redraw(std::int64_t draw) { features_.redraw(draw); }
+  /// Performer's random vectors, (m, D); none of other attentions.
+  const Tensor& projection() const { return features_.projection(); }
   /// Features that this layer's maps give the queries and keys of `heads`, f32 of a model in bf16. Throws ShapeError for softmax, which has none.
   MappedHeads features(const AttentionHeads& heads) const;
   /// x + attention(norm(x)) for one token a stream, x (B, 1, C); advances `state` in place. position i32 (1):

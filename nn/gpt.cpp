@@ -35,6 +35,11 @@ void check(const GptOptions& o) {
     refuse(fmt::format("performer_features must be from 1 to 512, or 0 to choose by the heads' width, got {}", f.performer_features));
   if (f.performer_hyperbolic && f.performer_features % 2)
     refuse(fmt::format("performer_hyperbolic makes two features a vector: performer_features must be even, got {}", f.performer_features));
+  if (f.performer_redraw < 0 || f.performer_draw < 0)
+    refuse(fmt::format("performer_redraw must be 0, for never, or at least 1 step, and performer_draw at least 0, got {} and {}",
+                       f.performer_redraw, f.performer_draw));
+  if (f.performer_redraw > 0 && o.attention != "performer")
+    refuse(fmt::format("performer_redraw draws the random features of performer anew, but the attention is {}", o.attention));
   if (f.cosformer_length != 0 && f.cosformer_length < o.context)
     refuse(fmt::format("cosformer_length must be at least the context of {} tokens, or 0 for that, got {}", o.context, f.cosformer_length));
   if (o.positions == "rotary" && o.query_width() % 2)
@@ -210,6 +215,17 @@ DecodingState Gpt::decoding_state(std::int64_t batch, std::int64_t capacity) con
   for (const Block& block : blocks_) s.layers.push_back(block.attention.empty_state(batch, capacity, options_.dtype));
   s.position = state({1}, Dtype::i32, "position");
   return s;
+}
+
+bool Gpt::redraws_before(std::int64_t step) const {
+  const FeatureOptions& f = options_.features;
+  return f.performer_redraw > 0 && step / f.performer_redraw != f.performer_draw;
+}
+
+void Gpt::redraw_before(std::int64_t step) {
+  if (!redraws_before(step)) return;
+  options_.features.performer_draw = step / options_.features.performer_redraw;
+  for (Block& block : blocks_) block.attention.redraw(options_.features.performer_draw);
 }
 
 Tensor Gpt::rotary_angles(std::int64_t length, const Tensor& offset) const {

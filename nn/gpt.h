@@ -99,6 +99,12 @@ class Gpt {
   /// positions or cosFormer have fewer.
   DecodingState decoding_state(std::int64_t batch, std::int64_t capacity) const;
 
+  /// Whether training draws Performer's projections anew before step `step`, counted from 0, as features.performer_redraw asks.
+  bool redraws_before(std::int64_t step) const;
+  /// Draws them if so: step s has draw s / performer_redraw, so that a resumed run has the same. Recorded programs compute with the new
+  /// draw from then on; no step may be unfinished.
+  void redraw_before(std::int64_t step);
+
   const Attention& attention(std::int64_t layer) const { return blocks_[std::size_t(layer)].attention; }
   const GptOptions& options() const { return options_; }
   /// Rows of the token table, the surplus included.

@@ -60,6 +60,8 @@ json model_json(const GptOptions& o) {
           {"taylor_dim", o.features.taylor_dim},
           {"performer_features", o.features.performer_features},
           {"performer_hyperbolic", o.features.performer_hyperbolic},
+          {"performer_redraw", o.features.performer_redraw},
+          {"performer_draw", o.features.performer_draw},
           {"cosformer_length", o.features.cosformer_length},
           {"dtype", name_of(o.dtype)}, {"seed", o.seed}};
 }
@@ -137,6 +139,10 @@ GptOptions model_options(const Fields& f) {
     o.features.performer_features = f.integer("performer_features", 0, 512);
     o.features.performer_hyperbolic = f.get<bool>("performer_hyperbolic", "true or false");
     o.features.cosformer_length = f.integer("cosformer_length", 0, std::int64_t(1) << 40);
+  }
+  if (f.has("performer_redraw")) {  // younger than the four
+    o.features.performer_redraw = f.integer("performer_redraw", 0, INT32_MAX);
+    o.features.performer_draw = f.integer("performer_draw", 0, INT32_MAX);
   }
   const auto dtype = f.get<std::string>("dtype", "text");
   // the file holds f32 masters of bf16 weights, which the CPU computes with

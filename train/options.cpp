@@ -100,6 +100,8 @@ std::vector<Option> model_options() {
       integer("performer_features", "0", "", "model", "random features of --attention=performer; 0 for D ln D, at most 256", kModelCommands,
               0, 512),
       flag("performer_hyperbolic", "false", "model", "two features a random vector, of both signs", kModelCommands),
+      integer("performer_redraw", "0", "steps", "model", "training draws the random vectors of --attention=performer anew every so many steps; 0 for never",
+              kTrain, 0, 1 << 30),
       integer("cosformer_length", "0", "tokens", "model", "longest text of --attention=cosformer; 0 for the context", kModelCommands, 0, 1 << 24),
   };
 }

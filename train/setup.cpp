@@ -192,14 +192,19 @@ namespace {
 /// Throws UsageError where one is given that another attention has, or that does not fit.
 FeatureOptions feature_options(const Config& config) {
   const std::string attention = config.text("attention");
-  for (const char* option : {"taylor_dim", "performer_features", "performer_hyperbolic", "cosformer_length"}) {
+  for (const char* option : {"taylor_dim", "performer_features", "performer_hyperbolic", "performer_redraw", "cosformer_length"}) {
     const std::string owner = std::string(option).substr(0, std::string(option).find('_'));
     if (config.source(option) == OptionSource::kFlag && attention != owner)
       throw UsageError(fmt::format("--{} belongs to --attention={}, but the attention is {}; leave it out, or change that", option, owner,
                                    attention));
   }
-  const FeatureOptions f{config.integer("taylor_dim"), config.integer("performer_features"), config.flag("performer_hyperbolic"),
-                         config.integer("cosformer_length")};
+  FeatureOptions f;
+  f.taylor_dim = config.integer("taylor_dim");
+  f.performer_features = config.integer("performer_features");
+  f.performer_hyperbolic = config.flag("performer_hyperbolic");
+  // what a config file says of another attention stays unused, as the others do
+  if (config.has("performer_redraw") && attention == "performer") f.performer_redraw = config.integer("performer_redraw");
+  f.cosformer_length = config.integer("cosformer_length");
   if (attention == "performer" && f.performer_hyperbolic && f.performer_features % 2)
     throw UsageError(fmt::format("--performer_hyperbolic makes two features a vector: --performer_features must be even, not {}",
                                  f.performer_features));
