@@ -50,6 +50,10 @@ void check(const GptOptions& o) {
   if (o.window < 0) refuse(fmt::format("window must be 0, for none, or at least 1 token, got {}", o.window));
   if (o.window > 0 && (o.attention == "taylor" || o.attention == "performer" || o.attention == "cosformer"))
     refuse(fmt::format("a window goes with softmax and with the feature maps that are part of linear attention, not with {}", o.attention));
+  if (o.decay_gate && !has_log_features(o.attention))
+    refuse(fmt::format("a decay gate is part of the logarithms of features, which hedgehog, hedgehog-softmax, hedgehog-joint, exp and "
+                       "performer have, but the attention is {}", o.attention));
+  if (o.decay_gate && o.window > 0) refuse(fmt::format("a decay gate does not go with a window, got a window of {} tokens", o.window));
   if (o.short_convolution < 0 || o.short_convolution == 1 || o.short_convolution > 64)
     refuse(fmt::format("short_convolution must be 0, or 2 to 64 tokens, got {}", o.short_convolution));
   if (o.lora) check_lora(*o.lora, o.width);
@@ -83,6 +87,7 @@ Block make_block(Parameters& p, const GptOptions& o, std::int64_t layer) {
                                .features = features_of(o),
                                .layer = layer,
                                .seed = o.seed,
+                               .decay_gate = o.decay_gate,
                                .window = o.window,
                                .bias = o.bias,
                                .map_init_gain = o.map_init_gain,
@@ -253,7 +258,7 @@ std::int64_t parameter_count(const GptOptions& options) {
                             : options.attention.starts_with("hedgehog") ? 2 * options.heads * d * d
                                                                         : 0;
   const std::int64_t norm = c * (options.bias && options.norm == "layer" ? 2 : 1), bias = options.bias ? packed + 6 * c : 0;
-  const std::int64_t factors = options.window > 0 && options.attention != "softmax" ? options.heads : 0;
+  const std::int64_t factors = (options.window > 0 && options.attention != "softmax") || options.decay_gate ? options.heads : 0;
   const std::int64_t positions = options.positions == "learned" ? options.context * c : 0;
   std::int64_t lora = 0;
   if (options.lora)

@@ -229,6 +229,7 @@ GptOptions gpt_options(const Config& config, std::int64_t vocabulary) {
   o.vocabulary = vocabulary;
   o.attention = config.text("attention");
   o.window = config.integer("window");
+  o.decay_gate = config.flag("decay_gate");
   o.positions = config.text("positions");
   o.norm = config.text("norm");
   o.activation = config.text("activation");
@@ -249,6 +250,9 @@ GptOptions gpt_options(const Config& config, std::int64_t vocabulary) {
     throw UsageError(fmt::format("rotary positions need an even head width, but width / heads = {}; choose other --heads or "
                                  "--positions=learned",
                                  o.width / o.heads));
+  if (o.decay_gate && (!has_log_features(o.attention) || o.window > 0))
+    throw UsageError(fmt::format("--decay_gate goes with hedgehog, hedgehog-softmax, hedgehog-joint, exp and performer, without a window, not with "
+                                 "--attention={} and --window={}; leave it out, or change these", o.attention, o.window));
   if (o.window > 0 && (o.attention == "taylor" || o.attention == "performer" || o.attention == "cosformer"))
     throw UsageError(fmt::format("--window goes with softmax and with the feature maps that are part of linear attention, such as hedgehog, "
                                  "not with --attention={}; leave out one of the two", o.attention));
