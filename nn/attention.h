@@ -51,7 +51,7 @@ struct AttentionState {
 /// is exact to g T 2^-24, which is the relative error of a weight.
 /// Heads start at g = -ln(1 - 2^-e), e from 5 to 12 spread evenly over them, as the eight heads of RetNet have: half of a weight is lost in 22
 /// to 2,839 tokens. One head alone has e = 12. No weight decay.
-/// Source: Sun et al. 2023, arXiv:2307.08621, equation 8 (g fixed, no normaliser in the state); here g is learnt.
+/// Source: Sun et al. 2023, arXiv:2307.08621, section 2 (g fixed, no normaliser); here g is learnt.
 class Attention {
  public:
   struct Options {

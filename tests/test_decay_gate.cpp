@@ -103,6 +103,17 @@ struct Layer {
     return phi;
   }
 
+  /// What is looked at (analyze, distillation) is what attention computes with: the weights of its features are those of attend.
+  void check_features() const {
+    const no_grad guard;
+    const MappedHeads mapped = attention.features(heads);
+    CHECK(mapped.logarithmic);
+    LinearAttentionOptions o;
+    o.map = "exp";
+    const Numbers again = linear_attention(mapped.q, mapped.k, heads.v, o).o.to_vector(), once = attention.attend(heads).to_vector();
+    for (std::size_t i = 0; i < once.size(); ++i) CHECK(again[i] == once[i]);
+  }
+
   /// sum of o times the cotangent, with exp(-g (i - j)) as it is written.
   double dense(const Point& p) const {
     const Numbers G = cotangent.to_vector(), starts = documents ? documents.to_vector() : Numbers(std::size_t(B * T), 0);
@@ -161,6 +172,7 @@ TEST_CASE("decay gate: loss and gradients are those of the formula over all pair
       backward(loss);
       Point point = layer.point(), gradient = layer.gradient();
       CHECK(loss.to_vector()[0] == doctest::Approx(layer.dense(point)).epsilon(1e-12));
+      if (!documents) layer.check_features();
       const std::vector<Numbers*> numbers = point.all(), found = gradient.all();
       for (std::size_t n = 0; n < numbers.size(); ++n) {
         CAPTURE(n);
@@ -304,7 +316,7 @@ TEST_CASE("cli: a run with a decay gate is saved, resumed bit for bit, evaluated
     CHECK(bytes_of(d / (std::string("parts") + file)) == bytes_of(d / (std::string("whole") + file)));
   CHECK(contains(bytes_of(d / "whole/last/model.safetensors"), "h.0.attn.decay_gate"));
   const std::string state = bytes_of(d / "whole/last/state.json"), loss = run_program("eval --checkpoint=whole --json", at).output;
-  const auto number = [](const std::string& text, const char* name) { return std::stod(text.substr(text.find(name) + std::string(name).size())); };
+  const auto number = [](const std::string& text, const std::string& name) { return std::stod(text.substr(text.find(name) + name.size())); };
   CHECK(number(loss, "\"loss\":") == number(state, "\"last_validation\":"));
   CHECK(run_program("sample --checkpoint=whole --tokens=5 --prompt=the", at).code == 0);
   CHECK(run_program("analyze --checkpoint=whole --lengths=8", at).code == 0);

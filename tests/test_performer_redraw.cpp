@@ -39,7 +39,8 @@ void check_orthogonal(const std::vector<double>& w, std::size_t D) {
   double mean = 0;
   for (std::size_t i = 0; i < rows; ++i) {
     mean += product(i, i) / double(rows);
-    for (std::size_t j = i + 1; j < rows && j / D == i / D; ++j) CHECK(std::abs(product(i, j)) <= 1e-13 * std::sqrt(product(i, i) * product(j, j)));
+    for (std::size_t j = i + 1; j < rows && j / D == i / D; ++j)
+      CHECK(std::abs(product(i, j)) <= 1e-13 * std::sqrt(product(i, i) * product(j, j)));
   }
   // squared norms have mean D and variance 2 D: five standard errors of the mean
   CHECK(std::abs(mean - double(D)) <= 5 * std::sqrt(2 * double(D) / double(rows)));
@@ -121,13 +122,14 @@ TEST_CASE("cli: a run that draws Performer's vectors anew is resumed bit for bit
   }
   // a loaded model evaluates with the draw that it was saved with: the loss is the run's own
   const std::string state = bytes_of(d / "whole/last/state.json"), loss = run_program("eval --checkpoint=whole --json", at).output;
-  const auto number = [](const std::string& text, const char* name) { return std::stod(text.substr(text.find(name) + std::string(name).size())); };
+  const auto number = [](const std::string& text, const std::string& name) { return std::stod(text.substr(text.find(name) + name.size())); };
   CHECK(number(loss, "\"loss\":") == number(state, "\"last_validation\":"));
   CHECK(run_program("sample --checkpoint=whole --tokens=5 --prompt=the", at).code == 0);
 
   check_refused(run_program("train --quiet --steps=8 --resume=whole --performer_redraw=3", at), 2, {"--performer_redraw", "cannot change"});
   check_refused(run_program(train + "--performer_redraw=-1", at), 2, {"--performer_redraw"});
-  check_refused(run_program(std::string("train --data=text.txt --performer_redraw=2 ") + kSmall, at), 2, {"--performer_redraw", "--attention=performer"});
+  check_refused(run_program(std::string("train --data=text.txt --performer_redraw=2 ") + kSmall, at), 2,
+                {"--performer_redraw", "--attention=performer"});
   std::string damaged = state;
   damaged.replace(damaged.find("\"performer_draw\": 2"), 19, "\"performer_draw\": -2");
   d.file("whole/last/state.json", damaged);

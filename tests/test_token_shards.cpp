@@ -24,10 +24,12 @@ TextSource documents() {
 }
 
 void check_same(const TokenDataset& a, const TokenDataset& b) {
-  for (const auto& [left, right] : {std::pair(&a.training_stream(), &b.training_stream()), std::pair(&a.validation_stream(), &b.validation_stream())}) {
-    CHECK(left->tokens == right->tokens);
-    CHECK(left->document_starts == right->document_starts);
-  }
+  const auto same = [](const TokenStream& left, const TokenStream& right) {
+    CHECK(left.tokens == right.tokens);
+    CHECK(left.document_starts == right.document_starts);
+  };
+  same(a.training_stream(), b.training_stream());
+  same(a.validation_stream(), b.validation_stream());
 }
 
 /// What reading a shard says after `change` has had its tokens, document starts and metadata.
@@ -143,7 +145,11 @@ TEST_CASE("token shards: damage is named with file, field and offset") {
   CHECK(contains(field("shards", "3"), "tokens-00000-of-00003.safetensors' is missing: the first shard says that there are 3"));
   CHECK(contains(field("shard", "1"), "has '1' in field 'shard', where '0' belongs"));
   CHECK(contains(field("training_tokens", "999999"), "in field 'training_tokens', where a whole number from 2"));
-  CHECK(contains(refusal(first, [](Shard& s) { s.metadata["tokens"] = "5", s.metadata["training_tokens"] = "2"; }), "more than the 5 that field 'tokens' says"));
+  CHECK(contains(refusal(first, [](Shard& s) { s.metadata["tokens"] = "5", s.metadata["training_tokens"] = "2"; }),
+                 "more than the 5 that field 'tokens' says"));
+  const std::string steering = field("format", ("\x1b[2J" + std::string(1000, 'x')).c_str());
+  CHECK(contains(steering, "'?[2Jxxx"));
+  CHECK(steering.size() < 300);
   CHECK(contains(field("tokens", "1099511627776"), "where '1099511627776' belongs"));
   CHECK(contains(refusal(second, [](Shard& s) { s.metadata["training_tokens"] = "7"; }), "has '7' in field 'training_tokens'"));
   CHECK(contains(refusal(second, [](Shard& s) { s.tokens.pop_back(); }), "field 'tokens' says"));
@@ -191,9 +197,11 @@ TEST_CASE("token shards: tensors of other types are refused") {
     write_safetensors(file, records, metadata);
     return read_refusal(d / "shards");
   };
-  CHECK(contains(refused({"tokens", "F32", {4}, zeros, 16}, {"document_starts", "I64", {1}, zeros, 8}), "tensor 'tokens' must be a vector of U16, but is F32"));
-  CHECK(contains(refused({"tokens", "U16", {2, 2}, zeros, 8}, {"document_starts", "I64", {1}, zeros, 8}), "is U16 with 2 axes"));
-  CHECK(contains(refused({"tokens", "U16", {4}, zeros, 8}, {"document_starts", "I32", {1}, zeros, 4}), "'document_starts' must be a vector of I64"));
+  const TensorRecord starts{"document_starts", "I64", {1}, zeros, 8};
+  CHECK(contains(refused({"tokens", "F32", {4}, zeros, 16}, starts), "tensor 'tokens' must be a vector of U16, but is F32"));
+  CHECK(contains(refused({"tokens", "U16", {2, 2}, zeros, 8}, starts), "is U16 with 2 axes"));
+  CHECK(contains(refused({"tokens", "U16", {4}, zeros, 8}, {"document_starts", "I32", {1}, zeros, 4}),
+                 "'document_starts' must be a vector of I64"));
   CHECK(contains(refused({"tokens", "U16", {4}, zeros, 8}, {"starts", "I64", {1}, zeros, 8}), "has no tensor 'document_starts'"));
 }
 
@@ -238,7 +246,8 @@ TEST_CASE("cli: training and evaluation on token shards give the bits of the tex
   REQUIRE(run_program("train --data=shards --out=parts --stop_at=4 " + options, at).code == 0);
   REQUIRE(run_program("train --quiet --resume=parts", at).code == 0);
   for (const char* run : {"whole", "parts"})
-    for (const char* file : {"/last/model.safetensors", "/last/tokenizer.json"}) CHECK(bytes_of(d / (run + std::string(file))) == bytes_of(d / (std::string("text") + file)));
+    for (const char* file : {"/last/model.safetensors", "/last/tokenizer.json"})
+      CHECK(bytes_of(d / (run + std::string(file))) == bytes_of(d / (std::string("text") + file)));
   CHECK(run_program("eval --checkpoint=whole --data=shards", at).code == 0);
   CHECK(run_program("analyze --checkpoint=whole --data=shards --lengths=8", at).code == 0);
   check_refused(run_program("train --data=shards --tokenizer=byte " + options, at), 2, {"--tokenizer", "leave it out"});

@@ -132,7 +132,8 @@ namespace {
 RunData shard_data(Config& config, const TokenizerPointer& tokenizer) {
   for (const char* option : {"tokenizer", "vocabulary"}) {
     if (config.was_set(option))
-      throw UsageError(fmt::format("--{} does not go with the token shards in '{}', which have a tokenizer; leave it out", option, config.text("data")));
+      throw UsageError(fmt::format("--{} does not go with the token shards in '{}', which have a tokenizer; leave it out", option,
+                                   config.text("data")));
   }
   TokenShards shards = read_token_shards(config.text("data"), tokenizer);
   RunData data;
@@ -251,8 +252,8 @@ GptOptions gpt_options(const Config& config, std::int64_t vocabulary) {
                                  "--positions=learned",
                                  o.width / o.heads));
   if (o.decay_gate && (!has_log_features(o.attention) || o.window > 0))
-    throw UsageError(fmt::format("--decay_gate goes with hedgehog, hedgehog-softmax, hedgehog-joint, exp and performer, without a window, not with "
-                                 "--attention={} and --window={}; leave it out, or change these", o.attention, o.window));
+    throw UsageError(fmt::format("--decay_gate goes with hedgehog, hedgehog-softmax, hedgehog-joint, exp and performer, without a window, "
+                                 "not with --attention={} and --window={}; leave it out, or change these", o.attention, o.window));
   if (o.window > 0 && (o.attention == "taylor" || o.attention == "performer" || o.attention == "cosformer"))
     throw UsageError(fmt::format("--window goes with softmax and with the feature maps that are part of linear attention, such as hedgehog, "
                                  "not with --attention={}; leave out one of the two", o.attention));

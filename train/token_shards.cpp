@@ -100,6 +100,13 @@ class ShardReader {
  private:
   [[noreturn]] void fail(const std::string& what) const { throw FileError(fmt::format("'{}' {}", file_.string(), what)); }
 
+  /// The beginning of a text of the file, without what would steer the terminal.
+  static std::string shown(const std::string& text) {
+    std::string begin = valid_utf8(text.substr(0, 40));
+    std::replace_if(begin.begin(), begin.end(), [](unsigned char c) { return c < 0x20 || c == 0x7f; }, '?');
+    return begin;
+  }
+
   const std::string& field(const char* name) const {
     const auto found = metadata_.find(name);
     if (found == metadata_.end()) fail(fmt::format("has no field '{}' in its metadata: it is no shard of tokens as prepare writes them", name));
@@ -111,18 +118,19 @@ class ShardReader {
     std::int64_t value = 0;
     const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
     if (error != std::errc() || end != text.data() + text.size() || value < low || value > high)
-      fail(fmt::format("has '{}' in field '{}', where a whole number from {} to {} belongs", valid_utf8(text), name, low, high));
+      fail(fmt::format("has '{}' in field '{}', where a whole number from {} to {} belongs", shown(text), name, low, high));
     return value;
   }
 
   void read_first(const Metadata& metadata) {
     metadata_ = metadata;
-    if (field("format") != kFormat) fail(fmt::format("has '{}' in field 'format', where '{}' belongs", field("format"), kFormat));
+    if (field("format") != kFormat) fail(fmt::format("has '{}' in field 'format', where '{}' belongs", shown(field("format")), kFormat));
     if (field("version") != kVersion)
-      fail(fmt::format("is of version '{}' of the format, but this program reads version {}", field("version"), kVersion));
+      fail(fmt::format("is of version '{}' of the format, but this program reads version {}", shown(field("version")), kVersion));
     const std::int64_t vocabulary = number("vocabulary", 1, INT32_MAX);
     if (vocabulary != tokenizer_.size())
-      fail(fmt::format("has {} in field 'vocabulary', but the tokenizer has {} tokens: the shards are of another one", vocabulary, tokenizer_.size()));
+      fail(fmt::format("has {} in field 'vocabulary', but the tokenizer has {} tokens: the shards are of another one", vocabulary,
+                       tokenizer_.size()));
     if (field("tokenizer") != sha256(tokenizer_.to_json()))
       fail(fmt::format("is of another tokenizer of {} tokens: field 'tokenizer' is not the checksum of this one", vocabulary));
     narrow_ = vocabulary <= kNarrowVocabulary;
@@ -139,10 +147,12 @@ class ShardReader {
     std::vector<std::string> missing, expected;
     for (std::int64_t i = 0; i < shards; ++i) expected.push_back(shard_name(i, shards));
     std::set_difference(expected.begin(), expected.end(), names.begin(), names.end(), std::back_inserter(missing));
-    if (!missing.empty()) throw FileError(fmt::format("'{}' is missing: the first shard says that there are {}", (directory_ / missing.front()).string(), shards));
+    if (!missing.empty())
+      throw FileError(fmt::format("'{}' is missing: the first shard says that there are {}", (directory_ / missing.front()).string(), shards));
     for (const std::string& name : names)
       if (!std::binary_search(expected.begin(), expected.end(), name))
-        throw FileError(fmt::format("'{}' does not belong to the {} shards beside it; move it away", (directory_ / valid_utf8(name)).string(), shards));
+        throw FileError(fmt::format("'{}' does not belong to the {} shards beside it; move it away",
+                                    (directory_ / valid_utf8(name)).string(), shards));
   }
 
   void check_metadata(const Metadata& metadata, std::int64_t shard) {
@@ -150,7 +160,8 @@ class ShardReader {
     expected["shard"] = std::to_string(shard);
     for (const auto& [name, value] : expected)
       if (const auto found = metadata.find(name); found == metadata.end() || found->second != value)
-        fail(fmt::format("has '{}' in field '{}', where '{}' belongs after the first shard and its place", found == metadata.end() ? "" : found->second, name, value));
+        fail(fmt::format("has '{}' in field '{}', where '{}' belongs after the first shard and its place",
+                         found == metadata.end() ? "" : shown(found->second), shown(name), shown(value)));
   }
 
   std::int64_t vector_size(const TensorRecord& tensor, const char* dtype) const {
@@ -173,7 +184,8 @@ class ShardReader {
       result_.all.document_starts.push_back(before + start);
       last = start;
     }
-    if (before == 0 && (count == 0 || result_.all.document_starts.front() != 0)) fail("tensor 'document_starts' must begin with 0 in the first shard");
+    if (before == 0 && (count == 0 || result_.all.document_starts.front() != 0))
+      fail("tensor 'document_starts' must begin with 0 in the first shard");
   }
 
   template <class Id>
@@ -181,15 +193,16 @@ class ShardReader {
     const std::int64_t count = tensor.shape[0], vocabulary = tokenizer_.size();
     if (count < 1) fail("tensor 'tokens' is empty");
     auto& all = result_.all.tokens;
-    if (tokens_ - std::int64_t(all.size()) < count) fail(fmt::format("tensor 'tokens' has {}, more than the {} that field 'tokens' says", count, tokens_));
+    if (tokens_ - std::int64_t(all.size()) < count)
+      fail(fmt::format("tensor 'tokens' has {}, more than the {} that field 'tokens' says", count, tokens_));
     // no more than a few files can hold: what the field says is not believed
     if (all.empty()) all.reserve(std::size_t(std::min(tokens_, 16 * count)));
     for (std::int64_t i = 0; i < count; ++i) {
       Id id = 0;
       std::memcpy(&id, static_cast<const char*>(tensor.data) + std::size_t(i) * sizeof(Id), sizeof(Id));
       if (std::int64_t(id) < 0 || std::int64_t(id) >= vocabulary)
-        fail(fmt::format("tensor 'tokens' item {} at offset {} is {}, but ids are from 0 to {}", i, tensor.offset + std::size_t(i) * sizeof(Id), id,
-                         vocabulary - 1));
+        fail(fmt::format("tensor 'tokens' item {} at offset {} is {}, but ids are from 0 to {}", i,
+                         tensor.offset + std::size_t(i) * sizeof(Id), id, vocabulary - 1));
       mix(std::uint64_t(id));
       all.push_back(std::int32_t(id));
     }
@@ -250,7 +263,8 @@ std::int64_t write_token_shards(const fs::path& directory, const TextSource& tex
   const auto write = tokenizer.size() <= kNarrowVocabulary ? write_shard<std::uint16_t> : write_shard<std::int32_t>;
   for (std::int64_t i = 0; i < shards; ++i) {
     metadata["shard"] = std::to_string(i);
-    write(directory / shard_name(i, shards), encoding.all, i * tokens_per_shard, std::min(tokens_per_shard, count - i * tokens_per_shard), metadata);
+    const std::int64_t first = i * tokens_per_shard;
+    write(directory / shard_name(i, shards), encoding.all, first, std::min(tokens_per_shard, count - first), metadata);
   }
   sync_directory(directory);
   return count;
