@@ -101,7 +101,7 @@ class Attention {
   template <class OpOptions>
   void give_maps(OpOptions& o) const;
   Tensor linear(const AttentionHeads& heads, const AttentionContext& context, const Tensor& rotary) const;
-  /// Logarithms of features, with what `positions`, which broadcast to (B, T, H, 1), add to those of keys; no decay without them.
+  /// Features, or their logarithms; with positions, which broadcast to (B, T, H, 1), the decay gate's part is in those of keys.
   MappedHeads mapped(const AttentionHeads& heads, const Tensor& positions) const;
   /// Positions of T tokens in their documents, counted from 0.
   Tensor positions(std::int64_t tokens, const Tensor& document_start) const;

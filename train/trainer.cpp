@@ -149,8 +149,8 @@ void Trainer::fail_non_finite(std::int64_t step, const std::string& symptom, con
 
 bool Trainer::pauses_after(std::int64_t steps) const {
   const std::int64_t evaluate_every = config_.integer("evaluate_every"), save_every = config_.integer("save_every");
-  return steps >= schedule_.steps || model_->redraws_before(steps) || steps == config_.integer("stop_at") || (evaluate_every > 0 && steps % evaluate_every == 0) ||
-         (save_every > 0 && steps % save_every == 0);
+  return steps >= schedule_.steps || model_->redraws_before(steps) || steps == config_.integer("stop_at") ||
+         (evaluate_every > 0 && steps % evaluate_every == 0) || (save_every > 0 && steps % save_every == 0);
 }
 
 StepRecord Trainer::train_one(std::int64_t step, bool ahead) {
