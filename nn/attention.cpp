@@ -1,6 +1,7 @@
 #include "nn/attention.h"
 
 #include <cmath>
+#include <numeric>
 
 #include "core/error.h"
 
@@ -17,7 +18,12 @@ double usual_weight(const std::string& map, double D) {
   return D;
 }
 
+// a rounded logarithm would be a feature that is wrong by a share of its size
+Tensor wide(const Tensor& x) { return x ? cast(x, accumulator_of(x.dtype())) : x; }
+
 }  // namespace
+
+bool has_log_features(const std::string& kind) { return kind.starts_with("hedgehog") || kind == "exp" || kind == "performer"; }
 
 Attention::Attention(Parameters& parameters, const std::string& name, const Options& options)
     : options_(options), queries_(options.heads * query_width(options.kind, options.features, options.width / options.heads)),
@@ -35,6 +41,10 @@ Attention::Attention(Parameters& parameters, const std::string& name, const Opti
     log_factor_ = parameters.add(name + ".log_factor", {options.heads}, Init::zeros(), 0, true);
     const double weight = usual_weight(options.kind, double(options.width / options.heads));
     if (!parameters.declared()) parameters.assign(log_factor_, std::vector<double>(std::size_t(options.heads), std::log(weight)));
+  }
+  if (options.decay_gate) {
+    decay_gate_ = parameters.add(name + ".decay_gate", {options.heads}, Init::zeros(), 0, true);
+    if (!parameters.declared()) start_decay(parameters);
   }
   if (!options.kind.starts_with("hedgehog") && options.kind != "t2r") return;
   const std::int64_t D = options.width / options.heads;
@@ -59,6 +69,16 @@ void Attention::start_values_unmixed(Parameters& parameters) {
   for (std::int64_t j = 0; j < options_.short_convolution; ++j)
     for (std::int64_t c = first; c < all; ++c) weight[std::size_t(j * all + c)] = j == 0 ? 1 : 0;
   parameters.assign(convolution_, weight);
+}
+
+void Attention::start_decay(Parameters& parameters) {
+  const std::int64_t H = options_.heads;
+  std::vector<double> gate;
+  for (std::int64_t h = 0; h < H; ++h) {
+    const double exponent = H == 1 ? 12 : 5 + 7 * double(h) / double(H - 1);
+    gate.push_back(std::log(std::expm1(-std::log1p(-std::exp2(-exponent)))));
+  }
+  parameters.assign(decay_gate_, gate);
 }
 
 void Attention::start_mimetic(Parameters& parameters) {
@@ -98,7 +118,7 @@ Tensor Attention::operator()(const Tensor& x, const Tensor& residual, const Atte
   Tensor packed = qkv_(x, {}, "none", context.step);
   if (convolution_) packed = short_convolution(packed, convolution_, context.document_start);
   // linear attention turns vectors as it loads them, unless features are made of them before
-  const bool on_load = !context.heads && options_.kind != "softmax" && options_.window == 0 && !features_.any();
+  const bool on_load = !context.heads && options_.kind != "softmax" && options_.window == 0 && !features_.any() && !decay_gate_;
   AttentionHeads heads = heads_of(packed, on_load ? Tensor{} : context.rotary);
   heads.o = on_load ? linear(heads, context, context.rotary) : attend(heads, context);
   if (context.heads) context.heads->push_back(heads);
@@ -122,6 +142,7 @@ void Attention::give_maps(OpOptions& o) const {
 }
 
 Tensor Attention::linear(const AttentionHeads& heads, const AttentionContext& context, const Tensor& rotary) const {
+  if (decay_gate_) return decaying(heads, context);
   LinearAttentionOptions o;
   give_maps(o);
   o.map = features_.map();
@@ -152,14 +173,42 @@ Tensor Attention::hybrid_step(const AttentionHeads& heads, const AttentionState&
 
 MappedHeads Attention::features(const AttentionHeads& heads) const {
   if (options_.kind == "softmax") throw ShapeError("[attention] softmax attention has no features: give a model of linear attention");
+  return mapped(heads, decay_gate_ ? positions(heads.q.shape()[1], {}) : Tensor{});
+}
+
+MappedHeads Attention::mapped(const AttentionHeads& heads, const Tensor& positions) const {
   const std::string map = features_.map();
-  const bool logarithmic = map.starts_with("hedgehog") || map == "exp";
-  // a rounded logarithm would be a feature that is wrong by a share of its size
-  const auto wide = [](const Tensor& x) { return x ? cast(x, accumulator_of(x.dtype())) : x; };
-  const auto mapped = [&](const Tensor& x, const Tensor& weight, const Tensor& bias) {
+  const bool logarithmic = has_log_features(options_.kind);
+  const auto of = [&](const Tensor& x, const Tensor& weight, const Tensor& bias) {
     return features_.any() ? features_(wide(x)) : feature_map(wide(x), wide(weight), wide(bias), map, 1, logarithmic);
   };
-  return {mapped(heads.q, map_q_, map_bias_q_), mapped(heads.k, map_k_, map_bias_k_), logarithmic};
+  MappedHeads both{of(heads.q, map_q_, map_bias_q_), of(heads.k, map_k_, map_bias_k_), logarithmic};
+  if (!positions) return both;
+  const Tensor gate = reshape(decay_gate_, {options_.heads, 1});
+  both.k = both.k + positions * logsumexp(concat({gate, gate * 0.0}), -1, true);  // softplus, without overflow
+  return both;
+}
+
+Tensor Attention::positions(std::int64_t tokens, const Tensor& document_start) const {
+  std::vector<double> counted(static_cast<std::size_t>(tokens));
+  std::iota(counted.begin(), counted.end(), 0.0);
+  const Tensor all = constant({tokens, 1, 1}, counted, decay_gate_.dtype(), "positions");
+  if (!document_start) return all;
+  const Shape& s = document_start.shape();
+  return all - reshape(cast(document_start, all.dtype()), {s[0], s[1], 1, 1});
+}
+
+Tensor Attention::decaying(const AttentionHeads& heads, const AttentionContext& context) const {
+  const MappedHeads features = mapped(heads, positions(heads.q.shape()[1], context.document_start));
+  LinearAttentionOptions o;
+  o.map = "exp";
+  o.document_start = context.document_start;
+  return cast(linear_attention(features.q, features.k, wide(heads.v), o).o, heads.v.dtype());
+}
+
+Tensor Attention::decaying_step(const AttentionHeads& heads, const AttentionState& state, const Tensor& position) const {
+  const MappedHeads features = mapped(heads, cast(position, decay_gate_.dtype()));
+  return cast(linear_attention_step(features.q, features.k, wide(heads.v), state.attention, {.map = "exp"}), heads.v.dtype());
 }
 
 Tensor Attention::step(const Tensor& x, const Norm& norm, const AttentionState& state, const Tensor& position, const Tensor& rotary) const {
@@ -169,7 +218,7 @@ Tensor Attention::step(const Tensor& x, const Norm& norm, const AttentionState& 
   o.map = features_.map();
   if (!features_.any()) o.rotary = rotary;
   const bool softmax = options_.kind == "softmax";
-  if (!softmax && options_.window == 0 && !convolution_ && !features_.any())
+  if (!softmax && options_.window == 0 && !convolution_ && !features_.any() && !decay_gate_)
     return output(norm_linear_attention_step(x, norm.weight, norm.bias, qkv_.weight, qkv_.bias, state.attention,
                                              {.heads = options_.heads, .norm = norm.kind, .attention = o}),
                   x, {});
@@ -180,6 +229,7 @@ Tensor Attention::step(const Tensor& x, const Norm& norm, const AttentionState& 
     const AttentionHeads h = heads_of(packed, rotary);
     return output(softmax_attention_step(h.q, h.k, h.v, state.attention, position), x, {});
   }
+  if (decay_gate_) return output(decaying_step(heads_of(packed, rotary), state, position), x, {});
   const AttentionHeads h = heads_of(packed, features_.any() ? rotary : Tensor{});
   return output(linear_attention_step(features_(h.q, position), features_(h.k, position), h.v, state.attention, o), x, {});
 }

@@ -16,8 +16,11 @@ struct AttentionHeads {
 /// Features of queries and keys, (B, T, H, F).
 struct MappedHeads {
   Tensor q, k;
-  bool logarithmic;  // their logarithms instead
+  bool logarithmic;  // their logarithms instead; with a decay gate those of keys hold it
 };
+
+/// Whether features of an attention have smooth logarithms, which is what a decay gate needs: the Hedgehog maps, "exp" and "performer".
+bool has_log_features(const std::string& kind);
 
 /// What attention needs to know besides x. All optional.
 struct AttentionContext {
@@ -37,6 +40,18 @@ struct AttentionState {
 /// Multi-head causal attention: packed projection, short convolution of queries, keys and values (if asked), rotary
 /// positions, softmax or linear attention, output projection. The projection is one tensor (B, T, 2 Q + C); q, k, v are windows of it.
 /// Q is C but for "taylor", whose queries and keys are narrower.
+///
+/// With a decay gate every head h learns one number g_h >= 0, by which it forgets a token:
+///
+///   A_ij = phi_q(q_i) . phi_k(k_j) exp(-g_h (i - j)),   g = softplus(w) = ln(1 + e^w)
+///   o_i  = sum_j A_ij v_j / sum_j A_ij
+///
+/// The normaliser takes exp(-g i) away again, so g j, j the position in the document, is added to the logarithms of key j's features,
+/// where linear attention keeps its running shift: no power overflows. Logarithms and attention are in f32 for a model in bf16; g T in f32
+/// is exact to g T 2^-24, which is the relative error of a weight.
+/// Heads start at g = -ln(1 - 2^-e), e from 5 to 12 spread evenly over them, as the eight heads of RetNet have: half of a weight is lost in 22
+/// to 2,839 tokens. One head alone has e = 12. No weight decay.
+/// Source: Sun et al. 2023, arXiv:2307.08621, section 2 (g fixed, no normaliser); here g is learnt.
 class Attention {
  public:
   struct Options {
@@ -45,6 +60,7 @@ class Attention {
     FeatureOptions features;
     std::int64_t layer = 0;         // number of the layer, for random features
     std::uint64_t seed = 1;         // of random features
+    bool decay_gate = false;        // keys lose weight with every token, see above
     std::int64_t window = 0;        // tokens that are seen by softmax, linear attention is for those before; 0: one kind sees all
     bool bias = false;
     double map_init_gain = 1;
@@ -63,6 +79,10 @@ class Attention {
   Tensor operator()(const Tensor& x, const Tensor& residual, const AttentionContext& context) const;
   /// o (B, T, H, D) of heads that may come from another model: what this layer's attention makes of their queries, keys and values.
   Tensor attend(const AttentionHeads& heads, const AttentionContext& context = {}) const;
+  /// Gives Performer's projection another draw, in place.
+  void redraw(std::int64_t draw) { features_.redraw(draw); }
+  /// Performer's random vectors, (m, D); none of other attentions.
+  const Tensor& projection() const { return features_.projection(); }
   /// Features that this layer's maps give the queries and keys of `heads`, f32 of a model in bf16. Throws ShapeError for softmax, which has none.
   MappedHeads features(const AttentionHeads& heads) const;
   /// x + attention(norm(x)) for one token a stream, x (B, 1, C); advances `state` in place. position i32 (1):
@@ -75,11 +95,18 @@ class Attention {
   /// Windows of the packed projection, queries and keys turned if there is a table.
   AttentionHeads heads_of(const Tensor& packed, const Tensor& rotary) const;
   void start_values_unmixed(Parameters& parameters);
+  void start_decay(Parameters& parameters);
   void start_mimetic(Parameters& parameters);
   /// Weights and biases of the maps, in the options of an op that has them.
   template <class OpOptions>
   void give_maps(OpOptions& o) const;
   Tensor linear(const AttentionHeads& heads, const AttentionContext& context, const Tensor& rotary) const;
+  /// Features, or their logarithms; with positions, which broadcast to (B, T, H, 1), the decay gate's part is in those of keys.
+  MappedHeads mapped(const AttentionHeads& heads, const Tensor& positions) const;
+  /// Positions of T tokens in their documents, counted from 0.
+  Tensor positions(std::int64_t tokens, const Tensor& document_start) const;
+  Tensor decaying(const AttentionHeads& heads, const AttentionContext& context) const;
+  Tensor decaying_step(const AttentionHeads& heads, const AttentionState& state, const Tensor& position) const;
   Tensor hybrid(const AttentionHeads& heads, const AttentionContext& context) const;
   Tensor hybrid_step(const AttentionHeads& heads, const AttentionState& state, const Tensor& position) const;
   Tensor output(const Tensor& o, const Tensor& residual, const Tensor& dropout_step) const;
@@ -92,6 +119,7 @@ class Attention {
   Tensor map_q_, map_k_;            // (H, D, D), of the Hedgehog maps and T2R
   Tensor map_bias_q_, map_bias_k_;  // (H, D), of T2R
   Tensor log_factor_;               // (H), of the window
+  Tensor decay_gate_;               // (H), w
 };
 
 }  // namespace hedgehog

@@ -15,14 +15,30 @@ std::int64_t performer_feature_count(const FeatureOptions& options, std::int64_t
   return std::clamp<std::int64_t>(std::int64_t(usual) / 2 * 2, 2, 256);
 }
 
+namespace {
+
+/// Draw 0, 1, … of a layer. Parameters and dropout have other streams.
+std::vector<double> drawn(std::int64_t rows, std::int64_t width, std::uint64_t seed, std::int64_t layer, std::int64_t draw) {
+  constexpr std::uint32_t kStream = 0x70657266u;
+  return performer_projection(rows, width, {seed, std::uint32_t(layer), kStream + std::uint32_t(draw)});
+}
+
+}  // namespace
+
 AttentionFeatures::AttentionFeatures(const std::string& kind, const FeatureOptions& options, std::int64_t width, Dtype dtype,
                                      std::uint64_t seed, std::int64_t layer, bool declared)
-    : kind_(kind), options_(options), width_(query_width(kind, options, width)) {
+    : kind_(kind), options_(options), width_(query_width(kind, options, width)), seed_(seed), layer_(layer) {
   if (kind != "performer") return;
   const std::int64_t rows = count() / (options.performer_hyperbolic ? 2 : 1);
   projection_ = declared ? declare({rows, width}, accumulator_of(dtype), Role::input, "performer_projection")
-                         : constant({rows, width}, performer_projection(rows, width, {seed, std::uint32_t(layer), 0x70657266u}),
-                                    accumulator_of(dtype), "performer_projection");
+                         : constant({rows, width}, drawn(rows, width, seed, layer, options.performer_draw), accumulator_of(dtype),
+                                    "performer_projection");
+}
+
+void AttentionFeatures::redraw(std::int64_t draw) {
+  if (!projection_ || draw == options_.performer_draw) return;
+  options_.performer_draw = draw;
+  projection_.copy_from(drawn(projection_.shape()[0], width_, seed_, layer_, draw));
 }
 
 Tensor AttentionFeatures::operator()(const Tensor& x, const Tensor& position) const {

@@ -35,6 +35,11 @@ void check(const GptOptions& o) {
     refuse(fmt::format("performer_features must be from 1 to 512, or 0 to choose by the heads' width, got {}", f.performer_features));
   if (f.performer_hyperbolic && f.performer_features % 2)
     refuse(fmt::format("performer_hyperbolic makes two features a vector: performer_features must be even, got {}", f.performer_features));
+  if (f.performer_redraw < 0 || f.performer_draw < 0)
+    refuse(fmt::format("performer_redraw must be 0, for never, or at least 1 step, and performer_draw at least 0, got {} and {}",
+                       f.performer_redraw, f.performer_draw));
+  if (f.performer_redraw > 0 && o.attention != "performer")
+    refuse(fmt::format("performer_redraw draws the random features of performer anew, but the attention is {}", o.attention));
   if (f.cosformer_length != 0 && f.cosformer_length < o.context)
     refuse(fmt::format("cosformer_length must be at least the context of {} tokens, or 0 for that, got {}", o.context, f.cosformer_length));
   if (o.positions == "rotary" && o.query_width() % 2)
@@ -45,6 +50,10 @@ void check(const GptOptions& o) {
   if (o.window < 0) refuse(fmt::format("window must be 0, for none, or at least 1 token, got {}", o.window));
   if (o.window > 0 && (o.attention == "taylor" || o.attention == "performer" || o.attention == "cosformer"))
     refuse(fmt::format("a window goes with softmax and with the feature maps that are part of linear attention, not with {}", o.attention));
+  if (o.decay_gate && !has_log_features(o.attention))
+    refuse(fmt::format("a decay gate is part of the logarithms of features, which hedgehog, hedgehog-softmax, hedgehog-joint, exp and "
+                       "performer have, but the attention is {}", o.attention));
+  if (o.decay_gate && o.window > 0) refuse(fmt::format("a decay gate does not go with a window, got a window of {} tokens", o.window));
   if (o.short_convolution < 0 || o.short_convolution == 1 || o.short_convolution > 64)
     refuse(fmt::format("short_convolution must be 0, or 2 to 64 tokens, got {}", o.short_convolution));
   if (o.lora) check_lora(*o.lora, o.width);
@@ -78,6 +87,7 @@ Block make_block(Parameters& p, const GptOptions& o, std::int64_t layer) {
                                .features = features_of(o),
                                .layer = layer,
                                .seed = o.seed,
+                               .decay_gate = o.decay_gate,
                                .window = o.window,
                                .bias = o.bias,
                                .map_init_gain = o.map_init_gain,
@@ -212,6 +222,17 @@ DecodingState Gpt::decoding_state(std::int64_t batch, std::int64_t capacity) con
   return s;
 }
 
+bool Gpt::redraws_before(std::int64_t step) const {
+  const FeatureOptions& f = options_.features;
+  return f.performer_redraw > 0 && step / f.performer_redraw != f.performer_draw;
+}
+
+void Gpt::redraw_before(std::int64_t step) {
+  if (!redraws_before(step)) return;
+  options_.features.performer_draw = step / options_.features.performer_redraw;
+  for (Block& block : blocks_) block.attention.redraw(options_.features.performer_draw);
+}
+
 Tensor Gpt::rotary_angles(std::int64_t length, const Tensor& offset) const {
   return rotary_table(length, options_.query_width(), 10000, offset, accumulator_of(options_.dtype));
 }
@@ -237,7 +258,7 @@ std::int64_t parameter_count(const GptOptions& options) {
                             : options.attention.starts_with("hedgehog") ? 2 * options.heads * d * d
                                                                         : 0;
   const std::int64_t norm = c * (options.bias && options.norm == "layer" ? 2 : 1), bias = options.bias ? packed + 6 * c : 0;
-  const std::int64_t factors = options.window > 0 && options.attention != "softmax" ? options.heads : 0;
+  const std::int64_t factors = (options.window > 0 && options.attention != "softmax") || options.decay_gate ? options.heads : 0;
   const std::int64_t positions = options.positions == "learned" ? options.context * c : 0;
   std::int64_t lora = 0;
   if (options.lora)

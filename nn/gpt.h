@@ -19,6 +19,7 @@ struct GptOptions {
   std::int64_t vocabulary_multiple = 1;  // tables get rows up to a multiple of this, which tensor cores like; the surplus is never scored
   std::string attention = "hedgehog";  // softmax, or a feature map of linear attention
   std::int64_t window = 0;             // tokens that attention sees by softmax, linear attention those before; softmax none; 0: no window
+  bool decay_gate = false;             // every head learns how fast keys lose weight with the distance (nn/attention.h)
   FeatureOptions features;             // of the attentions "taylor", "performer" and "cosformer"
   std::string positions = "rotary";    // rotary, learned, none
   std::string norm = "layer";          // layer, rms
@@ -74,7 +75,7 @@ struct DecodingState {
 ///
 /// Parameter names are GPT-2's: wte.weight, wpe.weight, h.0.ln_1.weight, h.0.attn.c_attn.weight (in, out), …, ln_f.weight;
 /// the feature maps are h.0.attn.map_q.weight and map_k.weight (H, D, D), for T2R with map_q.bias and map_k.bias (H, D); the short
-/// convolution is h.0.attn.conv.weight (K, 3 C); an untied classifier is lm_head.weight (V, C). V is rounded up to a multiple of vocabulary_multiple.
+/// convolution is h.0.attn.conv.weight (K, 3 C), the decay gate h.0.attn.decay_gate (H); an untied classifier is lm_head.weight (V, C). V is rounded up to a multiple of vocabulary_multiple.
 class Gpt {
  public:
   /// Throws ShapeError naming the option if the sizes do not fit together.
@@ -98,6 +99,12 @@ class Gpt {
   /// An empty state for `batch` streams; `capacity` tokens for the cache of softmax attention. Throws ShapeError if learned
   /// positions or cosFormer have fewer.
   DecodingState decoding_state(std::int64_t batch, std::int64_t capacity) const;
+
+  /// Whether training draws Performer's projections anew before step `step`, counted from 0, as features.performer_redraw asks.
+  bool redraws_before(std::int64_t step) const;
+  /// Draws them if so: step s has draw s / performer_redraw, so that a resumed run has the same. Recorded programs compute with the new
+  /// draw from then on; no step may be unfinished.
+  void redraw_before(std::int64_t step);
 
   const Attention& attention(std::int64_t layer) const { return blocks_[std::size_t(layer)].attention; }
   const GptOptions& options() const { return options_; }

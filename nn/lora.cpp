@@ -41,8 +41,9 @@ bool is_lora(const std::string& parameter) { return parameter.ends_with(".lora_a
 
 Gpt merge_lora(const Gpt& model) {
   if (!model.options().lora) throw ShapeError("[merge_lora] the model has no low-rank updates to merge");
+  const LoraOptions& lora = *model.options().lora;
+  const double scale = lora.alpha / double(lora.rank);
   GptOptions o = model.options();
-  const double scale = o.lora->alpha / double(o.lora->rank);
   o.lora.reset();
   Gpt merged(o);
   const Parameters& from = model.parameters();

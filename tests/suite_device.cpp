@@ -109,6 +109,12 @@ void for_each_small_model(F&& f) {
       CAPTURE(std::string(name_of(dtype)));
       f(small_model(attention, dtype));
     }
+  for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
+    CAPTURE("decay gate");
+    GptOptions o = small_model("hedgehog", dtype);
+    o.decay_gate = true;
+    f(o);
+  }
 }
 
 }  // namespace

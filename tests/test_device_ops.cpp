@@ -162,7 +162,8 @@ void presets_run_fused() {
         CAPTURE(preset.name);
         CAPTURE(std::string(attention));
         CAPTURE(documents);
-        const GptOptions o = tiny(preset, attention);
+        GptOptions o = tiny(preset, attention);
+        o.decay_gate = has_log_features(attention) && documents;  // with a gate and without
         CHECK(o.dtype == (current_device().host() ? Dtype::f32 : Dtype::bf16));
         const std::vector<std::string> here = recorded_ops(o, documents);
         const OnDevice guard(cpu_device());

@@ -5,7 +5,7 @@
 #include <algorithm>
 
 #include "core/error.h"
-#include "train/text_source.h"
+#include "train/setup.h"
 
 namespace hedgehog {
 
@@ -24,10 +24,7 @@ std::vector<Batch> story_texts(std::uint64_t seed, std::int64_t length, std::int
 
 AnalysisTexts::AnalysisTexts(const Config& config, const Checkpoint& checkpoint, const std::filesystem::path& found) {
   if (config.has("data") && config.text("data") != "stories") {
-    const TextSource text = read_text(config.text("data"));
-    data_.name = text.name;
-    data_.notes = text.notes;
-    whole_ = std::make_unique<TokenDataset>(TokenDataset::whole(text, *checkpoint.tokenizer));
+    whole_ = std::make_unique<TokenDataset>(whole_data(config.text("data"), checkpoint.tokenizer, data_));
     dataset_ = whole_.get();
     return;
   }

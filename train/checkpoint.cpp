@@ -51,7 +51,7 @@ json number(double x) { return std::isfinite(x) ? json(x) : json(nullptr); }
 json model_json(const GptOptions& o) {
   return {{"layers", o.layers},       {"heads", o.heads},           {"width", o.width},
           {"context", o.context},     {"vocabulary", o.vocabulary}, {"attention", o.attention},
-          {"window", o.window},
+          {"window", o.window},       {"decay_gate", o.decay_gate},
           {"positions", o.positions}, {"norm", o.norm},             {"activation", o.activation},
           {"bias", o.bias},           {"dropout", o.dropout},       {"init", o.init},
           {"vocabulary_multiple", o.vocabulary_multiple},
@@ -60,6 +60,8 @@ json model_json(const GptOptions& o) {
           {"taylor_dim", o.features.taylor_dim},
           {"performer_features", o.features.performer_features},
           {"performer_hyperbolic", o.features.performer_hyperbolic},
+          {"performer_redraw", o.features.performer_redraw},
+          {"performer_draw", o.features.performer_draw},
           {"cosformer_length", o.features.cosformer_length},
           {"dtype", name_of(o.dtype)}, {"seed", o.seed}};
 }
@@ -122,6 +124,7 @@ GptOptions model_options(const Fields& f) {
   o.vocabulary_multiple = f.integer("vocabulary_multiple", 1, 1 << 16);
   o.attention = f.get<std::string>("attention", "text");
   if (f.has("window")) o.window = f.integer("window", 0, std::int64_t(1) << 40);  // earlier checkpoints have none
+  if (f.has("decay_gate")) o.decay_gate = f.get<bool>("decay_gate", "true or false");
   o.positions = f.get<std::string>("positions", "text");
   o.norm = f.get<std::string>("norm", "text");
   o.activation = f.get<std::string>("activation", "text");
@@ -137,6 +140,10 @@ GptOptions model_options(const Fields& f) {
     o.features.performer_features = f.integer("performer_features", 0, 512);
     o.features.performer_hyperbolic = f.get<bool>("performer_hyperbolic", "true or false");
     o.features.cosformer_length = f.integer("cosformer_length", 0, std::int64_t(1) << 40);
+  }
+  if (f.has("performer_redraw")) {  // younger than the four
+    o.features.performer_redraw = f.integer("performer_redraw", 0, INT32_MAX);
+    o.features.performer_draw = f.integer("performer_draw", 0, INT32_MAX);
   }
   const auto dtype = f.get<std::string>("dtype", "text");
   // the file holds f32 masters of bf16 weights, which the CPU computes with

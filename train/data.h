@@ -55,6 +55,8 @@ class TokenDataset {
 
   std::span<const int32_t> train() const { return train_.tokens; }
   std::span<const int32_t> validation() const { return validation_.tokens; }
+  const TokenStream& training_stream() const { return train_; }
+  const TokenStream& validation_stream() const { return validation_; }
   /// Documents in both parts together; one that the split cuts counts twice.
   int64_t document_count() const { return int64_t(train_.document_starts.size() + validation_.document_starts.size()); }
   /// Whether a row can hold more than one document.

@@ -16,8 +16,8 @@ namespace {
 /// A text that the run did not hold back from training: all of it is evaluated, however short.
 class WholeText : public BatchSource {
  public:
-  WholeText(const TextSource& text, const Tokenizer& tokenizer, std::int64_t context)
-      : dataset_(TokenDataset::whole(text, tokenizer)), name_(text.name), context_(context) {}
+  WholeText(TokenDataset dataset, std::string name, std::int64_t context)
+      : dataset_(std::move(dataset)), name_(std::move(name)), context_(context) {}
   Batch training(std::int64_t, std::int64_t, std::int64_t) const override { throw Error("[eval] there are no training rows"); }
   std::int64_t validation_batches(std::int64_t rows) const override { return dataset_.validation_batches(rows, context_); }
   Batch validation(std::int64_t index, std::int64_t rows) const override { return dataset_.validation_batch(index, rows, context_); }
@@ -35,11 +35,9 @@ class WholeText : public BatchSource {
 /// What --data names, or the data as the run read it.
 RunData evaluation_data(const Config& config, const Checkpoint& checkpoint, const std::filesystem::path& found) {
   if (config.has("data") && config.text("data") != "stories") {
-    const TextSource text = read_text(config.text("data"));
     RunData data;
-    data.name = text.name;
-    data.notes = text.notes;
-    data.source = std::make_unique<WholeText>(text, *checkpoint.tokenizer, checkpoint.model->options().context);
+    TokenDataset whole = whole_data(config.text("data"), checkpoint.tokenizer, data);
+    data.source = std::make_unique<WholeText>(std::move(whole), data.name, checkpoint.model->options().context);
     return data;
   }
   Config run("train");

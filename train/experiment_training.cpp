@@ -32,6 +32,7 @@ TrainedModel train_model(const TrainingPlan& plan, const BatchSource& source, co
   result.model = std::make_unique<Gpt>(plan.model);
   TrainingStep step(*result.model, {plan.rows, plan.model.context, 1, source.documents()}, plan.optimizer, plan.model.seed);
   const auto submit = [&](std::int64_t s) {
+    if (step.unfinished() == 0) result.model->redraw_before(s);
     const Batch batch = source.training(s, 0, plan.rows);
     step.submit(std::span(&batch, 1), learning_rate(plan.schedule, s));
   };
@@ -46,7 +47,7 @@ TrainedModel train_model(const TrainingPlan& plan, const BatchSource& source, co
     }
     if (step.unfinished() == 0) submit(s);
     // a GPU gets the next step before this one's result is waited for
-    if (!current_device().host() && !pauses_after(s)) submit(s + 1);
+    if (!current_device().host() && !pauses_after(s) && !result.model->redraws_before(s + 1)) submit(s + 1);
     const StepResult done = step.finish();
     result.diverged = done.failed;
     sum += done.loss;

@@ -55,13 +55,16 @@ const std::vector<std::string> kAlsoPrepare = {"train",     "sample",    "eval",
 std::vector<Option> data_options() {
   return {
       text("data", "", "data",
-           "a file, a directory, - for standard input, or shakespeare (downloaded); without it the built-in stories, in eval, analyze and "
-           "convert the run's data; eval and analyze take all of a text given; reproduce: text for the experiments that need it",
+           "a file, a directory, token shards of prepare, - for standard input, or shakespeare (downloaded); without it the built-in stories, "
+           "in eval, analyze and convert the run's data; eval and analyze take all of a text given; reproduce: text for the experiments that need it",
            {"train", "eval", "analyze", "convert", "prepare", "reproduce"}),
-      text("tokenizer", "byte", "data",
-           "byte, char, word, bpe (byte pairs learned from the text), or a directory with tokenizer.json or GPT-2's encoder.json and vocab.bpe",
-           {"train", "reproduce"}),
+      text("tokenizer", "", "data",
+           "byte, char, word, bpe (byte pairs learned from the text), or a directory with tokenizer.json or GPT-2's encoder.json and vocab.bpe; "
+           "without it that of the preset, else byte; prepare: bpe",
+           {"train", "prepare", "reproduce"}),
       integer("vocabulary", "8192", "tokens", "data", "largest vocabulary of --tokenizer=word or bpe", {"train", "prepare"}, 3, 1 << 24),
+      flag("shards", "false", "data", "write the text's tokens too, as shards that --data=DIRECTORY trains on without encoding the text again",
+           {"prepare"}),
   };
 }
 
@@ -92,11 +95,16 @@ std::vector<Option> model_options() {
       integer("window", "0", "tokens", "model",
               "each token sees itself and those just before it by softmax, this many, and what lies further back by --attention; 0 for no window",
               kModelCommands, 0, 1 << 24),
+      flag("decay_gate", "false", "model",
+           "keys lose weight with every token, by a factor that each head learns; with the Hedgehog maps, exp and performer, without a window",
+           kModelCommands),
       integer("taylor_dim", "16", "", "model", "width of queries and keys of --attention=taylor, at most that of the heads", kModelCommands,
               1, 30),
       integer("performer_features", "0", "", "model", "random features of --attention=performer; 0 for D ln D, at most 256", kModelCommands,
               0, 512),
       flag("performer_hyperbolic", "false", "model", "two features a random vector, of both signs", kModelCommands),
+      integer("performer_redraw", "0", "steps", "model", "training draws the random vectors of --attention=performer anew every so many steps; 0 for never",
+              kTrain, 0, 1 << 30),
       integer("cosformer_length", "0", "tokens", "model", "longest text of --attention=cosformer; 0 for the context", kModelCommands, 0, 1 << 24),
   };
 }
@@ -163,7 +171,7 @@ std::vector<Option> conversion_options() {
 
 std::vector<Option> run_options() {
   return {
-      text("out", "", "run", "directory of the run, without it runs/<data>-<attention>-<n>; prepare: of tokenizer.json; analyze: of its page and numbers, "
+      text("out", "", "run", "directory of the run, without it runs/<data>-<attention>-<n>; prepare: of tokenizer.json and shards; analyze: of its page and numbers, "
            "without it 'analysis' beside the checkpoint; reproduce: of parts, table and page, without it reproduce/<name>-<size>",
            {"train", "analyze", "convert", "prepare", "reproduce"}),
       outside_file(text("resume", "", "run", "go on from a run's last checkpoint, by default the latest run", kTrain),
@@ -246,7 +254,7 @@ const std::vector<Command>& command_table() {
        "hedgehog analyze --checkpoint=runs/latest --lengths=64,128"},
       {"convert", "turn a softmax model into one of linear attention: distil feature maps, finetune",
        "hedgehog convert --from=runs/shakespeare-softmax-1 --attention=hedgehog"},
-      {"prepare", "learn byte-pair tokens from a text; writes tokenizer.json", "hedgehog prepare --data=my.txt --vocabulary=8192 --out=tokens"},
+      {"prepare", "learn byte-pair tokens from a text; writes tokenizer.json, and the text as tokens", "hedgehog prepare --data=my.txt --vocabulary=8192 --out=tokens"},
       {"reproduce", "repeat an experiment of the paper; without a name list them", "hedgehog reproduce recall --size=small", "NAME"},
       {"gradcheck", "check every gradient against differences", "hedgehog gradcheck --op=layernorm"},
       {"bench", "time products, attention and training steps against the machine's peak", "hedgehog bench --preset=char-cpu"},

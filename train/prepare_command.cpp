@@ -7,6 +7,7 @@
 #include "train/files.h"
 #include "train/setup.h"
 #include "train/text_source.h"
+#include "train/token_shards.h"
 #include "train/tokenizer_bpe.h"
 
 namespace hedgehog {
@@ -23,23 +24,34 @@ int prepare_command(Config& config) {
   configure_machine(config);
   for (const char* option : {"data", "out"})
     if (!config.has(option)) throw UsageError(fmt::format("prepare needs --{}; see hedgehog prepare --help", option));
+  const std::filesystem::path out = config.text("out");
+  if (holds_token_shards(config.text("data")))
+    throw UsageError(fmt::format("--data={} holds token shards; prepare needs the text that they were made of", config.text("data")));
+  if (config.flag("shards")) check_no_token_shards(out);  // before minutes are spent
   const TextSource source = read_text(config.text("data"));
   for (const std::string& note : source.notes) fmt::print(stderr, "note: {}\n", note);
+  const std::string kind = config.has("tokenizer") ? config.text("tokenizer") : "bpe";
   Clock::time_point start = Clock::now();
-  const TokenizerPointer tokenizer = make_tokenizer("bpe", source.text, config.integer("vocabulary"));
+  const TokenizerPointer tokenizer = make_tokenizer(kind, source.text, config.integer("vocabulary"));
   const double learning = seconds_since(start);
   start = Clock::now();
-  const size_t tokens = tokenizer->encode(source.text).size();
+  size_t tokens = 0;
+  if (config.flag("shards")) {
+    tokens = size_t(write_token_shards(out, source, *tokenizer));
+  } else {
+    tokens = tokenizer->encode(source.text).size();
+    make_directories(out);
+    replace_file(out / "tokenizer.json", tokenizer->to_json() + "\n");
+  }
   const double encoding = seconds_since(start), bytes = double(source.text.size());
-  const std::filesystem::path file = std::filesystem::path(config.text("out")) / "tokenizer.json";
-  make_directories(file.parent_path());
-  replace_file(file, tokenizer->to_json() + "\n");
   fmt::print("text        {}: {} bytes, {} documents\n", source.name, source.text.size(), source.document_starts.size());
-  fmt::print("tokens      {}, learned in {:.1f} s; the text has {}, {:.2f} bytes each, encoded at {:.1f} MB/s\n", tokenizer->size(), learning,
-             tokens, bytes / double(tokens), bytes / 1e6 / encoding);
-  if (tokenizer->size() < config.integer("vocabulary"))
+  fmt::print("tokens      {}, {} in {:.1f} s; the text has {}, {:.2f} bytes each, {} at {:.1f} MB/s\n", tokenizer->size(),
+             kind == "bpe" || kind == "word" || kind == "char" ? "learned" : "read", learning, tokens, bytes / double(tokens),
+             config.flag("shards") ? "encoded and written" : "encoded", bytes / 1e6 / encoding);
+  if (kind == "bpe" && tokenizer->size() < config.integer("vocabulary"))
     fmt::print("            (no more pairs occur twice: --vocabulary={} was asked for)\n", config.integer("vocabulary"));
-  fmt::print("written     {}; use it by --tokenizer={}\n", file.string(), config.text("out"));
+  if (config.flag("shards")) fmt::print("written     token shards; use them by --data={}\n", out.string());
+  else fmt::print("written     {}; use it by --tokenizer={}\n", (out / "tokenizer.json").string(), out.string());
   return kGood;
 }
 

@@ -232,6 +232,7 @@ class HeaderReader {
     }
     tensor.data = bytes_ + data_offset_ + begin;
     tensor.bytes = bytes;
+    tensor.offset = data_offset_ + size_t(begin);
   }
 
   /// Tensors must cover the data without overlap or gap, so that no byte hides and none is used twice.

@@ -15,12 +15,14 @@ namespace hedgehog {
 /// dtype   "F32", "F64", "BF16", "I32" (ours); a file may also hold "F16", "I64", "U8" and others of the format
 /// shape   axes, row-major; empty for a scalar
 /// data    little-endian elements in `bytes` bytes; not owned; maybe unaligned in a foreign file, so copy with memcpy
+/// offset  of a record that was read, bytes from the beginning of its file, for messages
 struct TensorRecord {
   std::string name;
   std::string dtype;
   std::vector<int64_t> shape;
   const void* data = nullptr;
   size_t bytes = 0;
+  size_t offset = 0;
 };
 
 /// Bytes of one element of a safetensors dtype, or 0 where the name is unknown.

@@ -10,6 +10,7 @@
 #include "train/experiment_training.h"
 #include "train/experiments.h"
 #include "train/setup.h"
+#include "train/token_shards.h"
 
 namespace hedgehog {
 namespace {
@@ -64,6 +65,7 @@ std::string data_of(const ReproduceRequest& request) {
 
 std::string tokenizer_of(const ReproduceRequest& request) {
   if (given(request, "tokenizer")) return request.config->text("tokenizer");
+  if (holds_token_shards(data_of(request))) return "of the shards";
   return request.small() ? "char" : "bpe";
 }
 
@@ -135,7 +137,8 @@ std::string best_rate(const ReproduceRequest& request, const Variant& v, const P
 Config config_of(const ReproduceRequest& request, const Variant& v, std::int64_t seed, const std::string& rate) {
   Config config = training_config(fmt::format("{} {} seed={}", training_of(request), v.training, seed));
   config.set("data", data_of(request), OptionSource::kFlag);
-  config.set("tokenizer", tokenizer_of(request), OptionSource::kFlag);
+  // token shards have one, and say so where another is asked for
+  if (given(request, "tokenizer") || !holds_token_shards(data_of(request))) config.set("tokenizer", tokenizer_of(request), OptionSource::kFlag);
   if (!config.has("preset")) config.apply_preset("tiny");  // no other is chosen then; flags win over its values
   if (!rate.empty()) config.set("learning_rate", rate, OptionSource::kFlag);
   return config;

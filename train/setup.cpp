@@ -12,6 +12,7 @@
 #include "core/error.h"
 #include "train/evaluation.h"
 #include "train/text_source.h"
+#include "train/token_shards.h"
 
 namespace hedgehog {
 namespace {
@@ -45,7 +46,7 @@ std::string fingerprint(std::string_view text) {
 
 /// Words and byte pairs are counted in the training part alone; characters of the whole text get an id.
 TokenizerPointer new_tokenizer(const Config& config, std::string_view text) {
-  const std::string name = config.text("tokenizer");
+  const std::string name = config.has("tokenizer") ? config.text("tokenizer") : "byte";
   if (name == "word" || name == "bpe") text = text.substr(0, split_position(text, 0.9));
   return make_tokenizer(name, text, config.integer("vocabulary"));
 }
@@ -126,8 +127,46 @@ RunData story_data(Config& config, TokenizerPointer tokenizer) {
 
 }  // namespace
 
+namespace {
+
+RunData shard_data(Config& config, const TokenizerPointer& tokenizer) {
+  for (const char* option : {"tokenizer", "vocabulary"}) {
+    if (config.was_set(option))
+      throw UsageError(fmt::format("--{} does not go with the token shards in '{}', which have a tokenizer; leave it out", option,
+                                   config.text("data")));
+  }
+  TokenShards shards = read_token_shards(config.text("data"), tokenizer);
+  RunData data;
+  if (!config.has("preset") && config.command() == "train" && !tokenizer) {
+    const auto [preset, reason] = preset_for(std::size_t(shards.text_bytes));
+    apply_default_preset(config, preset, reason, data.notes);
+  }
+  for (const char* option : {"tokenizer", "vocabulary"}) config.clear(option);
+  data.tokenizer = shards.tokenizer;
+  data.name = shards.name;
+  data.fingerprint = shards.fingerprint;
+  data.source = std::make_unique<TextSourceBatches>(std::move(shards).parts(), data.name,
+                                                    std::uint64_t(config.has("seed") ? config.integer("seed") : 1), config.integer("context"));
+  return data;
+}
+
+}  // namespace
+
+TokenDataset whole_data(const std::string& where, const TokenizerPointer& tokenizer, RunData& data) {
+  if (holds_token_shards(where)) {
+    TokenShards shards = read_token_shards(where, tokenizer);
+    data.name = shards.name;
+    return std::move(shards).whole();
+  }
+  const TextSource text = read_text(where);
+  data.name = text.name;
+  data.notes = text.notes;
+  return TokenDataset::whole(text, *tokenizer);
+}
+
 RunData load_data(Config& config, TokenizerPointer tokenizer) {
   if (!config.has("data") || config.text("data") == "stories") return story_data(config, std::move(tokenizer));
+  if (holds_token_shards(config.text("data"))) return shard_data(config, tokenizer);
   RunData data;
   const bool piped = config.text("data") == "-";
   if (piped) data.piped.assign(std::istreambuf_iterator<char>(std::cin), {});
@@ -154,14 +193,19 @@ namespace {
 /// Throws UsageError where one is given that another attention has, or that does not fit.
 FeatureOptions feature_options(const Config& config) {
   const std::string attention = config.text("attention");
-  for (const char* option : {"taylor_dim", "performer_features", "performer_hyperbolic", "cosformer_length"}) {
+  for (const char* option : {"taylor_dim", "performer_features", "performer_hyperbolic", "performer_redraw", "cosformer_length"}) {
     const std::string owner = std::string(option).substr(0, std::string(option).find('_'));
     if (config.source(option) == OptionSource::kFlag && attention != owner)
       throw UsageError(fmt::format("--{} belongs to --attention={}, but the attention is {}; leave it out, or change that", option, owner,
                                    attention));
   }
-  const FeatureOptions f{config.integer("taylor_dim"), config.integer("performer_features"), config.flag("performer_hyperbolic"),
-                         config.integer("cosformer_length")};
+  FeatureOptions f;
+  f.taylor_dim = config.integer("taylor_dim");
+  f.performer_features = config.integer("performer_features");
+  f.performer_hyperbolic = config.flag("performer_hyperbolic");
+  // what a config file says of another attention stays unused, as the others do
+  if (config.has("performer_redraw") && attention == "performer") f.performer_redraw = config.integer("performer_redraw");
+  f.cosformer_length = config.integer("cosformer_length");
   if (attention == "performer" && f.performer_hyperbolic && f.performer_features % 2)
     throw UsageError(fmt::format("--performer_hyperbolic makes two features a vector: --performer_features must be even, not {}",
                                  f.performer_features));
@@ -186,6 +230,7 @@ GptOptions gpt_options(const Config& config, std::int64_t vocabulary) {
   o.vocabulary = vocabulary;
   o.attention = config.text("attention");
   o.window = config.integer("window");
+  o.decay_gate = config.flag("decay_gate");
   o.positions = config.text("positions");
   o.norm = config.text("norm");
   o.activation = config.text("activation");
@@ -206,6 +251,9 @@ GptOptions gpt_options(const Config& config, std::int64_t vocabulary) {
     throw UsageError(fmt::format("rotary positions need an even head width, but width / heads = {}; choose other --heads or "
                                  "--positions=learned",
                                  o.width / o.heads));
+  if (o.decay_gate && (!has_log_features(o.attention) || o.window > 0))
+    throw UsageError(fmt::format("--decay_gate goes with hedgehog, hedgehog-softmax, hedgehog-joint, exp and performer, without a window, "
+                                 "not with --attention={} and --window={}; leave it out, or change these", o.attention, o.window));
   if (o.window > 0 && (o.attention == "taylor" || o.attention == "performer" || o.attention == "cosformer"))
     throw UsageError(fmt::format("--window goes with softmax and with the feature maps that are part of linear attention, such as hedgehog, "
                                  "not with --attention={}; leave out one of the two", o.attention));

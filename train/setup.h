@@ -29,6 +29,9 @@ struct RunData {
 /// for. Where the user chose no preset, one that fits data and device is applied first, with a note saying why.
 RunData load_data(Config& config, TokenizerPointer tokenizer = {});
 
+/// All of the text or the token shards at `where` as validation tokens; sets the name and notes of `data`.
+TokenDataset whole_data(const std::string& where, const TokenizerPointer& tokenizer, RunData& data);
+
 GptOptions gpt_options(const Config& config, std::int64_t vocabulary);
 OptimizerOptions optimizer_options(const Config& config);
 Schedule schedule_of(const Config& config);

@@ -149,15 +149,18 @@ void Trainer::fail_non_finite(std::int64_t step, const std::string& symptom, con
 
 bool Trainer::pauses_after(std::int64_t steps) const {
   const std::int64_t evaluate_every = config_.integer("evaluate_every"), save_every = config_.integer("save_every");
-  return steps >= schedule_.steps || steps == config_.integer("stop_at") || (evaluate_every > 0 && steps % evaluate_every == 0) ||
-         (save_every > 0 && steps % save_every == 0);
+  return steps >= schedule_.steps || model_->redraws_before(steps) || steps == config_.integer("stop_at") ||
+         (evaluate_every > 0 && steps % evaluate_every == 0) || (save_every > 0 && steps % save_every == 0);
 }
 
 StepRecord Trainer::train_one(std::int64_t step, bool ahead) {
   const auto start = Clock::now();
   StepRecord record;
   record.learning_rate = learning_rate(schedule_, step);
-  if (step_->unfinished() == 0) step_->submit(step_batches(step), record.learning_rate);
+  if (step_->unfinished() == 0) {
+    model_->redraw_before(step);
+    step_->submit(step_batches(step), record.learning_rate);
+  }
   // a GPU gets the next step before this one's result is waited for
   if (ahead && !current_device().host() && !pauses_after(step + 1))
     step_->submit(step_batches(step + 1), learning_rate(schedule_, step + 1));

@@ -59,7 +59,7 @@ class Trainer {
   std::vector<Batch> step_batches(std::int64_t step) const;
   /// `ahead`: whether a GPU may be given the step after it too.
   StepRecord train_one(std::int64_t step, bool ahead);
-  /// Whether the weights after so many steps are looked at (validation, checkpoint, end) before the next one.
+  /// Whether something is done between so many steps and the next one: validation, checkpoint, end, or a draw of random features.
   bool pauses_after(std::int64_t steps) const;
   void evaluate(StepRecord& record, Progress& progress);
   /// Writes a checkpoint; throws as `run` if the next step's loss or gradient would not be finite.
