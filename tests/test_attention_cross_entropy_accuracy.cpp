@@ -90,7 +90,6 @@ void check_accuracy(Dtype vectors) {
       const std::string which = kNames[i];
       CAPTURE(which);
       const double error = rms(difference(ours[i], exact[i])) / rms(exact[i]);
-      MESSAGE(error);
       CHECK(error <= allowed(Left(i)));
     }
   }

@@ -185,6 +185,33 @@ TEST_CASE("bench: attention's cases hold B T H D fixed, and --attention picks am
   for (const AttentionCase& c : chosen) CHECK(c.attention == "elu");
 }
 
+TEST_CASE("bench: a step that distils maps has the figures of a training step, and attentions without maps have none") {
+  GptOptions o;
+  o.layers = 1, o.heads = 2, o.width = 16, o.context = 16, o.vocabulary = 20, o.attention = "hedgehog-joint";
+  const auto step = bench_distillation({.name = "small", .model = o, .rows = 2, .memory = {}}, {1e9, 1e9});
+  CHECK(step["step"] == "distillation");
+  CHECK(step["attention"] == "hedgehog-joint");
+  CHECK(step["tokens_per_second"] == doctest::Approx(32e3 / step["ms"].get<double>()));
+  const std::string ops = step["ops"].dump();
+  // the teacher's pass, the comparison, and back to the maps alone
+  for (const char* op : {"softmax_attention", "attention_cross_entropy backward", "feature_map backward"}) {
+    const std::string name = op;
+    CAPTURE(name);
+    CHECK(ops.find(name) != std::string::npos);
+  }
+  CHECK(ops.find("softmax_attention backward") == std::string::npos);
+  for (const char* attention : {"softmax", "elu", "hedgehog"}) {
+    Config config("bench");
+    config.parse(std::vector<std::string>{std::string("--attention=") + attention});
+    CHECK(distillation_cases(config).empty() == (std::string(attention) != "hedgehog"));
+  }
+  Config given("bench");
+  given.parse(std::vector<std::string>{"--width=8", "--heads=2", "--batch=3"});
+  REQUIRE(distillation_cases(given).size() == 1);
+  CHECK(distillation_cases(given)[0].model.width == 8);
+  CHECK(distillation_cases(given)[0].rows == 3);
+}
+
 TEST_SUITE("device") {
   TEST_CASE("bench: products, attention and a step are timed by the GPU's own clock") {
     on_cuda([] {
@@ -200,7 +227,7 @@ TEST_SUITE("device") {
       }
       GptOptions o;
       o.layers = 2, o.heads = 2, o.width = 128, o.context = 128, o.vocabulary = 128, o.dtype = Dtype::bf16;
-      const auto step = bench_step({"small", o, 4}, {measured_peak_flops(0.1), measured_copy_bandwidth()});
+      const auto step = bench_step({.name = "small", .model = o, .rows = 4, .memory = {}}, {measured_peak_flops(0.1), measured_copy_bandwidth()});
       CHECK(step["products_alone_ms"] > 0);
       CHECK(step["step_over_products"] == doctest::Approx(step["ms"].get<double>() / step["products_alone_ms"].get<double>()));
     });

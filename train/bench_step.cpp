@@ -52,13 +52,23 @@ std::vector<Recipe> gpu_recipes() {
 
 }  // namespace
 
-std::vector<StepCase> step_cases(const Config& config) {
+namespace {
+
+/// The model that the options describe, if any of them is given.
+std::vector<StepCase> given_case(const Config& config) {
   const auto& table = option_table();
   const bool preset = config.has("preset"), gpt2 = preset && config.text("preset").starts_with("gpt2");
   if (std::any_of(table.begin(), table.end(), [&](const Option& o) {
         return (o.name == "batch" || (o.group == "model" && o.name != "attention")) && config.was_set(o.name);
       }))
     return {{"given", gpt_options(config, gpt2 ? 50257 : 128), config.integer("batch"), memory_options(config)}};
+  return {};
+}
+
+}  // namespace
+
+std::vector<StepCase> step_cases(const Config& config) {
+  if (const auto given = given_case(config); !given.empty()) return given;
   std::vector<StepCase> cases;
   auto add = [&](const Recipe& recipe) {
     std::vector<std::string> attentions = recipe.attentions;
@@ -80,7 +90,7 @@ std::vector<StepCase> step_cases(const Config& config) {
 }
 
 std::vector<StepCase> distillation_cases(const Config& config) {
-  std::vector<StepCase> cases;
+  std::vector<StepCase> cases = given_case(config);
   const auto add = [&](const char* name, const char* preset, std::int64_t rows, std::int64_t vocabulary, std::int64_t context) {
     Config c = config;
     c.apply_preset(preset);
@@ -89,13 +99,15 @@ std::vector<StepCase> distillation_cases(const Config& config) {
     if (context) c.set("context", std::to_string(context), OptionSource::kFlag), c.set("positions", "none", OptionSource::kFlag);
     cases.push_back({name, gpt_options(c, vocabulary), rows, memory_options(c)});
   };
-  if (current_device().host()) {
+  if (!cases.empty()) {}  // that alone
+  else if (current_device().host()) {
     add("char-cpu", "char-cpu", 12, 128, 0);
   } else {
     add("gpt2 (width 768, context 1024)", "gpt2", 8, 50257, 0);
     add("gpt2 (context 8192)", "gpt2", 1, 50257, 8192);
     add("gpt2 (context 32768)", "gpt2", 1, 50257, 32768);
   }
+  std::erase_if(cases, [](const StepCase& c) { return c.model.attention == "softmax" || !has_maps(Gpt::declared(c.model)); });
   return cases;
 }
 
