@@ -19,6 +19,11 @@ double usual_weight(const std::string& map, double D) {
 
 }  // namespace
 
+bool has_map_weights(const std::string& attention, bool asked) {
+  if (attention == "exp" || attention == "elu" || attention == "relu") return asked;
+  return attention.starts_with("hedgehog") || attention == "t2r";
+}
+
 Attention::Attention(Parameters& parameters, const std::string& name, const Options& options)
     : options_(options), queries_(options.heads * query_width(options.kind, options.features, options.width / options.heads)),
       qkv_(parameters, name + ".c_attn", options.width, 2 * queries_ + options.width, options.bias, options.init),
@@ -36,7 +41,7 @@ Attention::Attention(Parameters& parameters, const std::string& name, const Opti
     const double weight = usual_weight(options.kind, double(options.width / options.heads));
     if (!parameters.declared()) parameters.assign(log_factor_, std::vector<double>(std::size_t(options.heads), std::log(weight)));
   }
-  if (!options.kind.starts_with("hedgehog") && options.kind != "t2r") return;
+  if (!has_map_weights(options.kind, options.map_weights)) return;
   const std::int64_t D = options.width / options.heads;
   map_q_ = parameters.add(name + ".map_q.weight", {options.heads, D, D}, Init::identity(options.map_init_gain), 0);
   map_k_ = parameters.add(name + ".map_k.weight", {options.heads, D, D}, Init::identity(options.map_init_gain), 0);
