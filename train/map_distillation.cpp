@@ -10,7 +10,7 @@ std::vector<double> distil_maps(const Gpt& teacher, Gpt& student, const BatchSou
                                 const std::function<bool()>& stopped) {
   student.parameters().train_only(is_map);
   StepShape shape;
-  shape.rows = plan.rows, shape.context = teacher.options().context, shape.documents = source.documents();
+  shape.rows = plan.rows, shape.context = plan.context > 0 ? plan.context : teacher.options().context, shape.documents = source.documents();
   OptimizerOptions optimizer;
   optimizer.beta2 = 0.999, optimizer.weight_decay = 0, optimizer.clip = 0;
   TrainingStep step(student, shape, optimizer, teacher.options().seed, {}, distils_from(teacher, "weights"));

@@ -12,6 +12,7 @@ namespace hedgehog {
 struct MapDistillation {
   std::int64_t steps = 300, rows = 8;
   double learning_rate = 1e-2, final_learning_rate = 1e-3;  // of Adam, falling in a straight line
+  std::int64_t context = 0;                                 // tokens a row of the source; 0: the teacher's context
 };
 
 /// Trains the feature maps of `student` so that its weights of attention are those of `teacher`, all layers in one pass over the teacher's
