@@ -37,10 +37,10 @@ FidelityPlan small_plan(const std::string& maps, std::int64_t steps) {
   return plan;
 }
 
-/// The cell of a row that begins with `name`, in the first column that begins with `column`.
-std::string cell(const Findings& f, const std::string& name, const std::string& column) {
+/// The cell of a teacher's row for a map, in the first column that begins with `column`.
+std::string cell(const Findings& f, const std::string& name, const std::string& column, const std::string& positions = "rotary") {
   for (const auto& row : f.rows)
-    if (row[0] == name)
+    if (row[0] == positions && row[1] == name)
       for (std::size_t c = 0; c < f.columns.size(); ++c)
         if (f.columns[c].starts_with(column)) return row.at(c);
   return "none";
@@ -109,7 +109,7 @@ TEST_CASE("fidelity: every length is measured on the same stretches of text, and
 TEST_CASE("fidelity: distillation brings every map down, and what stands as it is has analyze's divergence on the same heads") {
   const TokenDataset text = dataset_of(300), other = dataset_of(150);
   const Gpt teacher = small_teacher();
-  const FidelityPlan plan = small_plan("hedgehog,exp,t2r,elu,hedgehog-untrained,exp-untrained,relu,elu-untrained,performer,cosformer,taylor", 60);
+  const FidelityPlan plan = small_plan("hedgehog,exp,t2r,elu,hedgehog-untrained,exp-untrained,relu,elu-untrained,performer,cosformer,taylor", 30);
   const FidelityTexts texts = fidelity_texts(text, other, plan);
   const TextSourceBatches source(text, "text", 1, plan.length);
   const std::vector<Fidelity> found = measure_fidelity(teacher, source, texts, plan, kNever);
@@ -150,7 +150,7 @@ TEST_CASE("fidelity: distillation brings every map down, and what stands as it i
 TEST_CASE("fidelity: of several learning rates the one of the lower loss at the end is kept") {
   const TokenDataset text = dataset_of(300);
   const Gpt teacher = small_teacher();
-  FidelityPlan plan = small_plan("hedgehog", 20);
+  FidelityPlan plan = small_plan("hedgehog", 8);
   const FidelityTexts texts = fidelity_texts(text, text, plan);
   const TextSourceBatches source(text, "text", 1, plan.length);
   const auto with = [&](std::vector<double> rates) {
@@ -163,44 +163,55 @@ TEST_CASE("fidelity: of several learning rates the one of the lower loss at the 
     CHECK(kept.learning_rate == 1e-2);
     CHECK(kept.held_out == fast.held_out);
   }
+  CHECK(with({1e-2, 1e38}).held_out == fast.held_out);
+  CHECK(with({1e38, 1e-2}).held_out == fast.held_out);
+  CHECK_THROWS_AS(with({1e38}), DistillationDiverged);
 }
 
 TEST_CASE("fidelity: the table, its orderings and its chart") {
   const Experiment e = fidelity_experiment();
   Config config("reproduce");
   const ReproduceRequest request = request_of(config, {"--maps=hedgehog,exp,t2r,elu,relu"});
-  CHECK(e.parts(request).size() == 1);
-  PartResults results = {{"seed1", measured(0.4, 0.1, 1.1)}, {"seed2", measured(0.4, 0.3, 1.1)}};
+  CHECK(e.parts(request).size() == 2);
+  // at 8 times the length Hedgehog of the second teacher is no longer below the others
+  PartResults results = {{"rotary-seed1", measured(0.4, 0.1, 1.1)}, {"none-seed1", measured(0.4, 0.1, 4.5)}};
   const Findings f = e.collect(request, results);
-  REQUIRE(f.rows.size() == 5);
+  REQUIRE(f.rows.size() == 10);
   for (const auto& row : f.rows) CHECK(row.size() == f.columns.size());
-  CHECK(cell(f, "hedgehog", "1×") == "0.200 ± 0.100");
-  CHECK(cell(f, "hedgehog", "8×: 512 tokens") == "0.220 ± 0.110");
+  CHECK(cell(f, "hedgehog", "1×") == "0.100");
+  CHECK(cell(f, "hedgehog", "8×: 512 tokens") == "0.110");
   CHECK(cell(f, "hedgehog", "8×/1×") == "1.10");
+  CHECK(cell(f, "hedgehog", "8×/1×", "none") == "4.50");
   CHECK(cell(f, "hedgehog", "paper") == "lowest, flat");
-  CHECK(cell(f, "hedgehog", "before") == "1.500 ± 0.000");
+  CHECK(cell(f, "hedgehog", "before") == "1.500");
   CHECK(cell(f, "relu", "before") == "");
-  CHECK(cell(f, "elu", "other text") == "0.400 ± 0.000");
-  CHECK(cell(f, "elu", "seeds") == "2");
-  REQUIRE(f.charts.size() == 1);
+  CHECK(cell(f, "elu", "other text", "none") == "0.400");
+  CHECK(cell(f, "elu", "seeds") == "1");
+  REQUIRE(f.charts.size() == 2);
   CHECK(f.charts[0]["series"].size() == 5);
   CHECK(f.charts[0]["series"][0]["x"] == ExperimentJson({64.0, 128.0, 256.0, 512.0}));
-  for (const char* part : {"below exp without negation: yes", "below ReLU and T2R: yes", "below 1+ELU: yes", "flat with length: yes (8×/1× = 1.10"})
-    CHECK(noted(f, part));
-  // at 8 times the length Hedgehog is no longer below the others
-  results = {{"seed1", measured(0.4, 0.1, 4.5)}};
-  const Findings steep = e.collect(request, results);
-  for (const char* part : {"below exp without negation: not for exp", "below ReLU and T2R: not for t2r, relu", "flat with length: no (8×/1× = 4.50"})
-    CHECK(noted(steep, part));
-  CHECK(steep.figures["orderings"]["flat with length"] == false);
+  CHECK(noted(f, "orderings, rotary: Hedgehog below exp without negation: yes; below ReLU and T2R: yes; below 1+ELU: yes; below every other map here: yes; "
+                 "flat with length: yes (8×/1× = 1.10"));
+  CHECK(noted(f, "orderings, none: Hedgehog below exp without negation: not for exp; below ReLU and T2R: not for t2r, relu; below 1+ELU: not for elu; "));
+  CHECK(noted(f, "flat with length: no (8×/1× = 4.50"));
+  CHECK(f.figures["none"]["orderings"]["flat with length"] == false);
+  CHECK(f.figures["rotary"]["orderings"]["below every other map here"] == true);
   Config without("reproduce");
-  CHECK(noted(e.collect(request_of(without, {"--maps=elu"}), results), "none without hedgehog"));
-  results["seed1"].result["maps"]["elu"]["1x"] = nullptr;  // not finite
-  CHECK(cell(e.collect(request, results), "elu", "1×") == "-");
+  CHECK_FALSE(noted(e.collect(request_of(without, {"--maps=elu"}), results), "Hedgehog below"));
+  results["rotary-seed1"].result["maps"]["elu"]["1x"] = nullptr;  // not finite
+  results.erase("none-seed1");
+  const Findings part = e.collect(request, results);
+  CHECK(cell(part, "elu", "1×") == "-");
+  CHECK(cell(part, "elu", "8×/1×") == "-");
+  CHECK(cell(part, "elu", "1×", "none") == "-");
+  CHECK(cell(part, "elu", "seeds", "none") == "0");
+  CHECK_FALSE(noted(part, "orderings, none"));
   ReproduceRequest gpu;
   gpu.size = "gpu";
-  CHECK(e.parts(gpu).size() == 3);
-  CHECK(e.collect(gpu, {{"seed1", measured(1, 1, 1)}}).rows.size() == fidelity_maps().size());
+  CHECK(e.parts(gpu).size() == 6);
+  const Findings all = e.collect(gpu, {{"none-seed1", measured(1, 0.1, 1)}, {"none-seed2", measured(1, 0.3, 1)}});
+  CHECK(all.rows.size() == 2 * fidelity_maps().size());
+  CHECK(cell(all, "hedgehog", "8×: 2048 tokens", "none") == "0.200 ± 0.100");
 }
 
 TEST_CASE("cli: fidelity measures maps on texts of one's own, and refuses what it cannot read or measure") {
@@ -214,10 +225,14 @@ TEST_CASE("cli: fidelity measures maps on texts of one's own, and refuses what i
   d.file("empty.txt", "");
   d.file("picture.txt", std::string("GIF\0\0", 5));
   const std::string at = d.path().string(), command = "reproduce fidelity --threads=1 --training_tokens=1600 --data=text.txt ";
-  const ProgramResult good = run_program(command + "--maps=relu,elu-untrained --out=out", at);
+  const ProgramResult one = run_program(command + "--maps=relu,elu-untrained --out=out --part=none-seed1", at);
+  CAPTURE(one.output);
+  CHECK(one.code == 0);
+  CHECK(contains(one.output, "1 of 2 parts are there, 1 to go: rotary-seed1"));
+  const ProgramResult good = run_program(command + "--maps=relu,elu-untrained --out=out --collect", at);
   CAPTURE(good.output);
   CHECK(good.code == 0);
-  for (const char* part : {"map            learns", "8×: 512 tokens", "elu-untrained", "orderings: none without hedgehog"}) CHECK(contains(good.output, part));
+  for (const char* part : {"positions  map            learns", "8×: 512 tokens", "elu-untrained"}) CHECK(contains(good.output, part));
   CHECK(contains(bytes_of(d / "out/fidelity.html"), "elu-untrained"));
   check_refused(run_program(command + "--maps=hedgehoc", at), 2, {"--maps", "'hedgehoc'", "did you mean hedgehog?"});
   check_refused(run_program(command + "--other=nothing.txt", at), 3, {"--other", "no file or directory 'nothing.txt'"});

@@ -62,7 +62,13 @@ std::unique_ptr<Gpt> distilled(const Gpt& teacher, const FidelityMap& map, const
     distillation.learning_rate = rate;
     distillation.final_learning_rate = rate / 10;
     distillation.context = plan.length;
-    const std::vector<double> losses = distil_maps(teacher, *student, source, distillation, stopped);
+    std::vector<double> losses;
+    try {
+      losses = distil_maps(teacher, *student, source, distillation, stopped);
+    } catch (const DistillationDiverged&) {
+      if (!best && rate == plan.rates.back()) throw;
+      continue;
+    }
     const std::ptrdiff_t tail = std::max<std::ptrdiff_t>(1, std::ptrdiff_t(losses.size() / 10));
     const double last = std::accumulate(losses.end() - tail, losses.end(), 0.0) / double(tail);
     if (best && last >= found.last_loss) continue;

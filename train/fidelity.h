@@ -37,7 +37,8 @@ inline constexpr std::array<std::int64_t, 4> kFidelityMultiples{1, 2, 4, 8};
 /// length        L, tokens a row that maps are distilled on
 /// spans         stretches of 8 L tokens, evenly spread over a text: each length is measured on all of them, cut into pieces
 /// distillation  all maps take its steps and rows; its learning rates are set from `rates`, its context from `length`
-/// rates         learning rates, falling to a tenth: the one with the lowest mean loss over the last tenth of its steps is kept
+/// rates         learning rates, falling to a tenth: the one with the lowest mean loss over the last tenth of its steps is kept;
+///               those that make the loss infinite are passed over
 struct FidelityPlan {
   std::int64_t length = 64, spans = 8;
   std::vector<FidelityMap> maps;
@@ -75,6 +76,7 @@ FidelityTexts fidelity_texts(const TokenDataset& text, const TokenDataset& other
 /// stopped  asked before every step; once true, Stopped is thrown
 /// returns  one for each of plan.maps
 ///
+/// Throws DistillationDiverged if no rate is left for a map.
 /// Source: Zhang et al. 2024, arXiv:2402.04347, section 5.3 and appendix (KL divergences on other data and longer inputs).
 std::vector<Fidelity> measure_fidelity(const Gpt& teacher, const BatchSource& source, const FidelityTexts& texts, const FidelityPlan& plan,
                                        const std::function<bool()>& stopped);

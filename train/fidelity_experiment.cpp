@@ -5,6 +5,7 @@
 #include <array>
 #include <cmath>
 #include <filesystem>
+#include <iterator>
 #include <limits>
 #include <utility>
 
@@ -24,6 +25,7 @@ using Json = ExperimentJson;
 constexpr const char* kStories = "stories";
 constexpr const char* kShakespeare = "shakespeare";
 constexpr std::size_t kStoryBytes = 1'000'000;
+constexpr std::int64_t kLossBatches = 100;  // at most, of the teacher's loss on text held out
 /// The divergence of maps that are flat with length grows at most by this factor to 8 times the length; the paper gives no number.
 constexpr double kFlatUpTo = 1.2;
 
@@ -50,15 +52,29 @@ FidelityPlan plan_of(const ReproduceRequest& request) {
   plan.maps = maps_of(request);
   plan.distillation.steps = request.small() ? 400 : 1000;
   plan.distillation.rows = request.small() ? 8 : 16;
-  plan.rates = {1e-2, 3e-2};
+  plan.rates = {1e-2, 3e-2, 1e-1};
   return plan;
 }
 
-/// The teacher's training. Its context is the longest length, so that what changes with length are the maps, not a model beyond what it knows.
-std::string training_of(const ReproduceRequest& request) {
-  const std::string shape = request.small() ? "preset=char-cpu batch=3 steps=2000"
+/// A softmax model that maps are distilled from.
+///
+/// name      of its positions, in parts and tables
+/// training  options of train that it has besides
+struct Teacher {
+  std::string name, training, title;
+};
+/// With rotary positions a map meets distances beyond L, which distillation never showed it; without, more of the same.
+const std::vector<Teacher>& teachers() {
+  static const std::vector<Teacher> all = {{"rotary", "positions=rotary", "rotary positions"},
+                                           {"none", "positions=none short_convolution=4", "no positions, but a short convolution"}};
+  return all;
+}
+
+/// A teacher's context is the longest length, so that what changes with length are the maps, not a model beyond what it knows.
+std::string training_of(const ReproduceRequest& request, const Teacher& teacher) {
+  const std::string shape = request.small() ? "preset=char-cpu batch=3 steps=1000"
                                             : "layers=4 heads=4 width=256 batch=8 steps=2500 dropout=0.1 beta2=0.99 learning_rate=1e-3 dtype=f32";
-  return fmt::format("{} attention=softmax positions=rotary context={}", shape, longest_of(request));
+  return fmt::format("{} attention=softmax context={} {}", shape, longest_of(request), teacher.training);
 }
 
 std::int64_t tokens_of(const ReproduceRequest& request) {
@@ -75,7 +91,8 @@ void check_texts(const ReproduceRequest& request) {
   if (given(request, "tokenizer")) throw UsageError("fidelity reads texts as bytes, so that every other text can be read too; leave --tokenizer out");
   for (const auto& [option, where] : {std::pair{"data", data}, {"other", other}}) {
     if (where == "-") throw UsageError(fmt::format("fidelity reads --{} anew for every part, which standard input cannot give; give a file", option));
-    if (where != kStories && where != kShakespeare && !fs::exists(where))
+    std::error_code error;  // a path that cannot be looked at is not there
+    if (where != kStories && where != kShakespeare && !fs::exists(where, error))
       throw FileError(fmt::format("--{}: there is no file or directory '{}'; give one, {} or {}", option, valid_utf8(where), kStories, kShakespeare));
   }
   if (data == other) throw UsageError(fmt::format("--other={} is the teacher's own text; give another", other));
@@ -92,11 +109,13 @@ Json settings_json(const ReproduceRequest& request) {
   std::vector<std::string> maps;
   for (const FidelityMap& map : plan.maps) maps.push_back(map.name);
   const auto name = [](const std::string& where) { return fs::path(where).filename().string(); };
+  Json training;
+  for (const Teacher& teacher : teachers()) training[teacher.name] = training_of(request, teacher);
   return {{"data", name(data_of(request))},
           {"bytes", bytes_at(data_of(request))},
           {"other", name(other_of(request))},
           {"other_bytes", bytes_at(other_of(request))},
-          {"training", training_of(request)},
+          {"training", training},
           {"training_tokens", tokens_of(request)},
           {"maps", fmt::format("{}", fmt::join(maps, " "))},
           {"length", plan.length},
@@ -106,11 +125,12 @@ Json settings_json(const ReproduceRequest& request) {
           {"distillation_learning_rates", plan.rates}};
 }
 
-std::string part_name(std::int64_t seed) { return fmt::format("seed{}", seed); }
+std::string part_name(const Teacher& teacher, std::int64_t seed) { return fmt::format("{}-seed{}", teacher.name, seed); }
 
 std::vector<ExperimentPart> parts_of(const ReproduceRequest& request) {
   std::vector<ExperimentPart> parts;
-  for (const std::int64_t seed : seeds_of(request)) parts.push_back({part_name(seed)});
+  for (const std::int64_t seed : seeds_of(request))
+    for (const Teacher& teacher : teachers()) parts.push_back({part_name(teacher, seed)});
   return parts;
 }
 
@@ -136,8 +156,8 @@ TextSource text_at(const char* option, const std::string& where) {
 }
 
 /// The plan of the teacher, cut to --training_tokens.
-TrainingPlan teacher_plan(const ReproduceRequest& request, std::int64_t seed, std::int64_t vocabulary) {
-  TrainingPlan plan = training_plan(training_config(fmt::format("{} seed={}", training_of(request), seed)), vocabulary);
+TrainingPlan teacher_plan(const ReproduceRequest& request, const Teacher& teacher, std::int64_t seed, std::int64_t vocabulary) {
+  TrainingPlan plan = training_plan(training_config(fmt::format("{} seed={}", training_of(request, teacher), seed)), vocabulary);
   if (const std::int64_t tokens = tokens_of(request); tokens > 0) {
     plan.schedule.steps = std::max<std::int64_t>(1, tokens / (plan.rows * plan.model.context));
     plan.schedule.warmup = std::min(plan.schedule.warmup, plan.schedule.steps / 10);
@@ -146,18 +166,18 @@ TrainingPlan teacher_plan(const ReproduceRequest& request, std::int64_t seed, st
   return plan;
 }
 
-Json run_seed(std::int64_t seed, const PartContext& context) {
+Json run_teacher(const Teacher& teacher, std::int64_t seed, const PartContext& context) {
   const ReproduceRequest& request = context.request;
   const TokenizerPointer tokenizer = byte_tokenizer();
   const TokenDataset text = TokenDataset::from_text(text_at("data", data_of(request)), *tokenizer);
   const TokenDataset other = TokenDataset::whole(text_at("other", other_of(request)), *tokenizer);
   const FidelityPlan plan = plan_of(request);
   const FidelityTexts texts = fidelity_texts(text, other, plan);  // a text too short is refused before the teacher takes its time
-  const TrainingPlan training = teacher_plan(request, seed, tokenizer->size());
+  const TrainingPlan training = teacher_plan(request, teacher, seed, tokenizer->size());
   const TextSourceBatches source(text, data_of(request), std::uint64_t(seed), training.model.context);
   const TrainedModel trained = train_model(training, source, [](const Gpt&) { return 0.0; }, context.stopped);
   if (trained.diverged) throw Error("[fidelity] the softmax model's loss was not finite: there is nothing to put maps beside");
-  const double loss = Evaluator(*trained.model, training.rows, training.model.context, false).mean_loss(source);
+  const double loss = Evaluator(*trained.model, training.rows, training.model.context, false).mean_loss(source, kLossBatches);
   const std::vector<Fidelity> found = measure_fidelity(*trained.model, TextSourceBatches(text, data_of(request), std::uint64_t(seed), plan.length), texts, plan, context.stopped);
   Json maps;
   for (std::size_t m = 0; m < found.size(); ++m) {
@@ -175,8 +195,17 @@ Json run_seed(std::int64_t seed, const PartContext& context) {
 
 Json run_part(const ExperimentPart& part, const PartContext& context) {
   for (const std::int64_t seed : seeds_of(context.request))
-    if (part.name == part_name(seed)) return run_seed(seed, context);
+    for (const Teacher& teacher : teachers())
+      if (part.name == part_name(teacher, seed)) return run_teacher(teacher, seed, context);
   throw Error(fmt::format("[fidelity] no part is called {}", part.name));
+}
+
+/// The parts of one teacher that are there.
+PartResults parts_of_teacher(const ReproduceRequest& request, const Teacher& teacher, const PartResults& results) {
+  PartResults own;
+  for (const std::int64_t seed : seeds_of(request))
+    if (const auto found = results.find(part_name(teacher, seed)); found != results.end()) own.insert(*found);
+  return own;
 }
 
 /// The columns of numbers: names in a part, titles in the table.
@@ -200,7 +229,11 @@ double mean_of(const PartResults& results, const std::string& map, const std::st
   return mean.count > 0 ? mean.mean : std::numeric_limits<double>::infinity();
 }
 
-double growth(const PartResults& results, const std::string& map) { return mean_of(results, map, "8x") / mean_of(results, map, "1x"); }
+/// Infinite where either is missing.
+double growth(const PartResults& results, const std::string& map) {
+  const double from = mean_of(results, map, "1x");
+  return std::isfinite(from) ? mean_of(results, map, "8x") / from : from;
+}
 
 /// Which of the others are not above Hedgehog at every length and on the other text.
 std::vector<std::string> not_above(const PartResults& results, const std::vector<std::string>& others) {
@@ -215,20 +248,18 @@ std::vector<std::string> not_above(const PartResults& results, const std::vector
 }
 
 /// One line for each statement that the paper or the toy distillation beside it makes and that these maps can tell.
-void add_orderings(const std::vector<FidelityMap>& maps, const PartResults& results, Findings& f) {
+void add_orderings(const Teacher& teacher, const std::vector<FidelityMap>& maps, const PartResults& results, Findings& f) {
   const auto there = [&](const std::string& name) { return std::ranges::any_of(maps, [&](const FidelityMap& m) { return m.name == name; }); };
-  if (!there("hedgehog")) {
-    f.notes.push_back("orderings: none without hedgehog among --maps");
-    return;
-  }
+  if (!there("hedgehog") || results.empty()) return;
+  Json& figures = f.figures[teacher.name]["orderings"];
+  std::string line;
   const auto compare = [&](const std::string& title, const std::vector<std::string>& names) {
     std::vector<std::string> others;
-    for (const std::string& name : names)
-      if (there(name)) others.push_back(name);
+    std::ranges::copy_if(names, std::back_inserter(others), there);
     if (others.empty()) return;
     const std::vector<std::string> not_so = not_above(results, others);
-    f.notes.push_back(fmt::format("ordering: Hedgehog below {}: {}", title, not_so.empty() ? "yes" : fmt::format("not for {}", fmt::join(not_so, ", "))));
-    f.figures["orderings"]["below " + title] = not_so.empty();
+    line += fmt::format("below {}: {}; ", title, not_so.empty() ? "yes" : fmt::format("not for {}", fmt::join(not_so, ", ")));
+    figures["below " + title] = not_so.empty();
   };
   compare("exp without negation", {"exp", "exp-untrained"});
   compare("ReLU and T2R", {"t2r", "relu"});
@@ -238,42 +269,43 @@ void add_orderings(const std::vector<FidelityMap>& maps, const PartResults& resu
     if (map.name != "hedgehog") all.push_back(map.name);
   compare("every other map here", all);
   const double ratio = growth(results, "hedgehog");
-  f.notes.push_back(fmt::format("ordering: Hedgehog flat with length: {} (8×/1× = {:.2f}; called flat up to {})", ratio <= kFlatUpTo ? "yes" : "no", ratio, kFlatUpTo));
-  f.figures["orderings"]["flat with length"] = ratio <= kFlatUpTo;
+  f.notes.push_back(fmt::format("orderings, {}: Hedgehog {}flat with length: {} (8×/1× = {:.2f}; called flat up to {})", teacher.name, line,
+                                ratio <= kFlatUpTo ? "yes" : "no", ratio, kFlatUpTo));
+  figures["flat with length"] = ratio <= kFlatUpTo;
 }
 
 void add_notes(const ReproduceRequest& request, const PartResults& results, Findings& f) {
   const FidelityPlan plan = plan_of(request);
-  f.notes.push_back("paper: no number of its tables could be recovered, only that Hedgehog is lowest, on other data too, and flat with length; yes: at every length and "
-                    "on the other text");
-  add_orderings(plan.maps, results, f);
-  f.notes.push_back(fmt::format("teacher: softmax, rotary positions, {} tokens of '{}' in a row, bytes; maps are distilled at {} tokens and measured on text held out, all "
-                                "lengths on the same {} stretches, and on '{}'; documents are joined",
-                                longest_of(request), fs::path(data_of(request)).filename().string(), plan.length, plan.spans, fs::path(other_of(request)).filename().string()));
+  const auto name = [](const std::string& where) { return fs::path(where).filename().string(); };
+  f.notes.push_back("orderings: the paper's numbers could not be recovered, only that Hedgehog is lowest, on other data too, and flat with length; yes: at "
+                    "every length and on the other text");
+  for (const Teacher& teacher : teachers())
+    f.notes.push_back(fmt::format("positions {}: a softmax model on bytes of '{}', {} in a row, {}", teacher.name, name(data_of(request)), longest_of(request),
+                                  teacher.title));
+  f.notes.push_back(fmt::format("maps are distilled at {} tokens, and measured on text held out, all lengths on the same {} stretches, and on '{}'; documents are joined. "
+                                "With rotary positions the distances beyond {} are new to the maps",
+                                plan.length, plan.spans, name(other_of(request)), plan.length));
   f.notes.push_back(fmt::format("KL(softmax || map), nats a row: mean over rows, heads, layers and texts; before: W is the identity. All maps that learn take {} steps of {} "
-                                "rows, and of the learning rates {} the one of the lower loss at the end", plan.distillation.steps, plan.distillation.rows, fmt::join(plan.rates, ", ")));
-  f.notes.push_back("exp, elu and t2r learn a matrix a head as Hedgehog does, t2r (ReLU) a bias too; untrained: W is the identity; relu, performer, cosformer and taylor have "
-                    "nothing to distil");
-  for (const auto& [name, part] : results)
-    f.notes.push_back(fmt::format("{}: softmax model of {:.4f} nats a byte on the text held out", name, part.result.at("teacher_loss").get<double>()));
+                                "rows, and of the learning rates {} the one of the lower loss at the end",
+                                plan.distillation.steps, plan.distillation.rows, fmt::join(plan.rates, ", ")));
+  f.notes.push_back("exp, elu and t2r learn a matrix a head as Hedgehog does, t2r (ReLU) a bias too; untrained: W is the identity; relu, performer, cosformer and taylor "
+                    "have nothing to distil");
+  for (const auto& [part, result] : results)
+    f.notes.push_back(fmt::format("{}: softmax model of {:.4f} nats a byte on the text held out", part, result.result.at("teacher_loss").get<double>()));
 }
 
-Findings collect(const ReproduceRequest& request, const PartResults& results) {
-  Findings f;
-  const auto columns = number_columns(request);
-  f.columns = {"map", "learns", "paper"};
-  for (const auto& [name, title] : columns) f.columns.push_back(title);
-  f.columns.insert(f.columns.end() - 1, "8×/1×");
-  f.columns.push_back("seeds");
+/// Rows, figures and chart of one teacher's maps.
+void add_teacher(const ReproduceRequest& request, const Teacher& teacher, const PartResults& results, Findings& f) {
   std::vector<ChartLine> lines;
   for (const FidelityMap& map : maps_of(request)) {
-    std::vector<std::string> row{map.name, map.learns, map.paper};
-    for (const auto& [name, title] : columns) {
+    std::vector<std::string> row{teacher.name, map.name, map.learns, map.paper};
+    for (const auto& [name, title] : number_columns(request)) {
       const std::vector<double> values = values_of(results, map.name, name);
-      f.figures[map.name][name] = values;
+      f.figures[teacher.name][map.name][name] = values;
       row.push_back(name == "before" && map.attention.empty() ? "" : text_of(mean_and_error(values), 3));
     }
-    row.insert(row.end() - 1, fmt::format("{:.2f}", growth(results, map.name)));
+    const double ratio = growth(results, map.name);
+    row.insert(row.end() - 1, std::isfinite(ratio) ? fmt::format("{:.2f}", ratio) : "-");
     row.push_back(std::to_string(results.size()));
     f.rows.push_back(std::move(row));
     ChartLine line{map.name, {}, {}};
@@ -283,9 +315,23 @@ Findings collect(const ReproduceRequest& request, const PartResults& results) {
     }
     lines.push_back(std::move(line));
   }
-  f.charts.push_back(chart_of("KL from softmax on held-out text (nats a row)", "tokens", lines));
-  f.charts[0]["zero"] = false;
-  f.charts[0]["log"] = true;
+  Json chart = chart_of(fmt::format("KL from softmax on held-out text (nats a row), teacher with {}", teacher.title), "tokens", lines);
+  chart["zero"] = false;
+  chart["log"] = true;
+  f.charts.push_back(std::move(chart));
+}
+
+Findings collect(const ReproduceRequest& request, const PartResults& results) {
+  Findings f;
+  f.columns = {"positions", "map", "learns", "paper"};
+  for (const auto& [name, title] : number_columns(request)) f.columns.push_back(title);
+  f.columns.insert(f.columns.end() - 1, "8×/1×");
+  f.columns.push_back("seeds");
+  for (const Teacher& teacher : teachers()) {
+    const PartResults own = parts_of_teacher(request, teacher, results);
+    add_teacher(request, teacher, own, f);
+    add_orderings(teacher, maps_of(request), own, f);
+  }
   add_notes(request, results, f);
   return f;
 }
