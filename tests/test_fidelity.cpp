@@ -66,7 +66,8 @@ PartResult measured(double others, double hedgehog, double grown) {
   part.result["teacher_loss"] = 2;
   for (const FidelityMap& map : fidelity_maps()) {
     const double at = map.name == "hedgehog" ? hedgehog : others;
-    part.result["maps"][map.name] = {{"before", 1.5}, {"1x", at}, {"2x", at}, {"4x", at}, {"8x", map.name == "hedgehog" ? grown * at : at}, {"other", at}};
+    part.result["maps"][map.name] = {{"before", 1.5}, {"1x", at}, {"2x", at}, {"4x", at}, {"8x", map.name == "hedgehog" ? grown * at : at},
+                                     {"other", at}};
   }
   return part;
 }
@@ -95,7 +96,8 @@ TEST_CASE("fidelity: every length is measured on the same stretches of text, and
   REQUIRE(short_ones.size() == 24);
   for (std::size_t i = 0; i < long_ones.size(); ++i) {
     std::vector<std::int32_t> joined;
-    for (std::size_t p = 0; p < 8; ++p) joined.insert(joined.end(), short_ones[8 * i + p].tokens.begin(), short_ones[8 * i + p].tokens.end());
+    for (std::size_t p = 0; p < 8; ++p)
+      joined.insert(joined.end(), short_ones[8 * i + p].tokens.begin(), short_ones[8 * i + p].tokens.end());
     CHECK(joined == long_ones[i].tokens);
   }
   CHECK(long_ones[0].tokens != long_ones[1].tokens);
@@ -109,7 +111,8 @@ TEST_CASE("fidelity: every length is measured on the same stretches of text, and
 TEST_CASE("fidelity: distillation brings every map down, and what stands as it is has analyze's divergence on the same heads") {
   const TokenDataset text = dataset_of(300), other = dataset_of(150);
   const Gpt teacher = small_teacher();
-  const FidelityPlan plan = small_plan("hedgehog,exp,t2r,elu,hedgehog-untrained,exp-untrained,relu,elu-untrained,performer,cosformer,taylor", 30);
+  const FidelityPlan plan =
+      small_plan("hedgehog,exp,t2r,elu,hedgehog-untrained,exp-untrained,relu,elu-untrained,performer,cosformer,taylor", 30);
   const FidelityTexts texts = fidelity_texts(text, other, plan);
   const TextSourceBatches source(text, "text", 1, plan.length);
   const std::vector<Fidelity> found = measure_fidelity(teacher, source, texts, plan, kNever);
@@ -138,11 +141,13 @@ TEST_CASE("fidelity: distillation brings every map down, and what stands as it i
       continue;
     }
     CHECK(found[m].before == found[m].held_out[0]);
-    for (std::size_t l = 0; l < analysed.size(); ++l) CHECK(found[m].held_out[l] == doctest::Approx(divergence(analysed[l], map.plain)).epsilon(1e-12));
+    for (std::size_t l = 0; l < analysed.size(); ++l)
+      CHECK(found[m].held_out[l] == doctest::Approx(divergence(analysed[l], map.plain)).epsilon(1e-12));
     CHECK(found[m].other == doctest::Approx(divergence(others, map.plain)).epsilon(1e-12));
   }
   // distilled maps start where the untrained ones stand; features of a model in f32
-  for (const auto& [learns, stands] : {std::pair{"hedgehog", "hedgehog-untrained"}, {"exp", "exp-untrained"}, {"t2r", "relu"}, {"elu", "elu-untrained"}})
+  for (const auto& [learns, stands] :
+       {std::pair{"hedgehog", "hedgehog-untrained"}, {"exp", "exp-untrained"}, {"t2r", "relu"}, {"elu", "elu-untrained"}})
     CHECK(of(learns).before == doctest::Approx(of(stands).before).epsilon(1e-5));
   CHECK_THROWS_AS(measure_fidelity(teacher, source, texts, plan, [] { return true; }), Stopped);
 }
@@ -190,9 +195,12 @@ TEST_CASE("fidelity: the table, its orderings and its chart") {
   REQUIRE(f.charts.size() == 2);
   CHECK(f.charts[0]["series"].size() == 5);
   CHECK(f.charts[0]["series"][0]["x"] == ExperimentJson({64.0, 128.0, 256.0, 512.0}));
-  CHECK(noted(f, "orderings, rotary: Hedgehog below exp without negation: yes; below ReLU and T2R: yes; below 1+ELU: yes; below every other map here: yes; "
-                 "flat with length: yes (8×/1× = 1.10"));
-  CHECK(noted(f, "orderings, none: Hedgehog below exp without negation: not for exp; below ReLU and T2R: not for t2r, relu; below 1+ELU: not for elu; "));
+  CHECK(noted(f,
+              "orderings, rotary: Hedgehog below exp without negation: yes; below ReLU and T2R: yes; below 1+ELU: yes; below every other "
+              "map here: yes; flat with length: yes (8×/1× = 1.10"));
+  CHECK(noted(f,
+              "orderings, none: Hedgehog below exp without negation: not for exp (8×); below ReLU and T2R: not for t2r (8×), relu (8×); below 1+ELU: not "
+              "for elu (8×); "));
   CHECK(noted(f, "flat with length: no (8×/1× = 4.50"));
   CHECK(f.figures["none"]["orderings"]["flat with length"] == false);
   CHECK(f.figures["rotary"]["orderings"]["below every other map here"] == true);
@@ -240,8 +248,10 @@ TEST_CASE("cli: fidelity measures maps on texts of one's own, and refuses what i
   check_refused(run_program(command + "--other=-", at), 2, {"--other", "standard input"});
   check_refused(run_program(command + "--tokenizer=bpe", at), 2, {"leave --tokenizer out"});
   check_refused(run_program("reproduce fidelity --data=nothing.txt", at), 3, {"--data", "no file or directory 'nothing.txt'"});
-  check_refused(run_program("reproduce fidelity --data=short.txt", at), 2, {"--data=short.txt is too short", "5000 bytes", "512 tokens in a row"});
-  for (const auto& [file, part] : {std::pair{"tiny.txt", "--other is too short: it has 9 tokens"}, {"empty.txt", "--other: cannot train on 'empty.txt': it is empty"},
+  check_refused(run_program("reproduce fidelity --data=short.txt", at), 2,
+                {"--data=short.txt is too short", "5000 bytes", "512 tokens in a row"});
+  for (const auto& [file, part] : {std::pair{"tiny.txt", "--other is too short: it has 9 tokens"},
+                                   {"empty.txt", "--other: cannot train on 'empty.txt': it is empty"},
                                    {"picture.txt", "it is not text"}}) {
     const ProgramResult r = run_program(command + "--other=" + file, at);
     CAPTURE(r.output);

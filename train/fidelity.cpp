@@ -31,7 +31,8 @@ std::unique_ptr<Gpt> student_of(const Gpt& teacher, const FidelityMap& map) {
 }
 
 /// Divergence of every map, mean over heads, layers and texts.
-std::vector<double> divergences(const Gpt& teacher, const std::vector<FidelityMap>& maps, const Students& students, const std::vector<Batch>& texts) {
+std::vector<double> divergences(const Gpt& teacher, const std::vector<FidelityMap>& maps, const Students& students,
+                                const std::vector<Batch>& texts) {
   const auto sources_of_layer = [&](std::int64_t layer, const LayerVectors& v) {
     std::vector<WeightSource> sources{softmax_weights()}, plain = parameter_free_maps(v, layer, teacher.options().seed);
     for (std::size_t m = 0; m < maps.size(); ++m) {
@@ -106,10 +107,12 @@ std::vector<FidelityMap> parse_fidelity_maps(const std::string& text) {
     begin = end + 1;
     if (std::find(names.begin(), names.end(), name) == names.end()) {
       const std::string nearest = nearest_name(name, names);
-      throw UsageError(fmt::format("--maps: there is no map '{}'; {}", valid_utf8(name),
-                                   nearest.empty() ? fmt::format("there are {}", fmt::join(names, ", ")) : fmt::format("did you mean {}?", nearest)));
+      throw UsageError(
+          fmt::format("--maps: there is no map '{}'; {}", valid_utf8(name),
+                      nearest.empty() ? fmt::format("there are {}", fmt::join(names, ", ")) : fmt::format("did you mean {}?", nearest)));
     }
-    if (std::find(wanted.begin(), wanted.end(), name) != wanted.end()) throw UsageError(fmt::format("--maps names {} twice; leave one out", name));
+    if (std::find(wanted.begin(), wanted.end(), name) != wanted.end())
+      throw UsageError(fmt::format("--maps names {} twice; leave one out", name));
     wanted.push_back(name);
   }
   std::vector<FidelityMap> maps;
@@ -118,10 +121,12 @@ std::vector<FidelityMap> parse_fidelity_maps(const std::string& text) {
   return maps;
 }
 
-std::vector<Batch> fidelity_pieces(const TokenDataset& text, const std::string& what, std::int64_t span, std::int64_t spans, std::int64_t length) {
+std::vector<Batch> fidelity_pieces(const TokenDataset& text, const std::string& what, std::int64_t span, std::int64_t spans,
+                                   std::int64_t length) {
   const std::int64_t tokens = std::int64_t(text.validation().size()), whole = tokens / span;
   if (whole == 0)
-    throw UsageError(fmt::format("{} is too short: it has {} tokens, but fidelity is measured on {} in a row; give a longer text", what, tokens, span));
+    throw UsageError(
+        fmt::format("{} is too short: it has {} tokens, but fidelity is measured on {} in a row; give a longer text", what, tokens, span));
   const std::int64_t count = std::min(spans, whole), pieces = span / length;
   std::vector<Batch> batches;
   for (std::int64_t i = 0; i < count; ++i) {
@@ -135,7 +140,8 @@ FidelityTexts fidelity_texts(const TokenDataset& text, const TokenDataset& other
   constexpr std::int64_t kMost = kFidelityMultiples.back();
   FidelityTexts texts;
   for (std::size_t l = 0; l < kFidelityMultiples.size(); ++l)
-    texts.held_out[l] = fidelity_pieces(text, "the part of --data that is held out", kMost * plan.length, plan.spans, kFidelityMultiples[l] * plan.length);
+    texts.held_out[l] =
+        fidelity_pieces(text, "the part of --data that is held out", kMost * plan.length, plan.spans, kFidelityMultiples[l] * plan.length);
   texts.other = fidelity_pieces(other, "--other", plan.length, kMost * plan.spans, plan.length);
   return texts;
 }

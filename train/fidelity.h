@@ -48,9 +48,9 @@ struct FidelityPlan {
 
 /// What one map was found to be like; mean KL(softmax || map), nats a row, over rows, heads, layers and pieces of text.
 struct Fidelity {
-  double before = 0;                                       // held-out text at L, W as the identity; a map that stands as it is: as `held_out`
+  double before = 0;                                         // held-out text at L, W as the identity
   std::array<double, kFidelityMultiples.size()> held_out{};  // at each multiple of L
-  double other = 0;                                        // other text at L
+  double other = 0;                                          // other text at L
   double learning_rate = 0, first_loss = 0, last_loss = 0;   // of the distillation that was kept; 0: none
 };
 
@@ -60,7 +60,8 @@ struct Fidelity {
 /// what    the text, for the error
 ///
 /// Throws UsageError where the text has no such stretch, naming both lengths.
-std::vector<Batch> fidelity_pieces(const TokenDataset& text, const std::string& what, std::int64_t span, std::int64_t spans, std::int64_t length);
+std::vector<Batch> fidelity_pieces(const TokenDataset& text, const std::string& what, std::int64_t span, std::int64_t spans,
+                                   std::int64_t length);
 
 /// The texts that a plan measures: held-out ones of each of kFidelityMultiples, and others of the first.
 struct FidelityTexts {

@@ -2,7 +2,6 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <filesystem>
 #include <iterator>
@@ -43,7 +42,8 @@ std::int64_t longest_of(const ReproduceRequest& request) { return kFidelityMulti
 
 std::vector<FidelityMap> maps_of(const ReproduceRequest& request) {
   if (given(request, "maps")) return parse_fidelity_maps(request.config->text("maps"));
-  return request.small() ? parse_fidelity_maps("hedgehog,exp,t2r,elu,hedgehog-untrained,relu,elu-untrained,performer,cosformer") : fidelity_maps();
+  return request.small() ? parse_fidelity_maps("hedgehog,exp,t2r,elu,hedgehog-untrained,relu,elu-untrained,performer,cosformer")
+                         : fidelity_maps();
 }
 
 FidelityPlan plan_of(const ReproduceRequest& request) {
@@ -72,8 +72,9 @@ const std::vector<Teacher>& teachers() {
 
 /// A teacher's context is the longest length, so that what changes with length are the maps, not a model beyond what it knows.
 std::string training_of(const ReproduceRequest& request, const Teacher& teacher) {
-  const std::string shape = request.small() ? "preset=char-cpu batch=3 steps=1000"
-                                            : "layers=4 heads=4 width=256 batch=8 steps=2500 dropout=0.1 beta2=0.99 learning_rate=1e-3 dtype=f32";
+  const std::string shape = request.small()
+                                ? "preset=char-cpu batch=3 steps=1000"
+                                : "layers=4 heads=4 width=256 batch=8 steps=2500 dropout=0.1 beta2=0.99 learning_rate=1e-3 dtype=f32";
   return fmt::format("{} attention=softmax context={} {}", shape, longest_of(request), teacher.training);
 }
 
@@ -88,19 +89,23 @@ std::vector<std::int64_t> seeds_of(const ReproduceRequest& request) {
 /// What can be told to be wrong before a text is read.
 void check_texts(const ReproduceRequest& request) {
   const std::string data = data_of(request), other = other_of(request);
-  if (given(request, "tokenizer")) throw UsageError("fidelity reads texts as bytes, so that every other text can be read too; leave --tokenizer out");
+  if (given(request, "tokenizer"))
+    throw UsageError("fidelity reads texts as bytes, so that every other text can be read too; leave --tokenizer out");
   for (const auto& [option, where] : {std::pair{"data", data}, {"other", other}}) {
-    if (where == "-") throw UsageError(fmt::format("fidelity reads --{} anew for every part, which standard input cannot give; give a file", option));
+    if (where == "-")
+      throw UsageError(fmt::format("fidelity reads --{} anew for every part, which standard input cannot give; give a file", option));
     std::error_code error;  // a path that cannot be looked at is not there
     if (where != kStories && where != kShakespeare && !fs::exists(where, error))
-      throw FileError(fmt::format("--{}: there is no file or directory '{}'; give one, {} or {}", option, valid_utf8(where), kStories, kShakespeare));
+      throw FileError(
+          fmt::format("--{}: there is no file or directory '{}'; give one, {} or {}", option, valid_utf8(where), kStories, kShakespeare));
   }
   if (data == other) throw UsageError(fmt::format("--other={} is the teacher's own text; give another", other));
   const std::int64_t bytes = std::int64_t(bytes_at(data));  // a tenth is held out, a byte a token
   if (bytes > 0 && bytes < 10 * longest_of(request))
-    throw UsageError(fmt::format("--data={} is too short: its {} bytes leave {} tokens to measure on, but fidelity is measured up to {} tokens in a row, {} times "
-                                 "the {} that maps are distilled at; give a longer text",
-                                 data, bytes, bytes / 10, longest_of(request), kFidelityMultiples.back(), length_of(request)));
+    throw UsageError(
+        fmt::format("--data={} is too short: its {} bytes leave {} tokens to measure on, but fidelity is measured up to {} tokens in a "
+                    "row, {} times the {} that maps are distilled at; give a longer text",
+                    data, bytes, bytes / 10, longest_of(request), kFidelityMultiples.back(), length_of(request)));
 }
 
 Json settings_json(const ReproduceRequest& request) {
@@ -175,10 +180,12 @@ Json run_teacher(const Teacher& teacher, std::int64_t seed, const PartContext& c
   const FidelityTexts texts = fidelity_texts(text, other, plan);  // a text too short is refused before the teacher takes its time
   const TrainingPlan training = teacher_plan(request, teacher, seed, tokenizer->size());
   const TextSourceBatches source(text, data_of(request), std::uint64_t(seed), training.model.context);
-  const TrainedModel trained = train_model(training, source, [](const Gpt&) { return 0.0; }, context.stopped);
+  const TrainedModel trained = train_model(
+      training, source, [](const Gpt&) { return 0.0; }, context.stopped);
   if (trained.diverged) throw Error("[fidelity] the softmax model's loss was not finite: there is nothing to put maps beside");
   const double loss = Evaluator(*trained.model, training.rows, training.model.context, false).mean_loss(source, kLossBatches);
-  const std::vector<Fidelity> found = measure_fidelity(*trained.model, TextSourceBatches(text, data_of(request), std::uint64_t(seed), plan.length), texts, plan, context.stopped);
+  const TextSourceBatches rows(text, data_of(request), std::uint64_t(seed), plan.length);
+  const std::vector<Fidelity> found = measure_fidelity(*trained.model, rows, texts, plan, context.stopped);
   Json maps;
   for (std::size_t m = 0; m < found.size(); ++m) {
     const Fidelity& f = found[m];
@@ -235,21 +242,23 @@ double growth(const PartResults& results, const std::string& map) {
   return std::isfinite(from) ? mean_of(results, map, "8x") / from : from;
 }
 
-/// Which of the others are not above Hedgehog at every length and on the other text.
+/// Which of the others are not above Hedgehog, and where: "elu (4×, 8×)".
 std::vector<std::string> not_above(const PartResults& results, const std::vector<std::string>& others) {
   std::vector<std::string> names;
   for (const std::string& map : others) {
-    const bool above = std::ranges::all_of(std::array{"1x", "2x", "4x", "8x", "other"}, [&](const char* column) {
-      return mean_of(results, "hedgehog", column) < mean_of(results, map, column);
-    });
-    if (!above) names.push_back(map);
+    std::vector<std::string> places;
+    for (const auto& [column, title] : {std::pair{"1x", "1×"}, {"2x", "2×"}, {"4x", "4×"}, {"8x", "8×"}, {"other", "other text"}})
+      if (!(mean_of(results, "hedgehog", column) < mean_of(results, map, column))) places.push_back(title);
+    if (!places.empty()) names.push_back(fmt::format("{} ({})", map, fmt::join(places, ", ")));
   }
   return names;
 }
 
 /// One line for each statement that the paper or the toy distillation beside it makes and that these maps can tell.
 void add_orderings(const Teacher& teacher, const std::vector<FidelityMap>& maps, const PartResults& results, Findings& f) {
-  const auto there = [&](const std::string& name) { return std::ranges::any_of(maps, [&](const FidelityMap& m) { return m.name == name; }); };
+  const auto there = [&](const std::string& name) {
+    return std::ranges::any_of(maps, [&](const FidelityMap& m) { return m.name == name; });
+  };
   if (!there("hedgehog") || results.empty()) return;
   Json& figures = f.figures[teacher.name]["orderings"];
   std::string line;
@@ -277,21 +286,26 @@ void add_orderings(const Teacher& teacher, const std::vector<FidelityMap>& maps,
 void add_notes(const ReproduceRequest& request, const PartResults& results, Findings& f) {
   const FidelityPlan plan = plan_of(request);
   const auto name = [](const std::string& where) { return fs::path(where).filename().string(); };
-  f.notes.push_back("orderings: the paper's numbers could not be recovered, only that Hedgehog is lowest, on other data too, and flat with length; yes: at "
-                    "every length and on the other text");
+  f.notes.push_back(
+      "orderings: the paper's numbers could not be recovered, only that Hedgehog is lowest, on other data too, and flat with length; yes: "
+      "at every length and on the other text");
   for (const Teacher& teacher : teachers())
-    f.notes.push_back(fmt::format("positions {}: a softmax model on bytes of '{}', {} in a row, {}", teacher.name, name(data_of(request)), longest_of(request),
-                                  teacher.title));
-  f.notes.push_back(fmt::format("maps are distilled at {} tokens, and measured on text held out, all lengths on the same {} stretches, and on '{}'; documents are joined. "
-                                "With rotary positions the distances beyond {} are new to the maps",
-                                plan.length, plan.spans, name(other_of(request)), plan.length));
-  f.notes.push_back(fmt::format("KL(softmax || map), nats a row: mean over rows, heads, layers and texts; before: W is the identity. All maps that learn take {} steps of {} "
-                                "rows, and of the learning rates {} the one of the lower loss at the end",
-                                plan.distillation.steps, plan.distillation.rows, fmt::join(plan.rates, ", ")));
-  f.notes.push_back("exp, elu and t2r learn a matrix a head as Hedgehog does, t2r (ReLU) a bias too; untrained: W is the identity; relu, performer, cosformer and taylor "
-                    "have nothing to distil");
+    f.notes.push_back(fmt::format("positions {}: a softmax model on bytes of '{}', {} in a row, {}", teacher.name, name(data_of(request)),
+                                  longest_of(request), teacher.title));
+  f.notes.push_back(
+      fmt::format("maps are distilled at {} tokens, and measured on text held out, all lengths on the same {} stretches, and on '{}'; "
+                  "documents are joined. With rotary positions the distances beyond {} are new to the maps",
+                  plan.length, plan.spans, name(other_of(request)), plan.length));
+  f.notes.push_back(
+      fmt::format("KL(softmax || map), nats a row: mean over rows, heads, layers and texts; before: W is the identity. All maps that learn "
+                  "take {} steps of {} rows, and of the learning rates {} the one of the lower loss at the end",
+                  plan.distillation.steps, plan.distillation.rows, fmt::join(plan.rates, ", ")));
+  f.notes.push_back(
+      "exp, elu and t2r learn a matrix a head as Hedgehog does, t2r (ReLU) a bias too; untrained: W is the identity; relu, performer, "
+      "cosformer and taylor have nothing to distil");
   for (const auto& [part, result] : results)
-    f.notes.push_back(fmt::format("{}: softmax model of {:.4f} nats a byte on the text held out", part, result.result.at("teacher_loss").get<double>()));
+    f.notes.push_back(
+        fmt::format("{}: softmax model of {:.4f} nats a byte on the text held out", part, result.result.at("teacher_loss").get<double>()));
 }
 
 /// Rows, figures and chart of one teacher's maps.
@@ -339,12 +353,13 @@ Findings collect(const ReproduceRequest& request, const PartResults& results) {
 }  // namespace
 
 Experiment fidelity_experiment() {
-  return {"fidelity",
-          "KL from softmax after distillation: Hedgehog lowest, on other data too, and flat with length (ordering only: no number is known)",
-          settings_json,
-          parts_of,
-          run_part,
-          collect};
+  return {
+      "fidelity",
+      "KL from softmax after distillation: Hedgehog lowest, on other data too, and flat with length (ordering only: no number is known)",
+      settings_json,
+      parts_of,
+      run_part,
+      collect};
 }
 
 }  // namespace hedgehog
