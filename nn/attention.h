@@ -51,7 +51,7 @@ class Attention {
     std::int64_t window = 0;        // tokens that are seen by softmax, linear attention is for those before; 0: one kind sees all
     bool bias = false;
     double map_init_gain = 1;
-    bool map_weights = false;  // of exp, elu and relu, which have none of their own
+    bool map_weights = false;            // of exp, elu and relu, which have none of their own
     std::int64_t short_convolution = 0;  // tokens that it spans; 0: none
     bool mimetic = false;                // keys start as queries, the output projection as the values' transpose
     double mimetic_output = 1;           // times this

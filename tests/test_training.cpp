@@ -51,7 +51,7 @@ void decoding_gives_the_logits() {
         o.positions = positions;
         o.tied_head = o.positions == "learned";
         o.short_convolution = o.tied_head ? 0 : 4;
-        o.map_weights = o.tied_head;
+        o.map_weights = !o.tied_head;
         Gpt model(o);
         CHECK(model.parameters().count() == parameter_count(o));
         const Batch b = counting_batch(1, 12, 11, 4);
