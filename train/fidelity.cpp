@@ -4,9 +4,8 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <limits>
+#include <memory>
 #include <numeric>
-#include <utility>
 
 #include "core/error.h"
 #include "core/nearest_name.h"

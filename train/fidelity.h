@@ -2,7 +2,6 @@
 #include <array>
 #include <cstdint>
 #include <functional>
-#include <memory>
 #include <string>
 #include <vector>
 
@@ -15,7 +14,7 @@ namespace hedgehog {
 ///
 /// name       in --maps and tables
 /// attention  of the student whose maps are distilled; empty: it is measured as it stands
-/// plain      what stands as it is: its name among parameter_free_maps
+/// plain      of a map that is measured as it stands: its name among parameter_free_maps
 /// learns     what is distilled, for people: "W", "W, b" or "-"
 /// paper      where it stands in the paper; empty: the paper does not say
 struct FidelityMap {
@@ -78,7 +77,7 @@ FidelityTexts fidelity_texts(const TokenDataset& text, const TokenDataset& other
 /// returns  one for each of plan.maps
 ///
 /// Throws DistillationDiverged if no rate is left for a map.
-/// Source: Zhang et al. 2024, arXiv:2402.04347, section 5.3 and appendix (KL divergences on other data and longer inputs).
+/// Source: Zhang et al. 2024, arXiv:2402.04347, section 4.2, and after its tables of KL divergences on other data and longer inputs.
 std::vector<Fidelity> measure_fidelity(const Gpt& teacher, const BatchSource& source, const FidelityTexts& texts, const FidelityPlan& plan,
                                        const std::function<bool()>& stopped);
 

@@ -60,6 +60,7 @@ FidelityPlan plan_of(const ReproduceRequest& request) {
 ///
 /// name      of its positions, in parts and tables
 /// training  options of train that it has besides
+/// title     of its positions, in sentences
 struct Teacher {
   std::string name, training, title;
 };
