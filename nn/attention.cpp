@@ -25,6 +25,11 @@ Tensor wide(const Tensor& x) { return x ? cast(x, accumulator_of(x.dtype())) : x
 
 bool has_log_features(const std::string& kind) { return kind.starts_with("hedgehog") || kind == "exp" || kind == "performer"; }
 
+bool has_map_weights(const std::string& attention, bool asked) {
+  if (attention == "exp" || attention == "elu" || attention == "relu") return asked;
+  return attention.starts_with("hedgehog") || attention == "t2r";
+}
+
 Attention::Attention(Parameters& parameters, const std::string& name, const Options& options)
     : options_(options), queries_(options.heads * query_width(options.kind, options.features, options.width / options.heads)),
       qkv_(parameters, name + ".c_attn", options.width, 2 * queries_ + options.width, options.bias, options.init),
@@ -46,7 +51,7 @@ Attention::Attention(Parameters& parameters, const std::string& name, const Opti
     decay_gate_ = parameters.add(name + ".decay_gate", {options.heads}, Init::zeros(), 0, true);
     if (!parameters.declared()) start_decay(parameters);
   }
-  if (!options.kind.starts_with("hedgehog") && options.kind != "t2r") return;
+  if (!has_map_weights(options.kind, options.map_weights)) return;
   const std::int64_t D = options.width / options.heads;
   map_q_ = parameters.add(name + ".map_q.weight", {options.heads, D, D}, Init::identity(options.map_init_gain), 0);
   map_k_ = parameters.add(name + ".map_k.weight", {options.heads, D, D}, Init::identity(options.map_init_gain), 0);

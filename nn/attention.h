@@ -37,6 +37,9 @@ struct AttentionState {
   Tensor attention, window, convolution;
 };
 
+/// Whether the feature maps of this attention have a matrix a head for queries and one for keys; `asked`: as map_weights.
+bool has_map_weights(const std::string& attention, bool asked);
+
 /// Multi-head causal attention: packed projection, short convolution of queries, keys and values (if asked), rotary
 /// positions, softmax or linear attention, output projection. The projection is one tensor (B, T, 2 Q + C); q, k, v are windows of it.
 /// Q is C but for "taylor", whose queries and keys are narrower.
@@ -64,6 +67,7 @@ class Attention {
     std::int64_t window = 0;        // tokens that are seen by softmax, linear attention is for those before; 0: one kind sees all
     bool bias = false;
     double map_init_gain = 1;
+    bool map_weights = false;            // of exp, elu and relu, which have none of their own
     std::int64_t short_convolution = 0;  // tokens that it spans; 0: none
     bool mimetic = false;                // keys start as queries, the output projection as the values' transpose
     double mimetic_output = 1;           // times this
@@ -116,7 +120,7 @@ class Attention {
   Linear qkv_, output_;
   AttentionFeatures features_;
   Tensor convolution_;              // (K, 2 Q + C), of queries, keys and values
-  Tensor map_q_, map_k_;            // (H, D, D), of the Hedgehog maps and T2R
+  Tensor map_q_, map_k_;            // (H, D, D), of the Hedgehog maps and T2R; of others with map_weights
   Tensor map_bias_q_, map_bias_k_;  // (H, D), of T2R
   Tensor log_factor_;               // (H), of the window
   Tensor decay_gate_;               // (H), w

@@ -28,7 +28,7 @@ GptOptions student_options(const GptOptions& teacher, const std::string& attenti
 /// Whether this is the name of a parameter of feature maps.
 bool is_map(const std::string& parameter);
 
-/// Whether the model's feature maps have anything to learn: "elu", "relu" and "exp" have not.
+/// Whether the model's feature maps have anything to learn: "elu", "relu" and "exp" have not without map_weights.
 bool has_maps(const Gpt& model);
 
 /// Copies every parameter of `from` to that of the same name in `to`; others of `to` keep what they have.

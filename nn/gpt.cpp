@@ -91,6 +91,7 @@ Block make_block(Parameters& p, const GptOptions& o, std::int64_t layer) {
                                .window = o.window,
                                .bias = o.bias,
                                .map_init_gain = o.map_init_gain,
+                               .map_weights = o.map_weights,
                                .short_convolution = o.short_convolution,
                                .mimetic = o.init == "mimetic",
                                .mimetic_output = std::sqrt(2 / double(o.layers)),
@@ -254,9 +255,8 @@ Tensor Gpt::decode(const Tensor& tokens, DecodingState& state) const {
 std::int64_t parameter_count(const GptOptions& options) {
   check(options);
   const std::int64_t c = options.width, d = c / options.heads, packed = 2 * options.heads * options.query_width() + c;
-  const std::int64_t maps = options.attention == "t2r"                ? 2 * options.heads * d * (d + 1)
-                            : options.attention.starts_with("hedgehog") ? 2 * options.heads * d * d
-                                                                        : 0;
+  const std::int64_t maps =
+      has_map_weights(options.attention, options.map_weights) ? 2 * options.heads * d * (d + (options.attention == "t2r" ? 1 : 0)) : 0;
   const std::int64_t norm = c * (options.bias && options.norm == "layer" ? 2 : 1), bias = options.bias ? packed + 6 * c : 0;
   const std::int64_t factors = (options.window > 0 && options.attention != "softmax") || options.decay_gate ? options.heads : 0;
   const std::int64_t positions = options.positions == "learned" ? options.context * c : 0;

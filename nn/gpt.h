@@ -34,6 +34,7 @@ struct GptOptions {
   // attention copies from like places from the start (after Trockman and Kolter 2023, arXiv:2305.09828)
   std::string init = "default";
   double map_init_gain = 1;            // feature maps start at this times the identity
+  bool map_weights = false;            // exp, elu and relu work on x W too, with a matrix a head as Hedgehog's: for fair comparisons
   Dtype dtype = Dtype::f32;
   std::uint64_t seed = 1;
   std::optional<LoraOptions> lora = {};  // low-rank updates, for finetuning: merge_lora() before decoding or saving

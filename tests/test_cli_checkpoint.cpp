@@ -87,6 +87,8 @@ TEST_CASE("cli: a damaged, truncated or foreign checkpoint is refused with exit 
   check_refused(damaged("json", "state.json", [](std::string& b) { b.resize(20); }), 3, {"state.json"});
   check_refused(damaged("field", "state.json", [](std::string& b) { b.replace(b.find("\"layers\": 1"), 11, "\"layers\": 7"); }), 3, {"tensors"});
   check_refused(damaged("typed", "state.json", [](std::string& b) { b.replace(b.find("\"layers\": 1"), 11, "\"layers\": {}"); }), 3, {"layers"});
+  const auto no_truth = [](std::string& b) { b.replace(b.find("\"map_weights\": false"), 20, "\"map_weights\": 1"); };
+  check_refused(damaged("truth", "state.json", no_truth), 3, {"map_weights", "true or false"});
   check_refused(damaged("words", "tokenizer.json", [](std::string& b) { b = "{}"; }), 3, {"tokenizer.json"});
   check_refused(damaged("foreign", "state.json", [](std::string& b) { b = "{\"model_type\": \"gpt2\"}"; }), 3, {"state.json"});
   // a model of this width would take 48 TB

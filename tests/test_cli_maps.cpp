@@ -46,11 +46,11 @@ TEST_CASE("cli: sizes of feature maps belong to their attention, are kept by che
   check_refused(run_program("train --steps=8 --quiet --resume=run --performer_features=8", at), 2, {"--performer_features", "cannot change"});
   // what --config finds in a run's file is no choice of the user's
   CHECK(run_program("train --config=run/config.toml --attention=elu --out=other --quiet", at).code == 0);
-  // checkpoints from before there were these maps
+  // checkpoints from before there were these maps, and weights of the others
   std::string text = bytes_of(d / "other/last/state.json");
   const std::size_t model = text.find("\"model\"");
   REQUIRE(model != std::string::npos);
-  for (const char* name : {"\"taylor_dim\"", "\"performer_features\"", "\"performer_hyperbolic\"", "\"cosformer_length\""}) {
+  for (const char* name : {"\"taylor_dim\"", "\"performer_features\"", "\"performer_hyperbolic\"", "\"cosformer_length\"", "\"map_weights\""}) {
     const std::size_t found = text.find(name, model);
     REQUIRE(found != std::string::npos);
     text.erase(found, text.find('\n', found) + 1 - found);

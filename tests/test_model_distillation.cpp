@@ -44,7 +44,12 @@ void shake_maps(Gpt& model, double by) {
 
 struct Pair {
   Gpt teacher, student;
-  explicit Pair(const std::string& attention, Dtype dtype = Dtype::f64) : teacher(shape_of("softmax", dtype)), student(student_options(teacher.options(), attention)) {
+  explicit Pair(const std::string& attention, Dtype dtype = Dtype::f64, bool map_weights = false)
+      : teacher(shape_of("softmax", dtype)), student([&] {
+          GptOptions o = student_options(teacher.options(), attention);
+          o.map_weights = map_weights;
+          return o;
+        }()) {
     copy_weights(teacher, student);
     student.parameters().train_only(is_map);
   }
@@ -166,11 +171,11 @@ TEST_CASE("model distillation: loss, divergence of each head and gradients of al
 
 TEST_CASE("model distillation: gradients of every kind of map, by weights and by output, equal central differences") {
   const Tensor tokens = some_tokens();
-  for (const char* attention : {"hedgehog", "hedgehog-softmax", "hedgehog-joint", "t2r"})
+  for (const char* attention : {"hedgehog", "hedgehog-softmax", "hedgehog-joint", "t2r", "exp", "elu"})
     for (const char* by : {"weights", "output"}) {
       CAPTURE(attention);
       CAPTURE(by);
-      Pair pair(attention);
+      Pair pair(attention, Dtype::f64, true);  // exp and elu have weights only if asked
       shake_maps(pair.student, 0.2);
       backward(distillation_loss(pair.teacher, pair.student, tokens, by));
       for (const Tensor& t : pair.student.parameters().all()) {

@@ -51,6 +51,7 @@ void decoding_gives_the_logits() {
         o.positions = positions;
         o.tied_head = o.positions == "learned";
         o.short_convolution = o.tied_head ? 0 : 4;
+        o.map_weights = !o.tied_head;
         Gpt model(o);
         CHECK(model.parameters().count() == parameter_count(o));
         const Batch b = counting_batch(1, 12, 11, 4);
@@ -161,12 +162,13 @@ TEST_CASE("a checkpoint restores weights, moments and step state to the bit") {
     double dropout;
     std::int64_t micro_batches;
   };
-  for (const auto& [attention, dropout, micro_batches] : {Case{"hedgehog", 0, 1}, {"softmax", 0, 1}, {"hedgehog", 0.2, 3}, {"softmax", 0.2, 1}}) {
+  for (const auto& [attention, dropout, micro_batches] : {Case{"hedgehog", 0, 1}, {"softmax", 0, 1}, {"hedgehog", 0.2, 3}, {"softmax", 0.2, 1}, {"elu", 0, 1}}) {
     CAPTURE(std::string(attention));
     CAPTURE(dropout);
     CAPTURE(micro_batches);
     GptOptions options = small(attention);
     options.dropout = dropout;
+    options.map_weights = std::string(attention) == "elu";
     Gpt model(options);
     const StepShape shape{3, 12, micro_batches, false};
     TrainingStep step(model, shape, {}, 9);

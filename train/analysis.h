@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -75,7 +76,14 @@ std::vector<LayerVectors> read_vectors(const Gpt& model, const Batch& text, bool
 std::vector<WeightSource> sources_of(const Gpt& model, const Gpt* student, std::int64_t layer, const LayerVectors& vectors,
                                      std::uint64_t seed);
 
-/// Means over texts, each (1, T). student: a model of linear attention for a softmax model, or none.
+/// What is put beside each other in a layer, softmax first.
+using SourcesOfLayer = std::function<std::vector<WeightSource>(std::int64_t layer, const LayerVectors& vectors)>;
+
+/// Means over texts, each (1, T), of the sources of every layer.
+LengthAnalysis analyse_length(const Gpt& model, const SourcesOfLayer& sources_of_layer, const std::vector<Batch>& texts, bool documents,
+                              const AnalysisOptions& options);
+
+/// The same of sources_of. student: a model of linear attention for a softmax model, or none.
 LengthAnalysis analyse_length(const Gpt& model, const Gpt* student, const std::vector<Batch>& texts, bool documents, const AnalysisOptions& options);
 
 /// Pictures of `most` heads spread over the layers, for every source.

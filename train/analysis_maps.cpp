@@ -138,7 +138,8 @@ std::vector<WeightSource> sources_of(const Gpt& model, const Gpt* student, std::
   return sources;
 }
 
-LengthAnalysis analyse_length(const Gpt& model, const Gpt* student, const std::vector<Batch>& texts, bool documents, const AnalysisOptions& options) {
+LengthAnalysis analyse_length(const Gpt& model, const SourcesOfLayer& sources_of_layer, const std::vector<Batch>& texts, bool documents,
+                              const AnalysisOptions& options) {
   LengthAnalysis result{texts.at(0).time, std::int64_t(texts.size()), {}};
   AnalysisOptions each = options;
   each.pairs = std::max<std::int64_t>(1, options.pairs / result.texts);
@@ -146,7 +147,7 @@ LengthAnalysis analyse_length(const Gpt& model, const Gpt* student, const std::v
   for (const Batch& text : texts) {
     const std::vector<LayerVectors> layers = read_vectors(model, text, documents);
     for (std::size_t l = 0; l < L; ++l) {
-      const std::vector<WeightSource> sources = sources_of(model, student, std::int64_t(l), layers[l], options.seed);
+      const std::vector<WeightSource> sources = sources_of_layer(std::int64_t(l), layers[l]);
       const auto measured = measure_layer(layers[l], sources, each);
       if (result.maps.empty())
         for (const WeightSource& s : sources) result.maps.push_back({s.name, {L, std::vector<WeightMeasures>(H)}});
@@ -156,6 +157,11 @@ LengthAnalysis analyse_length(const Gpt& model, const Gpt* student, const std::v
     ++each.seed;
   }
   return result;
+}
+
+LengthAnalysis analyse_length(const Gpt& model, const Gpt* student, const std::vector<Batch>& texts, bool documents, const AnalysisOptions& options) {
+  return analyse_length(
+      model, [&](std::int64_t layer, const LayerVectors& v) { return sources_of(model, student, layer, v, options.seed); }, texts, documents, options);
 }
 
 std::vector<HeadPicture> draw_heads(const Gpt& model, const Gpt* student, const Batch& text, bool documents, std::int64_t most,

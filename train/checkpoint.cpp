@@ -57,6 +57,7 @@ json model_json(const GptOptions& o) {
           {"vocabulary_multiple", o.vocabulary_multiple},
           {"tied_head", o.tied_head}, {"embedding_init", o.embedding_init},
           {"short_convolution", o.short_convolution}, {"map_init_gain", o.map_init_gain},
+          {"map_weights", o.map_weights},
           {"taylor_dim", o.features.taylor_dim},
           {"performer_features", o.features.performer_features},
           {"performer_hyperbolic", o.features.performer_hyperbolic},
@@ -135,6 +136,7 @@ GptOptions model_options(const Fields& f) {
   o.short_convolution = f.integer("short_convolution", 0, 64);
   o.init = f.get<std::string>("init", "text");
   o.map_init_gain = f.get<double>("map_init_gain", "a number");
+  if (f.has("map_weights")) o.map_weights = f.get<bool>("map_weights", "true or false");  // earlier checkpoints have none
   if (f.has("taylor_dim")) {  // earlier checkpoints have none of the four, nor the attentions that they belong to
     o.features.taylor_dim = f.integer("taylor_dim", 1, 30);
     o.features.performer_features = f.integer("performer_features", 0, 512);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <filesystem>
 #include <string>
 
 #include "train/setup.h"
@@ -18,6 +19,17 @@ Config training_config(std::string_view values) {
   Config config("train");
   config.parse(arguments);
   return config;
+}
+
+std::uintmax_t bytes_at(const std::string& data) {
+  namespace fs = std::filesystem;
+  std::error_code error;
+  if (fs::is_regular_file(data, error)) return fs::file_size(data, error);
+  std::uintmax_t bytes = 0;
+  if (fs::is_directory(data, error))
+    for (const auto& entry : fs::recursive_directory_iterator(data, error))
+      if (entry.is_regular_file(error)) bytes += entry.file_size(error);
+  return bytes;
 }
 
 TrainingPlan training_plan(const Config& config, std::int64_t vocabulary) {

@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -16,6 +17,9 @@ namespace hedgehog {
 
 /// Options of the command train, from `values`: "preset=char-cpu steps=500 attention=elu". Later ones win. Throws as Config does.
 Config training_config(std::string_view values);
+
+/// Bytes of a file, or of all files in a directory; 0 for what is no path.
+std::uintmax_t bytes_at(const std::string& data);
 
 /// A training run of an experiment: no directory, no checkpoints, only a curve.
 ///

@@ -9,6 +9,7 @@ const std::vector<Experiment>& experiment_table() {
       spikiness_experiment(),
       monotonicity_experiment(),
       efficiency_experiment(),
+      fidelity_experiment(),
   };
   return table;
 }

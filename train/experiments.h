@@ -9,6 +9,7 @@ Experiment scratch_experiment();
 Experiment spikiness_experiment();
 Experiment monotonicity_experiment();
 Experiment efficiency_experiment();
+Experiment fidelity_experiment();
 
 /// Share of the gap between 1+ELU and softmax that another attention closes, by their perplexities:
 ///

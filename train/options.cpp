@@ -143,6 +143,10 @@ std::vector<Option> experiment_options() {
       text("seeds", "", "experiment", "seeds with commas; without it those of the experiment", kReproduce),
       integer("training_tokens", "", "tokens", "experiment", "tokens that a run of a language model trains on; without it the experiment's own",
               kReproduce, 1),
+      text("maps", "", "experiment", "feature maps of fidelity, with commas; without it those of the size", kReproduce),
+      text("other", "", "experiment",
+           "a text that fidelity measures besides: a file, a directory, stories or shakespeare; without it stories, or shakespeare beside those",
+           kReproduce),
       flag("collect", "false", "experiment", "run nothing: the table of the parts that are there", kReproduce),
   };
 }

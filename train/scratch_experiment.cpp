@@ -69,17 +69,6 @@ std::string tokenizer_of(const ReproduceRequest& request) {
   return request.small() ? "char" : "bpe";
 }
 
-/// Bytes of a file, or of all files in a directory; 0 for what is no path.
-std::uintmax_t bytes_at(const std::string& data) {
-  std::error_code error;
-  if (fs::is_regular_file(data, error)) return fs::file_size(data, error);
-  std::uintmax_t bytes = 0;
-  if (fs::is_directory(data, error))
-    for (const auto& entry : fs::recursive_directory_iterator(data, error))
-      if (entry.is_regular_file(error)) bytes += entry.file_size(error);
-  return bytes;
-}
-
 std::int64_t tokens_of(const ReproduceRequest& request) {
   return request.config && request.config->has("training_tokens") ? request.config->integer("training_tokens") : 0;
 }
