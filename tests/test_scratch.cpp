@@ -58,7 +58,7 @@ TEST_CASE("scratch: learning rates are tried before the runs that need them, and
                                  {"steps", {1}},
                                  {"validation_losses", {2}}};
   }
-  CHECK(results.contains("rate-hedgehog-5e-4"));
+  CHECK(results.contains("rate-hedgehog-3e-3"));
   CHECK(results.contains("hedgehog-seed3"));
   CHECK(results.contains("exp-seed1"));
   CHECK_FALSE(results.contains("exp-seed2"));

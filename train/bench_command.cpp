@@ -111,6 +111,7 @@ void products_on_cpu(ordered_json& out, const Ceilings& ceilings) {
 int bench_command(Config& config) {
   const OnDevice guard(configure_machine(config));
   const Dtype dtype = configure_dtype(config);
+  const std::vector<StepCase> steps = step_cases(config);  // refuses what does not fit before anything is measured
   const Ceilings ceilings{measured_peak_flops(), measured_copy_bandwidth()};
   ordered_json out{{"device", current_device().name()},
                    {"processor", ""},
@@ -125,7 +126,7 @@ int bench_command(Config& config) {
   if (measures("products")) cpu ? products_on_cpu(out, ceilings) : products_on_gpu(out);
   if (only == "attention" || (only == "all" && !cpu))
     for (const AttentionCase& c : attention_cases(config)) out["attention"].push_back(bench_attention(c, dtype));
-  for (const StepCase& c : step_cases(config)) {
+  for (const StepCase& c : steps) {
     if (measures("steps")) out["steps"].push_back(bench_step(c, ceilings));
     if (measures("decoding") && c.decodes) out["decoding"].push_back(bench_decoding(c));
   }

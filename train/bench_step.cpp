@@ -54,14 +54,18 @@ std::vector<Recipe> gpu_recipes() {
 
 namespace {
 
-/// The model that the options describe, if any of them is given.
+/// The model that the options describe, if any of them is given. Throws UsageError if its step does not fit the memory.
 std::vector<StepCase> given_case(const Config& config) {
   const auto& table = option_table();
   const bool preset = config.has("preset"), gpt2 = preset && config.text("preset").starts_with("gpt2");
   if (std::any_of(table.begin(), table.end(), [&](const Option& o) {
         return (o.name == "batch" || (o.group == "model" && o.name != "attention")) && config.was_set(o.name);
-      }))
-    return {{"given", gpt_options(config, gpt2 ? 50257 : 128), config.integer("batch"), memory_options(config)}};
+      })) {
+    const StepCase c{"given", gpt_options(config, gpt2 ? 50257 : 128), config.integer("batch"), memory_options(config)};
+    StepShape shape{c.rows, c.model.context, 1, false};
+    check_memory(c.model, shape, {}, c.memory);
+    return {c};
+  }
   return {};
 }
 

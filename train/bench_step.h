@@ -24,6 +24,7 @@ struct StepCase {
 
 /// The model that preset, model options and --batch describe if any is given, else models of nanoGPT's recipes with the
 /// attention, type and seed asked for: of the sizes that a CPU trains, or that a GPU trains, there also on longer rows.
+/// Throws UsageError if a step of the model described does not fit the memory.
 std::vector<StepCase> step_cases(const Config& config);
 /// Time, memory and FLOP/s of training steps, and every op's share of the step and of its own ceiling. On a GPU also the step's
 /// own matrix products, timed alone.
