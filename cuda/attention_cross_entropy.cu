@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kWarps * kWarp) attention_cross_entropy_forwar
     if (!same_document(a, row, j) || !is_key(a, row.b, j)) continue;
     const Pair<T> pair(a, row, row.t, j);
     const A next = max(m, pair.score), alpha = std::exp(m - next), e = std::exp(pair.score - next);
-    sum = sum * alpha + e, cross = cross * alpha, own = own * alpha, m = next;
+    sum = sum * alpha + e, cross = alpha > A(0) ? cross * alpha : A(0), own = own * alpha, m = next;
     if (e > A(0)) cross += e * pair.log_weight, own += e * pair.score;
     if (pair.log_weight == -A(INFINITY)) continue;
     const A most = max(largest, pair.log_weight);
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kWarps * kWarp) attention_cross_entropy_backwa
   const Token own(a.s, place);
   A* const sums = reinterpret_cast<A*>(memory) + threadIdx.x / kWarp * F;
   for (std::int64_t r = lane; r < F; r += kWarp) sums[r] = 0;
-  add_pairs<T, kOfKeys>(a, own, 0, a.s.T, sums);
+  add_pairs<T, kOfKeys>(a, own, 0, a.s.T, 0, F, sums);
   const Target<A>& to = kOfKeys ? a.dfeatures_k : a.dfeatures_q;
   for (std::int64_t r = lane; r < F; r += kWarp) to.put(place * F + r, sums[r]);
 }

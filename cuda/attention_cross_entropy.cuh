@@ -79,11 +79,12 @@ __device__ __forceinline__ bool is_key(const Arguments<T>& a, std::int64_t b, st
   return !a.mask || a.mask[b * a.s.T + j] != 0;
 }
 
-/// Adds to sums (F), of one token, what it gets from the pairs with the others `begin` to `end` - 1: as a row (kOfKeys false) from keys,
-/// as a key from rows. By a warp: each lane makes the coefficient of one pair of 32, then all take in pair after pair, with every 32nd
-/// feature each.
+/// Adds to sums, of features `first` to `last` - 1 of one token, what they get from the pairs with the others `begin` to `end` - 1: as a
+/// row (kOfKeys false) from keys, as a key from rows. By a warp: each lane makes the coefficient of one pair of 32, then all take in pair
+/// after pair, with every 32nd feature each.
 template <class T, bool kOfKeys>
-__device__ void add_pairs(const Arguments<T>& a, const Token& own, std::int64_t begin, std::int64_t end, Accumulator<T>* sums) {
+__device__ void add_pairs(const Arguments<T>& a, const Token& own, std::int64_t begin, std::int64_t end, std::int64_t first, std::int64_t last,
+                          Accumulator<T>* sums) {
   using A = Accumulator<T>;
   const std::int64_t lane = threadIdx.x % kWarp;
   const Heads<const A>&mine = kOfKeys ? a.features_k : a.features_q, &others = kOfKeys ? a.features_q : a.features_k;
@@ -103,12 +104,13 @@ __device__ void add_pairs(const Arguments<T>& a, const Token& own, std::int64_t 
       const A c = __shfl_sync(kAll, coefficient, i), w = __shfl_sync(kAll, log_weight, i);
       if (c == A(0)) continue;
       const A* const y = others.at(own.b, begin + i, own.h);
-      for (std::int64_t r = lane; r < a.s.F; r += kWarp) sums[r] += a.s.logarithmic ? c * std::exp(x[r] + y[r] - w) : c * y[r] * std::exp(-w);
+      for (std::int64_t r = first + lane; r < last; r += kWarp) sums[r - first] += a.s.logarithmic ? c * std::exp(x[r] + y[r] - w) : c * y[r] * std::exp(-w);
     }
   }
 }
 
-/// Tensor-core kernels: bf16 q and k with vectors on 16-byte boundaries, D a multiple of 16 up to 128, F up to 256.
+/// Tensor-core kernels: bf16 q and k with vectors on 16-byte boundaries, D a multiple of 16 up to 128, F up to 256, and tiles that fit the
+/// shared memory of a block (heads of 64 with 128 features take 84 KiB).
 bool suits_mma(const Arguments<bf16>& a);
 void forward_mma(const Arguments<bf16>& a, void* workspace);
 void backward_mma(const Arguments<bf16>& a, void* workspace);

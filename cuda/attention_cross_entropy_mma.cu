@@ -5,7 +5,7 @@ namespace hedgehog::cuda::attention_cross_entropy {
 namespace {
 
 /// Features of a token and head, a warp each, split for the products.
-__global__ void __launch_bounds__(kThreads) attention_cross_entropy_split_kernel(const __grid_constant__ Call64 c, bool of_keys) {
+__global__ void __launch_bounds__(kThreads) attention_cross_entropy_split_kernel(const __grid_constant__ MmaCall c, bool of_keys) {
   wait_for_kernels();
   const Arguments<bf16>& a = c.a;
   const std::int64_t place = std::int64_t(blockIdx.x) * (kThreads / kWarp) + threadIdx.x / kWarp;
@@ -14,7 +14,11 @@ __global__ void __launch_bounds__(kThreads) attention_cross_entropy_split_kernel
   const int lane = threadIdx.x % kWarp, F = int(a.s.F);
   const float* const x = (of_keys ? a.features_k : a.features_q).at(of.b, of.t, of.h);
   float largest = a.s.logarithmic ? -INFINITY : 0;
-  for (int r = lane; r < F; r += kWarp) largest = fmaxf(largest, a.s.logarithmic ? x[r] : fabsf(x[r]));
+  bool negative = false;
+  for (int r = lane; r < F; r += kWarp) {
+    largest = fmaxf(largest, a.s.logarithmic ? x[r] : fabsf(x[r]));
+    negative |= !a.s.logarithmic && x[r] < 0;
+  }
   largest = warp_max(largest);
   if (!a.s.logarithmic) largest = largest > 0 ? logf(largest) : 0;
   if (largest == -INFINITY) largest = 0;
@@ -27,10 +31,11 @@ __global__ void __launch_bounds__(kThreads) attention_cross_entropy_split_kernel
     to.high[at * c.width + r] = high;
     to.low[at * c.width + r] = convert<bf16>(phi - convert<float>(high));
   }
-  if (lane == 0) to.shift[at] = largest;
+  negative = __any_sync(kAll, negative);
+  if (lane == 0) to.shift[at] = largest, to.smallest[at] = negative ? kSmallestSigned : kSmallestPositive;
 }
 
-/// ln(phi_q . phi_k) in log space, out of line: pairs that need it are rare.
+/// ln(phi_q . phi_k) of one pair, out of line: those that need it are rare.
 __device__ __noinline__ float exact_log_weight(const Arguments<bf16>& a, std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j) {
   return Pair<bf16>(a, Token(a.s, (b * a.s.T + i) * a.s.Hq + h), i, j).log_weight;
 }
@@ -47,7 +52,8 @@ struct RowSums {
     for (int i = 0; i < kPairs; ++i) m = fmaxf(m, score[i]), w = fmaxf(w, log_weight[i]);
     if (m == -INFINITY) return;
     const float alpha = __expf(largest_score - m);
-    score_sum *= alpha, cross *= alpha, own *= alpha, largest_score = m;
+    // what is infinite may be of a key that a later one takes all weight from
+    score_sum *= alpha, cross = alpha > 0 ? cross * alpha : 0, own *= alpha, largest_score = m;
     if (w > -INFINITY) weight_sum *= __expf(largest_log_weight - w), largest_log_weight = w;
 #pragma unroll
     for (int i = 0; i < kPairs; ++i) {
@@ -69,9 +75,9 @@ struct RowSums {
 };
 
 /// Loss and entropy of 64 rows of one head; the block walks the keys, 64 at a time.
-__global__ void __launch_bounds__(kThreads, 2) attention_cross_entropy_forward_mma_kernel(const __grid_constant__ Call64 c) {
+__global__ void __launch_bounds__(kThreads, 2) attention_cross_entropy_forward_mma_kernel(const __grid_constant__ MmaCall c) {
   extern __shared__ __align__(128) unsigned char memory[];
-  __shared__ Numbers numbers[2];
+  __shared__ TokenNumbers numbers[2];
   const Arguments<bf16>& a = c.a;
   const Tile rows(memory, c, &numbers[0]), keys(memory + kTokens * 2 * (2 * c.width + c.depth), c, &numbers[1]);
   const int T = int(a.s.T), i0 = (c.tiles - 1 - int(blockIdx.x) % c.tiles) * kTokens;  // the longest first
@@ -92,7 +98,7 @@ __global__ void __launch_bounds__(kThreads, 2) attention_cross_entropy_forward_m
       const bool sees = keys.numbers->document[j] == rows.numbers->document[i] && !(a.s.causal && j0 + j > i0 + i) && i0 + i < T;
       const float product = p.features[n][e];
       float of_features = rows.numbers->shift[i] + keys.numbers->shift[j] + __logf(product);
-      if (sees && a.s.logarithmic && !(product >= kSmallestProduct)) of_features = exact_log_weight(a, b, h, i0 + i, j0 + j);
+      if (sees && !(product >= fmaxf(rows.numbers->smallest[i], keys.numbers->smallest[j]))) of_features = exact_log_weight(a, b, h, i0 + i, j0 + j);
       score[e / 2][2 * n + e % 2] = sees ? p.scores[n][e] * float(a.s.scale) : -INFINITY;
       log_weight[e / 2][2 * n + e % 2] = sees ? of_features : -INFINITY;
     });
@@ -115,9 +121,10 @@ __global__ void __launch_bounds__(kThreads, 2) attention_cross_entropy_forward_m
   }
 }
 
-/// Pairs of the tiles in `flagged` (bits), one by one, added to what the warp's 16 tokens already have. Out of line: rare.
+/// Pairs of the tiles in `flagged` (bits), one by one, added to what the warp's 16 tokens already have. A single pair whose product is too
+/// small sends its whole tile here, which then takes as long as without tensor cores.
 template <bool kOfKeys>
-__device__ __noinline__ void add_flagged(const Call64& c, std::int64_t b, std::int64_t h, int t0, int first, int end, const unsigned* flagged,
+__device__ __noinline__ void add_flagged(const MmaCall& c, std::int64_t b, std::int64_t h, int t0, int first, int last, const unsigned* flagged,
                                          float* sums) {
   const Arguments<bf16>& a = c.a;
   const Target<float>& to = kOfKeys ? a.dfeatures_k : a.dfeatures_q;
@@ -126,24 +133,24 @@ __device__ __noinline__ void add_flagged(const Call64& c, std::int64_t b, std::i
     const int t = t0 + int(threadIdx.x / kWarp) * 16 + x;
     if (t >= int(a.s.T)) return;
     const Token own(a.s, (b * a.s.T + t) * a.s.Hq + h);
-    for (int r = lane; r < F; r += kWarp) sums[r] = 0;
+    for (int r = lane; r < last - first; r += kWarp) sums[r] = 0;
     for (int tile = 0; tile < c.tiles; ++tile)
-      if (flagged[tile / 32] >> tile % 32 & 1) add_pairs<bf16, kOfKeys>(a, own, tile * kTokens, min((tile + 1) * kTokens, int(a.s.T)), sums);
-    for (int r = first + lane; r < min(end, F); r += kWarp) static_cast<float*>(to.data)[own.at * F + r] += sums[r];
+      if (flagged[tile / 32] >> tile % 32 & 1) add_pairs<bf16, kOfKeys>(a, own, tile * kTokens, min((tile + 1) * kTokens, int(a.s.T)), first, last, sums);
+    for (int r = first + lane; r < last; r += kWarp) static_cast<float*>(to.data)[own.at * F + r] += sums[r - first];
   }
 }
 
 /// Gradients of features first to first + kSlice - 1 of 64 tokens of one head, as rows (kOfKeys false) or as keys: the block walks the
 /// keys or rows, 64 at a time.
 template <int kSlice, bool kOfKeys>
-__global__ void __launch_bounds__(kThreads, 2) attention_cross_entropy_backward_mma_kernel(const __grid_constant__ Call64 c) {
+__global__ void __launch_bounds__(kThreads, 2) attention_cross_entropy_backward_mma_kernel(const __grid_constant__ MmaCall c) {
   extern __shared__ __align__(128) unsigned char memory[];
-  __shared__ Numbers numbers[2];
+  __shared__ TokenNumbers numbers[2];
   const Arguments<bf16>& a = c.a;
   const unsigned tile_bytes = kTokens * 2 * (2 * c.width + c.depth);
   const Tile own(memory, c, &numbers[0]), other(memory + tile_bytes, c, &numbers[1]);
   unsigned* const flagged = reinterpret_cast<unsigned*>(memory + 2 * tile_bytes);
-  const Numbers &rows = *(kOfKeys ? other : own).numbers, &keys = *(kOfKeys ? own : other).numbers;
+  const TokenNumbers &rows = *(kOfKeys ? other : own).numbers, &keys = *(kOfKeys ? own : other).numbers;
   const int T = int(a.s.T), slices = (c.width + kSlice - 1) / kSlice, tile = int(blockIdx.x) % c.tiles;
   const int t0 = (kOfKeys ? tile : c.tiles - 1 - tile) * kTokens;  // the longest first
   const int first = int(blockIdx.x) / c.tiles % slices * kSlice;
@@ -164,12 +171,12 @@ __global__ void __launch_bounds__(kThreads, 2) attention_cross_entropy_backward_
     // r = dloss (a - p) / A, A without the shifts of the two tokens
     bool small = false;
     for_pairs([&](int n, int e, int x, int y) {
-      const int i = kOfKeys ? y : x, j = kOfKeys ? x : y, late = kOfKeys ? s0 + i : t0 + i, early = kOfKeys ? t0 + j : s0 + j;
-      const bool sees = keys.document[j] == rows.document[i] && !(a.s.causal && early > late) && late < T;
+      const int i = kOfKeys ? y : x, j = kOfKeys ? x : y, row = kOfKeys ? s0 + i : t0 + i, key = kOfKeys ? t0 + j : s0 + j;
+      const bool sees = keys.document[j] == rows.document[i] && !(a.s.causal && key > row) && row < T;
       const float product = p.features[n][e], log_weight = rows.shift[i] + keys.shift[j] + __logf(product);
       const float of_student = __expf(log_weight - rows.largest_log_weight[i]) * rows.log_weight_factor[i];
       const float of_teacher = __expf(p.scores[n][e] * float(a.s.scale) - rows.largest_score[i]) * rows.score_factor[i];
-      if (sees && a.s.logarithmic) small |= !(product >= kSmallestProduct);
+      if (sees) small |= !(product >= fmaxf(rows.smallest[i], keys.smallest[j]));
       p.features[n][e] = sees ? rows.weight[i] * (of_student - of_teacher) / product : 0;
     });
     if (__syncthreads_or(small)) {
@@ -225,26 +232,27 @@ __global__ void __launch_bounds__(kThreads, 2) attention_cross_entropy_backward_
   }
   if (!any) return;
   __syncthreads();  // all flags are there, and what the warp adds to is written
-  add_flagged<kOfKeys>(c, b, h, t0, first, first + kSlice, flagged, reinterpret_cast<float*>(memory) + threadIdx.x / kWarp * c.width);
+  add_flagged<kOfKeys>(c, b, h, t0, first, min(first + kSlice, F), flagged, reinterpret_cast<float*>(memory) + threadIdx.x / kWarp * c.width);
 }
 
 std::int64_t up(std::int64_t n, std::int64_t to) { return (n + to - 1) / to * to; }
 
 bool suits(const Sizes& s) { return s.D % 16 == 0 && s.D <= 128 && s.F <= 256 && s.T <= 1 << 24; }
 
-Call64 call_of(const Arguments<bf16>& a, void* workspace) {
-  Call64 c{.a = a, .width = int(up(a.s.F, 64)), .depth = int(up(a.s.D, 64)), .tiles = int(up(a.s.T, kTokens) / kTokens)};
+MmaCall call_of(const Arguments<bf16>& a, void* workspace) {
+  MmaCall c{.a = a, .width = int(up(a.s.F, 64)), .depth = int(up(a.s.D, 64)), .tiles = int(up(a.s.T, kTokens) / kTokens)};
   const std::int64_t tokens = a.s.B * a.s.Hq * a.s.T;
   bf16* at = static_cast<bf16*>(workspace);
   for (SplitFeatures* f : {&c.features_q, &c.features_k}) f->high = at, f->low = at + tokens * c.width, at += 2 * tokens * c.width;
   c.features_q.shift = reinterpret_cast<float*>(at), c.features_k.shift = c.features_q.shift + tokens;
+  c.features_q.smallest = c.features_k.shift + tokens, c.features_k.smallest = c.features_q.smallest + tokens;
   const unsigned blocks = unsigned((tokens + kThreads / kWarp - 1) / (kThreads / kWarp));
   for (const bool of_keys : {false, true}) launch_early(kName, attention_cross_entropy_split_kernel, blocks, kThreads, 0, c, of_keys);
   return c;
 }
 
 template <class Kernel>
-void run(Kernel kernel, const Call64& c, int slices, std::size_t more) {
+void run(Kernel kernel, const MmaCall& c, int slices, std::size_t more) {
   const std::size_t bytes = 2 * Tile::bytes(c) + more;
   allow_shared_memory(reinterpret_cast<const void*>(kernel), bytes);
   const std::int64_t blocks = c.a.s.B * c.a.s.Hq * c.tiles * slices;
@@ -254,12 +262,15 @@ void run(Kernel kernel, const Call64& c, int slices, std::size_t more) {
 
 }  // namespace
 
-bool suits_mma(const Arguments<bf16>& a) { return suits(a.s) && aligned(a.q) && aligned(a.k); }
+bool suits_mma(const Arguments<bf16>& a) {
+  const std::int64_t tiles = 2 * kTokens * 2 * (2 * up(a.s.F, 64) + up(a.s.D, 64)), flags = up(a.s.T, 32 * kTokens) / (32 * kTokens) * 4;
+  return suits(a.s) && aligned(a.q) && aligned(a.k) && std::size_t(tiles + flags) + 2 * sizeof(TokenNumbers) <= largest_shared_memory();
+}
 
 std::int64_t mma_bytes(const Attributes& attributes, std::span<const Meta> inputs) {
   if (inputs[kQ].dtype != Dtype::bf16) return 0;
   const Sizes s = sizes_of(attributes, inputs);
-  return suits(s) ? s.B * s.Hq * s.T * (8 * up(s.F, 64) + 8) : 0;
+  return suits(s) ? s.B * s.Hq * s.T * (8 * up(s.F, 64) + 16) : 0;
 }
 
 void forward_mma(const Arguments<bf16>& a, void* workspace) {
@@ -267,7 +278,7 @@ void forward_mma(const Arguments<bf16>& a, void* workspace) {
 }
 
 void backward_mma(const Arguments<bf16>& a, void* workspace) {
-  const Call64 c = call_of(a, workspace);
+  const MmaCall c = call_of(a, workspace);
   const std::size_t flags = std::size_t(c.tiles + 31) / 32 * 4;
   const bool narrow = c.width == 64;
   const int slices = narrow ? 1 : (c.width + 127) / 128;

@@ -7,18 +7,20 @@
 namespace hedgehog::cuda::attention_cross_entropy {
 
 constexpr int kTokens = 64, kThreads = 128, kTiles = kTokens / 8;  // tokens of a tile; column tiles of a product of two
-/// A product of features this small has lost terms that count: its pair is done again in log space.
-constexpr float kSmallestProduct = 0x1p-96f;
+/// Products of features below this have lost terms that count. Where all terms are positive, by the range of numbers alone; where some are
+/// not, by what rounding leaves of a sum that is small beside its terms. Their pairs are done again one by one.
+constexpr float kSmallestPositive = 0x1p-96f, kSmallestSigned = 0x1p-4f;
 
 /// Features as the products take them: phi = 2^(shift kLog2e) (high + low), high and low rounded to bf16 and at most 1. So 16 bits of each
 /// count, where bf16 alone has 8: the weights' distance from the teacher's is made of differences of nearly equal numbers.
 struct SplitFeatures {
   bf16 *high = nullptr, *low = nullptr;  // (B, Hq, T, width)
   float* shift = nullptr;                // (B, Hq, T) nats
+  float* smallest = nullptr;             // (B, Hq, T) product that is trusted
 };
 
 /// One call of the kernels.
-struct Call64 {
+struct MmaCall {
   Arguments<bf16> a;
   SplitFeatures features_q, features_k;
   int width;  // F, rounded up to a multiple of 64
@@ -59,24 +61,24 @@ struct Matrix {
 };
 
 /// What a tile of tokens has in shared memory: as rows or as keys.
-struct Numbers {
-  float shift[kTokens];
+struct TokenNumbers {
+  float shift[kTokens], smallest[kTokens];
   std::int32_t document[kTokens];  // of the token; -1: no key, or no token
   // of rows, in backward
   float weight[kTokens], largest_score[kTokens], score_factor[kTokens], largest_log_weight[kTokens], log_weight_factor[kTokens];
 };
 struct Tile {
   Matrix high, low, vectors;  // vectors: q or k
-  Numbers* numbers;
+  TokenNumbers* numbers;
 
-  __device__ __forceinline__ Tile(unsigned char* memory, const Call64& c, Numbers* numbers)
+  __device__ __forceinline__ Tile(unsigned char* memory, const MmaCall& c, TokenNumbers* numbers)
       : high{shared_address(memory), unsigned(2 * c.width)}, low{high.base + kTokens * high.row_bytes, high.row_bytes},
         vectors{low.base + kTokens * high.row_bytes, unsigned(2 * c.depth)}, numbers(numbers) {}
-  static std::size_t bytes(const Call64& c) { return std::size_t(kTokens) * 2 * (2 * c.width + c.depth); }
+  static std::size_t bytes(const MmaCall& c) { return std::size_t(kTokens) * 2 * (2 * c.width + c.depth); }
 
   /// Asks for tokens t0 on of a batch element and head.
   template <bool kKeys, bool kBackward>
-  __device__ __forceinline__ void fetch(const Call64& c, std::int64_t b, std::int64_t h, int t0) const {
+  __device__ __forceinline__ void fetch(const MmaCall& c, std::int64_t b, std::int64_t h, int t0) const {
     const Arguments<bf16>& a = c.a;
     const int T = int(a.s.T), count = min(T - t0, kTokens);
     const SplitFeatures& f = kKeys ? c.features_k : c.features_q;
@@ -89,7 +91,7 @@ struct Tile {
     const int i = int(threadIdx.x);
     if (i >= kTokens) return;
     const bool there = i < count;
-    numbers->shift[i] = there ? f.shift[at + i] : 0;
+    numbers->shift[i] = there ? f.shift[at + i] : 0, numbers->smallest[i] = there ? f.smallest[at + i] : 0;
     const std::int64_t token = b * T + t0 + i;
     numbers->document[i] = !there || (kKeys && !is_key(a, b, t0 + i)) ? -1 : a.document_start ? a.document_start[token] : 0;
     if constexpr (!kKeys && kBackward) {
@@ -105,7 +107,7 @@ struct Tile {
 struct Products {
   float scores[kTiles][4], features[kTiles][4];
 
-  __device__ __forceinline__ Products(const Call64& c, const Tile& own, const Tile& other) {
+  __device__ __forceinline__ Products(const MmaCall& c, const Tile& own, const Tile& other) {
     const int row = int(threadIdx.x / kWarp) * 16;
 #pragma unroll
     for (int n = 0; n < kTiles; ++n)

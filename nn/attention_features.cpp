@@ -17,7 +17,7 @@ std::int64_t performer_feature_count(const FeatureOptions& options, std::int64_t
 
 namespace {
 
-/// Draw 0, 1, … of a layer. Parameters and dropout have other streams.
+/// Draw 0, 1, … of a layer, in a stream each from kStream on; those of parameters and dropout are small numbers.
 std::vector<double> drawn(std::int64_t rows, std::int64_t width, std::uint64_t seed, std::int64_t layer, std::int64_t draw) {
   constexpr std::uint32_t kStream = 0x70657266u;
   return performer_projection(rows, width, {seed, std::uint32_t(layer), kStream + std::uint32_t(draw)});

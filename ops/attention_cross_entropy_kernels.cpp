@@ -138,7 +138,8 @@ class CrossEntropy {
     }
     if (m == -kInfinity<T>) return;  // all that was seen so far is masked
     const T alpha = vector_exp(x.m[i] - m);
-    T sum = x.sum[i] * alpha, cross = x.cross[i] * alpha, own = x.own[i] * alpha;
+    // what is infinite may be of a key that a later one takes all weight from
+    T sum = x.sum[i] * alpha, cross = alpha > T(0) ? x.cross[i] * alpha : T(0), own = x.own[i] * alpha;
     T den = largest == -kInfinity<T> ? T(0) : x.den[i] * vector_exp(x.largest[i] - largest);
     for (std::int64_t j = 0; j < n; ++j) {
       const T e = vector_exp(s[j] - m);

@@ -205,6 +205,11 @@ TEST_CASE("bench: a step that distils maps has the figures of a training step, a
     config.parse(std::vector<std::string>{std::string("--attention=") + attention});
     CHECK(distillation_cases(config).empty() == (std::string(attention) != "hedgehog"));
   }
+  for (const char* option : {"--decay_gate", "--window=8"}) {
+    Config config("bench");
+    config.parse(std::vector<std::string>{"--width=8", "--heads=2", option});
+    CHECK(distillation_cases(config).empty());
+  }
   Config given("bench");
   given.parse(std::vector<std::string>{"--width=8", "--heads=2", "--batch=3"});
   REQUIRE(distillation_cases(given).size() == 1);

@@ -259,6 +259,7 @@ TEST_CASE("cli: bench measures one part alone" * doctest::test_suite("slow")) {
     CHECK(row["extra_memory"] > 0);
   }
   check_refused(run_program("bench --only=atention"), 2, {"attention", "steps"});
+  check_refused(run_program("bench --only=distillation --attention=elu"), 2, {"--only=distillation", "maps learn"});
 }
 
 TEST_CASE("cli: what a command has no use for is refused") {

@@ -95,6 +95,30 @@ TEST_CASE("token shards: what comes back is what the text gives, with every toke
   }
 }
 
+TEST_CASE("token shards: the fingerprint is of tokens, starts and split, wherever shards are cut") {
+  const TemporaryDirectory d;
+  TextSource text = documents();
+  const auto fingerprint = [&](const char* name, std::int64_t size) {
+    write_token_shards(d / name, text, *byte_tokenizer(), size);
+    return read_token_shards(d / name).fingerprint;
+  };
+  const std::string whole = fingerprint("whole", kTokensPerShard);
+  CHECK(fingerprint("small", 1000) == whole);
+  CHECK(fingerprint("odd", 1777) == whole);
+  text.document_starts[1] += 1;
+  CHECK(fingerprint("start", 1000) != whole);
+  text.document_starts[1] -= 1, text.text[500] ^= 1;
+  CHECK(fingerprint("token", 1000) != whole);
+}
+
+TEST_CASE("token shards: a directory without shards, or that is none, is refused with its name") {
+  const TemporaryDirectory d;
+  std::filesystem::create_directory(d / "empty");
+  d.file("empty/tokenizer.json", byte_tokenizer()->to_json());
+  CHECK(contains(read_refusal(d / "empty", byte_tokenizer()), "empty' holds no token shards"));
+  CHECK(contains(read_refusal(d / "nowhere", byte_tokenizer()), "nowhere' holds no token shards"));
+}
+
 TEST_CASE("token shards: all of a text, where the split cuts a document and where one begins there") {
   TextSource text = documents();
   const std::size_t split = split_position(text.text, 0.9);
@@ -252,6 +276,9 @@ TEST_CASE("cli: training and evaluation on token shards give the bits of the tex
   CHECK(run_program("analyze --checkpoint=whole --data=shards --lengths=8", at).code == 0);
   check_refused(run_program("train --data=shards --tokenizer=byte " + options, at), 2, {"--tokenizer", "leave it out"});
   check_refused(run_program("prepare --data=text.txt --shards --out=shards", at), 3, {"holds token shards already"});
+  // the tokenizer.json of shards is not replaced
+  check_refused(run_program("prepare --data=text.txt --vocabulary=280 --out=shards", at), 3, {"holds token shards already"});
+  CHECK(bytes_of(d / "shards/tokenizer.json") == bytes_of(d / "text/last/tokenizer.json"));
   check_refused(run_program("prepare --data=shards --out=again", at), 2, {"--data=shards holds token shards"});
   REQUIRE(run_program("prepare --data=text.txt --tokenizer=byte --shards --out=bytes", at).code == 0);
   check_refused(run_program("eval --checkpoint=whole --data=bytes", at), 3, {"tokens-00000-of-00001.safetensors", "'vocabulary'", "256"});

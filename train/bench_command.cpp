@@ -111,15 +111,19 @@ void products_on_cpu(ordered_json& out, const Ceilings& ceilings) {
 int bench_command(Config& config) {
   const OnDevice guard(configure_machine(config));
   const Dtype dtype = configure_dtype(config);
-  const std::vector<StepCase> steps = step_cases(config);  // refuses what does not fit before anything is measured
+  const std::string only = config.text("only");
+  auto measures = [&](const char* part) { return only == part || only == "all"; };
+  // these refuse what does not fit before anything is measured
+  const std::vector<StepCase> steps = measures("steps") || measures("decoding") ? step_cases(config) : std::vector<StepCase>{};
+  const std::vector<StepCase> distillations = measures("distillation") ? distillation_cases(config) : std::vector<StepCase>{};
+  if (only == "distillation" && distillations.empty())
+    throw UsageError("--only=distillation needs an attention whose maps learn, such as hedgehog, without --window and --decay_gate");
   const Ceilings ceilings{measured_peak_flops(), measured_copy_bandwidth()};
   ordered_json out{{"device", current_device().name()},
                    {"processor", ""},
                    {"version", machine_description().at("version")},
                    {"peak_gflops", ceilings.flops / 1e9},
                    {"copy_gbytes_per_s", ceilings.bandwidth / 1e9}};
-  const std::string only = config.text("only");
-  auto measures = [&](const char* part) { return only == part || only == "all"; };
   for (const char* part : {"products", "attention", "steps", "distillation", "decoding"}) out[part] = ordered_json::array();
   const bool cpu = current_device().host();
   describe_machine(out);
@@ -130,8 +134,7 @@ int bench_command(Config& config) {
     if (measures("steps")) out["steps"].push_back(bench_step(c, ceilings));
     if (measures("decoding") && c.decodes) out["decoding"].push_back(bench_decoding(c));
   }
-  if (measures("distillation"))
-    for (const StepCase& c : distillation_cases(config)) out["distillation"].push_back(bench_distillation(c, ceilings));
+  for (const StepCase& c : distillations) out["distillation"].push_back(bench_distillation(c, ceilings));
   if (config.flag("json")) fmt::print("{}\n", out.dump(2));
   else print_report(out);
   return kGood;

@@ -54,25 +54,25 @@ std::vector<Recipe> gpu_recipes() {
 
 namespace {
 
-/// The model that the options describe, if any of them is given. Throws UsageError if its step does not fit the memory.
+/// The model that the options describe, if any of them is given.
 std::vector<StepCase> given_case(const Config& config) {
   const auto& table = option_table();
   const bool preset = config.has("preset"), gpt2 = preset && config.text("preset").starts_with("gpt2");
   if (std::any_of(table.begin(), table.end(), [&](const Option& o) {
         return (o.name == "batch" || (o.group == "model" && o.name != "attention")) && config.was_set(o.name);
-      })) {
-    const StepCase c{"given", gpt_options(config, gpt2 ? 50257 : 128), config.integer("batch"), memory_options(config)};
-    StepShape shape{c.rows, c.model.context, 1, false};
-    check_memory(c.model, shape, {}, c.memory);
-    return {c};
-  }
+      }))
+    return {{"given", gpt_options(config, gpt2 ? 50257 : 128), config.integer("batch"), memory_options(config)}};
   return {};
 }
 
 }  // namespace
 
 std::vector<StepCase> step_cases(const Config& config) {
-  if (const auto given = given_case(config); !given.empty()) return given;
+  if (const auto given = given_case(config); !given.empty()) {
+    StepShape shape{given[0].rows, given[0].model.context, 1, false};
+    check_memory(given[0].model, shape, {}, given[0].memory);
+    return given;
+  }
   std::vector<StepCase> cases;
   auto add = [&](const Recipe& recipe) {
     std::vector<std::string> attentions = recipe.attentions;
@@ -111,7 +111,10 @@ std::vector<StepCase> distillation_cases(const Config& config) {
     add("gpt2 (context 8192)", "gpt2", 1, 50257, 8192);
     add("gpt2 (context 32768)", "gpt2", 1, 50257, 32768);
   }
-  std::erase_if(cases, [](const StepCase& c) { return c.model.attention == "softmax" || !has_maps(Gpt::declared(c.model)); });
+  // a teacher has no gate, and weights within a window are no distribution over all keys
+  std::erase_if(cases, [](const StepCase& c) {
+    return c.model.attention == "softmax" || c.model.decay_gate || c.model.window > 0 || !has_maps(Gpt::declared(c.model));
+  });
   return cases;
 }
 

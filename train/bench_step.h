@@ -30,7 +30,7 @@ std::vector<StepCase> step_cases(const Config& config);
 /// own matrix products, timed alone.
 nlohmann::ordered_json bench_step(const StepCase& c, const Ceilings& ceilings);
 /// The steps that distil the maps of --attention (hedgehog if not set) from a softmax model of the same shape, by its weights. None for
-/// an attention without maps that learn.
+/// an attention without maps that learn, with a decay gate or with a window.
 std::vector<StepCase> distillation_cases(const Config& config);
 /// The same figures of such a step, its teacher's forward pass included.
 nlohmann::ordered_json bench_distillation(const StepCase& c, const Ceilings& ceilings);

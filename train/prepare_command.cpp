@@ -27,12 +27,15 @@ int prepare_command(Config& config) {
   const std::filesystem::path out = config.text("out");
   if (holds_token_shards(config.text("data")))
     throw UsageError(fmt::format("--data={} holds token shards; prepare needs the text that they were made of", config.text("data")));
-  if (config.flag("shards")) check_no_token_shards(out);  // before minutes are spent
+  check_no_token_shards(out);  // before minutes are spent; without its tokenizer.json a directory's shards are lost
   const TextSource source = read_text(config.text("data"));
   for (const std::string& note : source.notes) fmt::print(stderr, "note: {}\n", note);
   const std::string kind = config.has("tokenizer") ? config.text("tokenizer") : "bpe";
   Clock::time_point start = Clock::now();
-  const TokenizerPointer tokenizer = make_tokenizer(kind, source.text, config.integer("vocabulary"));
+  // what shards are validated on has no say in the tokens, as in training on a text
+  const bool spares = config.flag("shards") && (kind == "bpe" || kind == "word");
+  const std::string_view learned = spares ? std::string_view(source.text).substr(0, split_position(source.text, kTrainFraction)) : source.text;
+  const TokenizerPointer tokenizer = make_tokenizer(kind, learned, config.integer("vocabulary"));
   const double learning = seconds_since(start);
   start = Clock::now();
   size_t tokens = 0;

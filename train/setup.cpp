@@ -125,10 +125,6 @@ RunData story_data(Config& config, TokenizerPointer tokenizer) {
   return data;
 }
 
-}  // namespace
-
-namespace {
-
 RunData shard_data(Config& config, const TokenizerPointer& tokenizer) {
   for (const char* option : {"tokenizer", "vocabulary"}) {
     if (config.was_set(option))

@@ -24,11 +24,11 @@ constexpr const char* kFormat = "hedgehog tokens";
 constexpr const char* kVersion = "1";
 constexpr std::int64_t kMostShards = 99'999, kMostTokens = std::int64_t(1) << 40, kMostBytes = std::int64_t(1) << 50;
 constexpr std::int64_t kNarrowVocabulary = 65536;  // up to here 16 bits hold an id
-constexpr double kTrainFraction = 0.9;             // as training splits a text
 
 std::string shard_name(std::int64_t shard, std::int64_t shards) { return fmt::format("tokens-{:05}-of-{:05}.safetensors", shard, shards); }
 
-/// Names of the files in a directory that are called as shards are, in order.
+/// Names of the files in a directory that are called as shards are, in order; none where there is no directory. Throws FileError if it
+/// cannot be read.
 std::vector<std::string> shard_names(const fs::path& directory) {
   std::vector<std::string> names;
   std::error_code error;
@@ -36,6 +36,8 @@ std::vector<std::string> shard_names(const fs::path& directory) {
     const std::string name = entry->path().filename().string();
     if (name.starts_with("tokens-") && name.find("-of-") != std::string::npos && name.ends_with(".safetensors")) names.push_back(name);
   }
+  if (error && error != std::errc::no_such_file_or_directory && error != std::errc::not_a_directory)
+    throw FileError(fmt::format("cannot read '{}': {}", directory.string(), error.message()));
   std::sort(names.begin(), names.end());
   return names;
 }
@@ -78,6 +80,7 @@ class ShardReader {
 
   TokenShards read() {
     const std::vector<std::string> names = shard_names(directory_);
+    if (names.empty()) throw FileError(fmt::format("'{}' holds no token shards", directory_.string()));
     std::int64_t shards = 1;  // as the first says
     for (std::int64_t i = 0; i < shards; ++i) {
       file_ = directory_ / (i == 0 ? names.front() : shard_name(i, shards));
@@ -180,7 +183,7 @@ class ShardReader {
       if (start <= last || start >= tokens)
         fail(fmt::format("tensor 'document_starts' item {} at offset {} is {}, but must be over {} and below the shard's {} tokens", i,
                          tensor.offset + at, start, last, tokens));
-      mix(std::uint64_t(before + start));
+      mix(of_starts_, std::uint64_t(before + start));
       result_.all.document_starts.push_back(before + start);
       last = start;
     }
@@ -203,14 +206,14 @@ class ShardReader {
       if (std::int64_t(id) < 0 || std::int64_t(id) >= vocabulary)
         fail(fmt::format("tensor 'tokens' item {} at offset {} is {}, but ids are from 0 to {}", i,
                          tensor.offset + std::size_t(i) * sizeof(Id), id, vocabulary - 1));
-      mix(std::uint64_t(id));
+      mix(of_tokens_, std::uint64_t(id));
       all.push_back(std::int32_t(id));
     }
-    result_.fingerprint = fmt::format("tokens-{:016x}-{}-{}", hash_, all.size(), result_.split);
+    result_.fingerprint = fmt::format("tokens-{:016x}-{:016x}-{}-{}", of_tokens_, of_starts_, all.size(), result_.split);
   }
 
   /// FNV-1a, a number at a time.
-  void mix(std::uint64_t number) { hash_ = (hash_ ^ number) * 1099511628211ull; }
+  static void mix(std::uint64_t& hash, std::uint64_t number) { hash = (hash ^ number) * 1099511628211ull; }
 
   const fs::path& directory_;
   const Tokenizer& tokenizer_;
@@ -218,7 +221,7 @@ class ShardReader {
   Metadata metadata_;  // of the first shard
   bool narrow_ = true;
   std::int64_t tokens_ = 0;
-  std::uint64_t hash_ = 1469598103934665603ull;
+  std::uint64_t of_tokens_ = 1469598103934665603ull, of_starts_ = of_tokens_;  // each by itself: wherever shards are cut
   TokenShards result_;
 };
 

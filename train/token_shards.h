@@ -20,7 +20,7 @@ namespace hedgehog {
 /// all           the tokens of all shards; where the split cuts a document, its two parts are encoded one by one, as training reads them
 /// split         tokens of the training part, the first
 /// tokenizer     of the tokenizer.json beside them
-/// fingerprint   equal for equal tokens and split
+/// fingerprint   equal for equal tokens, document starts and split
 struct TokenShards {
   TokenStream all;
   std::int64_t split = 0;
@@ -34,6 +34,9 @@ struct TokenShards {
   /// All as validation tokens, as TokenDataset::whole but for a piece that the split cuts.
   TokenDataset whole() &&;
 };
+
+/// The training part of a text, as training splits it.
+inline constexpr double kTrainFraction = 0.9;
 
 /// Tokens that a shard of `prepare` holds at most: 256 MB of U16.
 inline constexpr std::int64_t kTokensPerShard = std::int64_t(1) << 27;
