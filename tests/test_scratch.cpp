@@ -88,6 +88,15 @@ TEST_CASE("cli: scratch runs its parts on a text, keeps them, and refuses a text
   CHECK(all.code == 0);
   CHECK(contains(all.output, "attention  paper, perplexity"));
   CHECK(contains(bytes_of(d / "out/scratch.html"), "hedgehog-seed1"));
+  // the same tokens as shards
+  REQUIRE(run_program("prepare --data=text.txt --tokenizer=char --shards --out=shards", at).code == 0);
+  const ProgramResult shards = run_program("reproduce scratch --data=shards --training_tokens=1600 --threads=1 --out=of_shards --part=elu-seed1", at);
+  CAPTURE(shards.output);
+  CHECK(shards.code == 0);
+  const auto loss = [&](const char* folder) {
+    return nlohmann::json::parse(bytes_of(d / (std::string(folder) + "/parts/elu-seed1.json"))).at("result").at("loss");
+  };
+  CHECK(loss("of_shards") == loss("out"));
   check_refused(run_program("reproduce scratch --collect --data=text.txt --training_tokens=9000 --out=out", at), 2,
                 {"training_tokens (9000 now, 1600 then)"});
   check_refused(run_program("reproduce scratch --size=gpu --device=cpu --out=other", at), 2, {"--data"});
