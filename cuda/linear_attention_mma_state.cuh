@@ -205,29 +205,21 @@ __device__ __forceinline__ void features_of(float (&u)[kD / 8][4], int count, in
     }
   };
   float top[2][2] = {{-INFINITY, -INFINITY}, {-INFINITY, -INFINITY}}, newest[2][2] = {{-INFINITY, -INFINITY}, {-INFINITY, -INFINITY}};
-  if (!kWhole && first > 0) {  // the document that the chunk ends with
+  const auto raise = [&](float (&to)[2][2], int from) {
 #pragma unroll
     for (int n = 0; n < kD / 8; ++n)
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int token = 8 * n + l.column;
         const float2 log_phi = pair_of(i / 2, n, i % 2, 0);
-        float& largest = newest[i / 2][i % 2];
-        if (token >= first && token < count) largest = fmaxf(largest, log_phi.x);
-        if (token + 1 >= first && token + 1 < count) largest = fmaxf(largest, log_phi.y);
+        float& largest = to[i / 2][i % 2];
+        if (kWhole || (token >= from && token < count)) largest = fmaxf(largest, log_phi.x);
+        if (kWhole || (token + 1 >= from && token + 1 < count)) largest = fmaxf(largest, log_phi.y);
       }
-  }
+  };
+  if (!kWhole && first > 0) raise(newest, first);  // the document that the chunk ends with
   if constexpr (kGeneral) {
-#pragma unroll
-    for (int n = 0; n < kD / 8; ++n)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int token = 8 * n + l.column;
-        const float2 log_phi = pair_of(i / 2, n, i % 2, 0);
-        float& largest = top[i / 2][i % 2];
-        if (kWhole || token < count) largest = fmaxf(largest, log_phi.x);
-        if (kWhole || token + 1 < count) largest = fmaxf(largest, log_phi.y);
-      }
+    raise(top, 0);
   } else {
 #pragma unroll
     for (int n = 0; n < kD / 8; ++n)
