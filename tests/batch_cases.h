@@ -1,9 +1,23 @@
 #pragma once
 #include <algorithm>
+#include <string>
 
+#include "nn/gpt.h"
 #include "train/data.h"
 
 namespace hedgehog::test {
+
+/// A model that takes milliseconds, for rows of 12 tokens out of 11.
+inline GptOptions small_gpt(const std::string& attention) {
+  GptOptions o;
+  o.layers = 2;
+  o.heads = 2;
+  o.width = 16;
+  o.context = 12;
+  o.vocabulary = 11;
+  o.attention = attention;
+  return o;
+}
 
 /// Rows that count through the vocabulary: row r begins with r, and each token is `stride` further than the one before it.
 inline Batch counting_batch(std::int64_t rows, std::int64_t time, std::int64_t vocabulary, std::int64_t stride) {

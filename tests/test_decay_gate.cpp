@@ -142,13 +142,7 @@ struct Layer {
 };
 
 GptOptions small(const std::string& attention) {
-  GptOptions o;
-  o.layers = 2;
-  o.heads = 2;
-  o.width = 16;
-  o.context = 12;
-  o.vocabulary = 11;
-  o.attention = attention;
+  GptOptions o = small_gpt(attention);
   o.decay_gate = true;
   return o;
 }

@@ -3,6 +3,7 @@
 #include <cstdlib>
 
 #include "nn/recompute.h"
+#include "tests/batch_cases.h"
 #include "tests/op_cases.h"
 #include "tests/cli_cases.h"
 #include "tests/device_cases.h"
@@ -17,12 +18,8 @@ namespace {
 constexpr Bytes kGiB = Bytes(1) << 30;
 
 GptOptions small(double dropout) {
-  GptOptions o;
+  GptOptions o = test::small_gpt("hedgehog");
   o.layers = 4;
-  o.heads = 2;
-  o.width = 16;
-  o.context = 12;
-  o.vocabulary = 11;
   o.bias = true;
   o.dropout = dropout;
   o.dtype = current_device().host() ? Dtype::f32 : Dtype::bf16;

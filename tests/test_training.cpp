@@ -18,17 +18,7 @@ namespace hedgehog {
 namespace {
 
 using test::counting_batch;
-
-GptOptions small(const std::string& attention) {
-  GptOptions o;
-  o.layers = 2;
-  o.heads = 2;
-  o.width = 16;
-  o.context = 12;
-  o.vocabulary = 11;
-  o.attention = attention;
-  return o;
-}
+using test::small_gpt;
 
 std::vector<float> weights_of(Gpt& model) {
   const Tensor w = model.parameters().flatten().weights;
@@ -46,7 +36,7 @@ void decoding_gives_the_logits() {
         CAPTURE(std::string(attention));
         CAPTURE(std::string(positions));
         CAPTURE(std::string(name_of(dtype)));
-        GptOptions o = small(attention);
+        GptOptions o = small_gpt(attention);
         o.dtype = dtype;
         o.positions = positions;
         o.tied_head = o.positions == "learned";
@@ -74,7 +64,7 @@ void decoding_gives_the_logits() {
 void documents_are_apart() {
   for (const char* attention : {"softmax", "hedgehog", "elu"}) {
     CAPTURE(std::string(attention));
-    GptOptions o = small(attention);
+    GptOptions o = small_gpt(attention);
     o.positions = "none";
     o.short_convolution = 3;
     Gpt model(o);
@@ -97,7 +87,7 @@ void documents_are_apart() {
 TEST_CASE("a model of every attention learns one batch by heart") {
   for (const char* attention : kAttentions) {
     CAPTURE(std::string(attention));
-    Gpt model(small(attention));
+    Gpt model(small_gpt(attention));
     TrainingStep step(model, {3, 12, 1, false}, {.weight_decay = 0}, 1);
     const std::vector<Batch> batch{counting_batch(3, 12, 11, 3)};
     const double first = step.run(batch, 1e-2).loss;
@@ -111,7 +101,7 @@ TEST_CASE("a model of every attention learns one batch by heart") {
 TEST_CASE("gradient norms are shown by layer, an untied classifier's with the final norm") {
   for (const bool tied : {true, false}) {
     CAPTURE(tied);
-    GptOptions o = small("hedgehog");
+    GptOptions o = small_gpt("hedgehog");
     o.tied_head = tied;
     const Gpt model(o);
     CHECK(layer_names(o) == std::vector<std::string>{"embedding", "block 0", "block 1", tied ? "final norm" : "final norm and head"});
@@ -126,7 +116,7 @@ TEST_CASE("training gives the same bits for any number of threads") {
   std::vector<float> reference;
   for (int threads : {1, 2, 3}) {
     set_thread_count(threads);
-    Gpt model(small("hedgehog"));
+    Gpt model(small_gpt("hedgehog"));
     TrainingStep step(model, {3, 12, 1, false}, {}, 1);
     for (int i = 0; i < 5; ++i) step.run(std::vector<Batch>{counting_batch(3, 12, 11, i + 1)}, 1e-2);
     const auto w = weights_of(model);
@@ -137,7 +127,7 @@ TEST_CASE("training gives the same bits for any number of threads") {
 }
 
 TEST_CASE("a non-finite loss changes nothing and names op, scope and statistics") {
-  Gpt model(small("hedgehog"));
+  Gpt model(small_gpt("hedgehog"));
   TrainingStep step(model, {3, 12, 1, false}, {}, 1);
   const std::vector<Batch> batch{counting_batch(3, 12, 11, 2)};
   step.run(batch, 1e-3);
@@ -166,7 +156,7 @@ TEST_CASE("a checkpoint restores weights, moments and step state to the bit") {
     CAPTURE(std::string(attention));
     CAPTURE(dropout);
     CAPTURE(micro_batches);
-    GptOptions options = small(attention);
+    GptOptions options = small_gpt(attention);
     options.dropout = dropout;
     options.map_weights = std::string(attention) == "elu";
     Gpt model(options);
@@ -201,7 +191,7 @@ HH_ON_BOTH("decoding token by token gives the logits of the whole sequence", dec
 HH_ON_BOTH("packed documents do not see each other in a whole model", documents_are_apart)
 
 TEST_CASE("mimetic start: keys are queries, the output undoes the values, the classifier reads embeddings") {
-  GptOptions o = small("hedgehog");
+  GptOptions o = small_gpt("hedgehog");
   o.width = 64;
   o.tied_head = false;
   o.embedding_init = 1;
@@ -223,7 +213,7 @@ TEST_CASE("mimetic start: keys are queries, the output undoes the values, the cl
 
 TEST_CASE("a GPT refuses options and streams that cannot be") {
   auto refused = [](auto&& change) {
-    GptOptions o = small("hedgehog");
+    GptOptions o = small_gpt("hedgehog");
     change(o);
     try {
       parameter_count(o);
@@ -238,7 +228,7 @@ TEST_CASE("a GPT refuses options and streams that cannot be") {
   CHECK(refused([](GptOptions& o) { o.embedding_init = 0; }).find("embedding_init must be above 0") != std::string::npos);
   CHECK(refused([](GptOptions& o) { o.norm = "batch"; }).find("choose one of layer, rms") != std::string::npos);
   CHECK(refused([](GptOptions& o) { o.short_convolution = 1; }).find("0, or 2 to 64") != std::string::npos);
-  GptOptions o = small("hedgehog");
+  GptOptions o = small_gpt("hedgehog");
   o.positions = "learned";
   CHECK_THROWS_AS(Gpt(o).decoding_state(1, 13), ShapeError);
 }
@@ -277,7 +267,7 @@ TEST_CASE("a wide parameter of a bf16 model is its own master: an update below b
 }
 
 TEST_CASE("a text whose keys and values do not fit the memory is refused with the length that would") {
-  GptOptions o = small("softmax");
+  GptOptions o = small_gpt("softmax");
   check_decoding_memory(o, 1000);
   const std::string message = message_of<UsageError>([&] { check_decoding_memory(o, std::int64_t(1) << 50); });
   CHECK(contains(message, "a text of 1125899906842624 tokens needs "));
@@ -287,7 +277,7 @@ TEST_CASE("a text whose keys and values do not fit the memory is refused with th
 }
 
 TEST_CASE("predicted FLOPs and memory are those of the recorded step") {
-  Gpt model(small("softmax"));
+  Gpt model(small_gpt("softmax"));
   const StepShape shape{3, 12, 1, false};
   const Cost predicted = TrainingStep::predict(model.options(), shape, {});
   TrainingStep step(model, shape, {}, 1);
