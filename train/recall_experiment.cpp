@@ -44,7 +44,7 @@ std::vector<RecallSetting> gpu_settings(const std::string& convolution, const st
   std::vector<RecallSetting> all = {
       {"plain", "the paper's form, 20 keys, 128 tokens; rotary positions, no convolution, heads of 64",
        task(RecallForm::repeated, 40, 128, 20),
-       plain + "positions=rotary width=64 batch=64 steps=12000 evaluate_every=500 warmup=500 learning_rate=2e-3 min_learning_rate=1e-4"}};
+       plain + "positions=rotary width=64 batch=64 steps=20000 evaluate_every=500 warmup=500 learning_rate=2e-3 min_learning_rate=1e-4"}};
   for (const auto& [length, pairs] : {std::pair(64, 8), {256, 32}, {512, 64}})
     all.push_back(
         {fmt::format("queries{}", length),
