@@ -1,0 +1,232 @@
+#include <doctest/doctest.h>
+
+#include <cmath>
+
+#include "core/stepper.h"
+#include "core/trace.h"
+#include "ops/ops.h"
+#include "tests/tape_cases.h"
+
+using namespace hedgehog;
+using namespace hedgehog::test;
+
+namespace {
+
+/// L = (x y + 3)^2 at x = 2, y = -1: dL/dx = 2 (x y + 3) y = -2, dL/dy = 2 (x y + 3) x = 4.
+struct Scalar {
+  Tensor x = leaf({}, {2}, "x"), y = leaf({}, {-1}, "y");
+  Program program = record([&] {
+    const Tensor p = x * y;
+    p->name = "p";
+    const Tensor loss = square(p + 3.0);
+    loss->name = "L";
+    backward(loss);
+    return Tensors{loss};
+  });
+};
+
+/// L = mean((X W)^2), with W read twice.
+struct Product {
+  Tensor x = constant({4, 3}, {1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 3, 5}, Dtype::f64, "x");
+  Tensor w = leaf({3, 2}, {0.1, -0.2, 0.3, 0.4, -0.5, 0.6}, "w");
+  Program program = record([&] {
+    const Tensor loss = mean(square(matmul(x, w))) + sum(square(w));
+    backward(loss);
+    return Tensors{loss};
+  });
+};
+
+double only(const Stepper& s, const std::string& name) { return s.trace().value(s.find(name), s.size()).at(0); }
+
+}  // namespace
+
+TEST_CASE("trace: every value and gradient of a scalar program, at every position, and nothing of the caller's changes") {
+  Scalar s;
+  const Stepper stepper(s.program);
+  CHECK(only(stepper, "p") == -2);
+  CHECK(only(stepper, "L") == 1);
+  CHECK(only(stepper, "p.grad") == 2);
+  CHECK(only(stepper, "x.grad") == -2);
+  CHECK(only(stepper, "y.grad") == 4);
+  CHECK(s.x.grad().item() == 0);
+  const Tensor p = stepper.find("p");
+  CHECK(!stepper.trace().known(p, 0));
+  CHECK(stepper.trace().known(p, 1));
+  CHECK(stepper.trace().value(stepper.find("x.grad"), 0) == std::vector<double>{0});
+  CHECK(mentions(error_of([&] { (void)stepper.trace().value(p, 0); }), "no value yet at step 0"));
+}
+
+TEST_CASE("trace: what an update overwrites is there before it and gone after it") {
+  const Tensor total = state({2}, Dtype::f64, "total");
+  total.copy_from({1, 2});
+  const Tensor x = constant({2}, {10, 20}, Dtype::f64, "x");
+  const Trace trace(record([&] {
+    apply(add_to_state(), {}, {total, x});
+    apply(add_to_state(), {}, {total, x});
+    return Tensors{};
+  }));
+  CHECK(trace.value(total, 0) == std::vector<double>{1, 2});
+  CHECK(trace.value(total, 1) == std::vector<double>{11, 22});
+  CHECK(trace.value(total, 2) == std::vector<double>{21, 42});
+  CHECK(total.to_vector() == std::vector<double>{1, 2});
+  CHECK(trace.written(total) == std::vector<std::size_t>{0, 1, 2});
+}
+
+TEST_CASE("stepper: the chain rule of a scalar program, term by term") {
+  Scalar s;
+  const Stepper stepper(s.program);
+  const Why why = stepper.why(s.x, 0);
+  REQUIRE(why.terms.size() == 1);
+  CHECK(why.terms[0].upstream == 2);
+  CHECK(why.terms[0].local == -1);
+  CHECK(why.gradient == -2);
+  CHECK(why.sum() == -2);
+  const Why end = stepper.why(stepper.find("L"), 0);
+  CHECK(end.seed == 1);
+  CHECK(end.terms.empty());
+  CHECK(end.sum() == 1);
+}
+
+TEST_CASE("stepper: a gradient is the sum over all paths, and a limit moves terms to the rest without changing the sum") {
+  Product p;
+  const Stepper stepper(p.program);
+  for (std::int64_t i = 0; i < p.w.size(); ++i) {
+    CAPTURE(i);
+    const Why all = stepper.why(p.w, i), few = stepper.why(p.w, i, 1);
+    CHECK(all.terms.size() == 4 + 1);  // four rows of x w that have it, and its own square
+    CHECK(few.others > 0);
+    CHECK(few.terms.size() < all.terms.size());
+    CHECK(all.sum() == doctest::Approx(all.gradient).epsilon(1e-12));
+    CHECK(few.sum() == doctest::Approx(all.gradient).epsilon(1e-12));
+    for (const Contribution& c : all.terms) CHECK(stepper.local_difference(c, i) == doctest::Approx(c.local).epsilon(1e-8));
+  }
+}
+
+TEST_CASE("stepper: parts of a split tensor, and a gradient that was there before, are accounted for") {
+  const Tensor x = leaf({2, 4}, {1, 2, 3, 4, 5, 6, 7, 8}, "x");
+  x.grad().fill(0.5);
+  const Stepper stepper(record([&] {
+    const Tensor y = x * 2.0;
+    const Tensors parts = split(y, {2, 2});
+    const Tensor loss = sum(parts[0] * parts[1]) + sum(square(reshape(y, {8})));
+    backward(loss);
+    return Tensors{loss};
+  }));
+  for (std::int64_t i = 0; i < 8; ++i) {
+    const Why why = stepper.why(x, i);
+    CHECK(why.before == 0.5);
+    CHECK(why.sum() == doctest::Approx(why.gradient).epsilon(1e-12));
+    CHECK(stepper.check(x, i).passed);
+    CHECK(stepper.why(stepper.find("affine1"), i).sum() == doctest::Approx(stepper.trace().value(stepper.find("affine1.grad"), stepper.size())[std::size_t(i)]));
+  }
+  const Tensor part = stepper.find("split1.1");
+  CHECK(stepper.why(part, 3).sum() == doctest::Approx(stepper.trace().value(stepper.gradient_of(part), stepper.size())[3]));
+}
+
+TEST_CASE("stepper: check passes for right gradients of leaves and inner results, and a planted fault is caught") {
+  Product p;
+  const Stepper right(p.program);
+  for (std::int64_t i = 0; i < p.w.size(); ++i) CHECK(right.check(p.w, i).passed);
+  CHECK(right.check(right.find("matmul1"), 3).passed);
+  CHECK(right.check_direction(p.w).passed);
+  Op wrong = find_op("square");
+  wrong.backward.cpu = [](const Call& c) {
+    for (std::int64_t i = 0; i < c.dx[0].size(); ++i) c.dx[0].as<double>()[i] = c.inputs[0].as<double>()[i] * c.dy[0].as<double>()[i];
+  };
+  const Tensor w = leaf({2}, {1, 2}, "w");
+  const Stepper planted(record([&] {
+    const Tensor loss = sum(apply(wrong, {}, {w * 3.0})[0]);
+    backward(loss);
+    return Tensors{loss};
+  }));
+  const DifferenceCheck check = planted.check(w, 1);
+  CHECK(!check.passed);
+  CHECK(!check.kink);
+  CHECK(check.error == doctest::Approx(0.5));
+  CHECK(!planted.check_direction(w).passed);
+}
+
+TEST_CASE("stepper: where a function has a kink, check says so instead of failing") {
+  const Tensor x = leaf({2}, {0, 1}, "x");
+  const Stepper stepper(record([&] {
+    const Tensor loss = sum(relu(x));
+    backward(loss);
+    return Tensors{loss};
+  }));
+  const DifferenceCheck check = stepper.check(x, 0);
+  CHECK(!check.passed);
+  CHECK(check.kink);
+  CHECK(check.left == doctest::Approx(0));
+  CHECK(check.right == doctest::Approx(1));
+  CHECK(stepper.check(x, 1).passed);
+}
+
+TEST_CASE("stepper: what-if predicts the change of the loss to first order and computes it anew") {
+  Scalar s;
+  const Stepper stepper(s.program);
+  const WhatIf change = stepper.what_if(s.x, 0, 0.1);
+  CHECK(change.loss == 1);
+  CHECK(change.predicted == doctest::Approx(-0.2));
+  CHECK(change.actual == doctest::Approx(std::pow(2.1 * -1 + 3, 2) - 1));
+  CHECK(s.x.item() == 2);
+}
+
+TEST_CASE("stepper: a fused op opens into primitive ops with the same results and gradients") {
+  const Tensor x = leaf({2, 3}, {1, -2, 3, 0.5, 0.25, -1}, "x"), weight = leaf({3}, {1, 2, 3}, "weight"), bias = leaf({3}, {0, 1, -1}, "bias");
+  const Stepper stepper(record([&] {
+    const Tensor loss = sum(square(layer_norm(x, weight, bias)));
+    backward(loss);
+    return Tensors{loss};
+  }));
+  std::size_t norm = 0;
+  while (stepper.entries()[norm].op->name != "layer_norm") ++norm;
+  for (const std::size_t at : {norm, *stepper.partner(norm)}) {
+    const Stepper inside(stepper.expand(at));
+    CHECK(inside.size() > 5);
+    const auto values = inside.trace().value(inside.trace().program().outputs[0], inside.size());
+    const auto fused = stepper.trace().value(stepper.find("layer_norm1"), stepper.size());
+    for (std::size_t i = 0; i < fused.size(); ++i) CHECK(values[i] == doctest::Approx(fused[i]).epsilon(1e-12));
+    for (const char* name : {"x.grad", "weight.grad", "bias.grad"}) {
+      const auto own = inside.trace().value(inside.find(name), inside.size()), whole = stepper.trace().value(stepper.find(name), stepper.size());
+      for (std::size_t i = 0; i < whole.size(); ++i) CHECK(own[i] == doctest::Approx(whole[i]).epsilon(1e-10));
+    }
+  }
+  CHECK(mentions(error_of([&] { (void)stepper.expand(norm + 1); }), "primitive"));
+}
+
+TEST_CASE("stepper: classic mistakes are said") {
+  const Tensor used = leaf({2}, {1, 2}, "used"), cut = leaf({2}, {1, 2}, "cut"), still = leaf({2}, {1, 2}, "still");
+  still.grad().fill(1);
+  const auto warnings = Stepper(record([&] {
+                          const Tensor loss = sum(used * detach(cut) + relu(used * -1.0) + square(still));
+                          backward(loss);
+                          return Tensors{loss};
+                        })).warnings();
+  const auto said = [&](const std::string& part) { return std::any_of(warnings.begin(), warnings.end(), [&](const std::string& w) { return mentions(w, part); }); };
+  CHECK(said("'cut' was detached"));
+  CHECK(said("'still' was not zero before backward"));
+  CHECK(!said("'used'"));
+  const auto none = Stepper(record([&] { return Tensors{sum(square(used))}; })).warnings();
+  REQUIRE(!none.empty());
+  CHECK(mentions(none[0], "no backward pass"));
+  CHECK(mentions(error_of([&] {
+          record([&] {
+            const Tensor loss = sum(square(used));
+            backward(loss);
+            backward(loss);
+            return Tensors{loss};
+          });
+        }),
+                 "already differentiated once"));
+}
+
+TEST_CASE("stepper: names, unknown names and elements that are not there") {
+  Product p;
+  const Stepper stepper(p.program);
+  CHECK(stepper.find("w") == p.w);
+  CHECK(stepper.name(stepper.find("matmul1")) == "matmul1");
+  CHECK(mentions(error_of([&] { (void)stepper.find("matmul"); }), "did you mean 'matmul1'"));
+  CHECK(mentions(error_of([&] { (void)stepper.find("x.grad"); }), "no gradient reaches 'x'"));
+  CHECK(mentions(error_of([&] { (void)stepper.why(p.w, 6); }), "elements count from 0 to 5"));
+  CHECK(mentions(error_of([&] { (void)stepper.why(p.x, 0); }), "no gradient reaches 'x'"));
+}
