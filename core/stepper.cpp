@@ -118,6 +118,22 @@ Tensor Stepper::primal_of(const Tensor& gradient) const {
   return found == primal_.end() ? Tensor{} : found->second;
 }
 
+Tensors Stepper::used_outputs(std::size_t entry) const {
+  const auto used = [&](const Tensor& y) {
+    const auto same = [&](const Tensor& x) { return x && x.root() == y.root(); };
+    const Tensors& returned = trace_.program().outputs;
+    return std::any_of(returned.begin(), returned.end(), same) || std::any_of(entries().begin() + std::ptrdiff_t(entry) + 1, entries().end(), [&](const Entry& e) {
+             return !e.backward && std::any_of(e.inputs.begin(), e.inputs.end(), same);
+           });
+  };
+  Tensors some;
+  const Tensors& all = entries().at(entry).outputs;
+  for (const Tensor& y : all)
+    if (y && used(y)) some.push_back(y);
+  if (some.empty() && !all.empty()) some.push_back(all[0]);
+  return some;
+}
+
 std::optional<std::size_t> Stepper::partner(std::size_t entry) const { return partner_.at(entry); }
 
 void Stepper::add_name(const Tensor& x, const std::string& wanted) {
@@ -144,7 +160,8 @@ void Stepper::name_all() {
   const auto results = [&](const Tensors& tensors, const std::vector<std::string>& titles, const std::string& call, bool alone) {
     for (std::size_t j = 0; j < tensors.size(); ++j) {
       if (!tensors[j]) continue;
-      const std::string title = j < titles.size() ? titles[j] : std::to_string(j);
+      // split has as many results as parts
+      const std::string title = titles.size() >= tensors.size() ? titles[j] : std::to_string(j);
       add_name(tensors[j], !tensors[j].name().empty() ? tensors[j].name() : alone ? call : call + "." + title);
     }
   };
@@ -164,7 +181,7 @@ void Stepper::name_all() {
     }
     const std::string call = fmt::format("{}{}", e.op->name, ++count[e.op->name]);
     results(e.outputs, e.op->results, call, e.outputs.size() == 1);
-    results(e.saved, e.op->saved_names, call, false);
+    results(e.saved, e.op->saved_names, call + (e.saved.size() > e.op->saved_names.size() ? ".saved" : ""), false);
   }
 }
 

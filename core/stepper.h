@@ -103,8 +103,12 @@ class Stepper {
   Tensor gradient_of(const Tensor& x) const;
   /// The tensor whose gradient this is; empty for others.
   Tensor primal_of(const Tensor& gradient) const;
+  /// Results that something reads, or that the program returns; if there are none, the first.
+  Tensors used_outputs(std::size_t entry) const;
   /// The forward entry of a backward one, or the backward one of a forward one.
   std::optional<std::size_t> partner(std::size_t entry) const;
+  /// Entries before the one that backward begins with; none: there is no backward pass.
+  std::optional<std::size_t> backward_begins() const { return seeds_.empty() ? std::nullopt : std::optional(seeds_.front().entry); }
   /// Position where the gradient of x is complete.
   std::size_t gradient_position(const Tensor& x) const;
 

@@ -23,4 +23,5 @@
 #include "nn/lora.h"
 #include "nn/parameters.h"
 #include "nn/recompute.h"
+#include "nn/step_session.h"
 #include "ops/ops.h"

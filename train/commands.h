@@ -15,6 +15,7 @@ int convert_command(Config& config);
 int prepare_command(Config& config);
 int reproduce_command(Config& config);
 int gradcheck_command(Config& config);
+int step_command(Config& config);
 int bench_command(Config& config);
 int info_command(Config& config);
 

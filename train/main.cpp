@@ -20,7 +20,8 @@ int dispatch(const std::string& name, const std::vector<std::string>& arguments)
       {"eval", hedgehog::eval_command},           {"analyze", hedgehog::analyze_command},
       {"convert", hedgehog::convert_command},     {"prepare", hedgehog::prepare_command},
       {"reproduce", hedgehog::reproduce_command}, {"gradcheck", hedgehog::gradcheck_command},
-      {"bench", hedgehog::bench_command},         {"info", hedgehog::info_command}};
+      {"step", hedgehog::step_command},           {"bench", hedgehog::bench_command},
+      {"info", hedgehog::info_command}};
   Config config(name);
   config.parse(arguments);
   if (config.help()) {

@@ -43,10 +43,12 @@ Option outside_file(Option option, const char* bare = "") {
 
 const std::vector<std::string> kTrain = {"train"};
 const std::vector<std::string> kModelCommands = {"train", "bench", "info"};
+const std::vector<std::string> kAlsoStep = {"train", "bench", "step", "info"};
 const std::vector<std::string> kSample = {"sample"};
 const std::vector<std::string> kAnalyze = {"analyze"};
 const std::vector<std::string> kConvert = {"convert"};
 const std::vector<std::string> kTrainOrConvert = {"train", "convert"};
+const std::vector<std::string> kStep = {"step"};
 const std::vector<std::string> kReproduce = {"reproduce"};
 const std::vector<std::string> kEverywhere = {"train", "sample", "eval", "analyze", "convert", "reproduce", "gradcheck", "bench", "info"};
 const std::vector<std::string> kAlsoPrepare = {"train",     "sample",    "eval",  "analyze", "convert", "prepare",
@@ -192,8 +194,8 @@ std::vector<Option> run_options() {
       text("device", "auto", "run", "where to compute; auto: the GPU if there is one", kEverywhere, {"auto", "cpu", "cuda"}),
       text("dtype", "auto", "run",
            "type of weights and activations; auto: bf16 (with f32 masters and sums) on a GPU, f32 on the CPU; tf32: f32 with "
-           "products in TF32",
-           kModelCommands, {"auto", "f32", "bf16", "tf32", "f64"}),
+           "products in TF32; step: f64, or f32 to show its rounding",
+           kAlsoStep, {"auto", "f32", "bf16", "tf32", "f64"}),
       integer("threads", "", "threads", "run", "CPU threads; without it all cores that the process may use",
               kAlsoPrepare, 1, 4096),
       outside_file(
@@ -205,7 +207,7 @@ std::vector<Option> use_options() {
   return {
       text("checkpoint", "latest", "checkpoint",
            "a run's or checkpoint's directory; reproduce: a softmax model for spikiness and monotonicity, without it they train one",
-           {"sample", "eval", "analyze", "reproduce", "info"}),
+           {"sample", "eval", "analyze", "reproduce", "step", "info"}),
       text("prompt", "", "sampling", "text to go on from; without it a session on a terminal", kSample),
       integer("tokens", "200", "tokens", "sampling", "tokens to write", kSample, 1, 1 << 24),
       real("temperature", "0.8", "", "sampling", "0 always takes the most likely token", kSample, 0, 1000),
@@ -216,6 +218,11 @@ std::vector<Option> use_options() {
       text("student", "", "analysis", "a run of linear attention, distilled from the softmax checkpoint, whose maps are put beside it", kAnalyze),
       text("lengths", "", "analysis", "tokens a text, as 64,128,256; without it a quarter, a half and all of the context", kAnalyze),
       integer("rows", "8", "texts", "analysis", "texts of each length, spread over the data; fewer where there are not so many", kAnalyze, 1, 1024),
+      text("example", "hedgehog", "program", "a program to step through, by name; list: all of them, and the lessons", kStep),
+      text("expr", "", "program", "a formula of numbers instead: \"L = (x*y + 3)^2; x = 2; y = -1\"", kStep),
+      text("text", "", "program", "with --checkpoint: the text whose loss is stepped through", kStep),
+      text("lesson", "", "program", "a lesson by name, or a file: text with lines \"> command\"", kStep),
+      text("script", "", "program", "a file of commands, one a line, instead of those typed", kStep),
       text("op", "", "check", "only this op; without it every op", {"gradcheck"}),
       integer("draws", "10", "draws", "check", "random inputs a sample", {"gradcheck"}, 1, 100000),
       text("only", "all", "output", "measure one part alone; all leaves attention out on a CPU", {"bench"},
@@ -260,6 +267,7 @@ const std::vector<Command>& command_table() {
        "hedgehog convert --from=runs/shakespeare-softmax-1 --attention=hedgehog"},
       {"prepare", "learn byte-pair tokens from a text; writes tokenizer.json, and the text as tokens", "hedgehog prepare --data=my.txt --vocabulary=8192 --out=tokens"},
       {"reproduce", "repeat an experiment of the paper; without a name list them", "hedgehog reproduce recall --size=small", "NAME"},
+      {"step", "walk through a program's values and gradients, number by number, with a proof beside each", "hedgehog step --example=scalar"},
       {"gradcheck", "check every gradient against differences", "hedgehog gradcheck --op=layernorm"},
       {"bench", "time products, attention and training steps against the machine's peak", "hedgehog bench --preset=char-cpu"},
       {"info", "show devices, BLAS kernel, a checkpoint, a model's size", "hedgehog info --preset=gpt2"},

@@ -1,0 +1,91 @@
+#pragma once
+#include <cstdio>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/stepper.h"
+#include "nn/step_text.h"
+
+namespace hedgehog {
+
+/// What a session may do besides.
+///
+/// color  escape codes on a terminal
+/// open   the program that `open WHAT` asks for; throws UsageError. Empty: there is no such command
+/// html   writes the page of a program to a file; throws WriteError. Empty: there is no such command
+struct StepSessionOptions {
+  bool color = false;
+  std::function<Program(const std::string& what)> open = {};
+  std::function<void(const Stepper& stepper, const std::string& file)> html = {};
+};
+
+/// The stepper as a conversation: one line in, some lines out.
+///
+///   next, back, goto, until, list, print, why, check, what-if, expand, …   (help lists them)
+class StepSession {
+ public:
+  StepSession(Program program, std::FILE* out, StepSessionOptions options = {});
+
+  /// Does what a line says; what is wrong with it is said, not thrown. False after `quit`.
+  bool run(const std::string& line);
+  /// Whether a line was not understood, or could not be done, so far.
+  bool failed() const { return failed_; }
+  const Stepper& stepper() const { return *steppers_.back().stepper; }
+  /// Shows where the cursor is, and what the last step made.
+  void show();
+  /// "step 3/12> "
+  std::string prompt() const;
+
+ private:
+  struct Level {
+    std::unique_ptr<Stepper> stepper;
+    std::string title;  // of an expanded op
+  };
+  struct Command {
+    std::string name, argument, help;
+    std::function<void(const std::string& argument)> run;
+    std::string group;
+  };
+
+  Stepper& top() { return *steppers_.back().stepper; }
+  void add_commands();
+  void help(const std::string& name);
+  void next(const std::string& count);
+  void back(const std::string& count);
+  void go(const std::string& where);
+  void until(const std::string& condition);
+  void list(const std::string& all);
+  void print(const std::string& what);
+  void why(const std::string& what);
+  void check(const std::string& what);
+  void check_all();
+  void what_if(const std::string& what);
+  void expand();
+  void collapse();
+  void statistics_of(const std::string& name);
+  void say(const std::string& text) const;
+  /// The name of what this step made, or gave a gradient to.
+  std::string here() const;
+  /// The tensor and the element; without indices the element with the largest gradient.
+  std::pair<Tensor, std::int64_t> element(const std::string& text);
+
+  std::vector<Level> steppers_;  // the last one is shown, those before it are what it was expanded from
+  std::FILE* out_;
+  StepSessionOptions options_;
+  Style style_;
+  std::vector<Command> commands_;
+  bool failed_ = false, done_ = false;
+};
+
+/// Opens the stepper on a program: on a terminal with colour and cursor keys, else line by line. Returns when the input ends, or at
+/// `quit`.
+///
+///   step_through(record([&] { Tensor loss = mean(square(matmul(x, w))); backward(loss); return Tensors{loss}; }));
+///
+/// Returns whether every line was understood.
+bool step_through(Program program, std::FILE* in = stdin, std::FILE* out = stdout, StepSessionOptions options = {});
+
+}  // namespace hedgehog

@@ -1,0 +1,191 @@
+#include "nn/step_text.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <set>
+
+#include "core/error.h"
+
+namespace hedgehog {
+namespace {
+
+constexpr double kRounding = 1e-13;
+
+std::vector<std::int64_t> indices_of(const Shape& shape, std::int64_t element) {
+  std::vector<std::int64_t> indices(std::size_t(shape.rank()));
+  for (int i = shape.rank(); i-- > 0;) {
+    indices[std::size_t(i)] = element % shape[i];
+    element /= shape[i];
+  }
+  return indices;
+}
+
+std::string join(const Stepper& stepper, const Tensors& tensors) {
+  std::vector<std::string> names;
+  for (const Tensor& x : tensors)
+    if (x) names.push_back(stepper.name(x));
+  return fmt::format("{}", fmt::join(names, ", "));
+}
+
+}  // namespace
+
+ElementName parse_element(const std::string& text) {
+  ElementName e;
+  const std::size_t open = text.find('[');
+  e.tensor = text.substr(0, open);
+  if (e.tensor.empty()) throw UsageError("give a tensor's name, as in w or w[0,1]; 'names' lists them");
+  if (open == std::string::npos) return e;
+  const std::string wrong = fmt::format("'{}' is no element; write its indices as in {}[0,1]", text, e.tensor);
+  if (text.back() != ']') throw UsageError(wrong);
+  e.given = true;
+  const char *at = text.data() + open + 1, *end = text.data() + text.size() - 1;
+  while (at < end) {
+    std::int64_t index = 0;
+    while (at < end && *at == ' ') ++at;
+    const auto [next, error] = std::from_chars(at, end, index);
+    if (error != std::errc{}) throw UsageError(wrong);
+    e.indices.push_back(index);
+    at = next;
+    while (at < end && *at == ' ') ++at;
+    if (at < end && *at++ != ',') throw UsageError(wrong);
+  }
+  return e;
+}
+
+std::int64_t element_number(const Tensor& x, const ElementName& element) {
+  const Shape& shape = x.shape();
+  if (!element.given || element.indices.empty()) {
+    if (x.size() == 1) return 0;
+    throw UsageError(fmt::format("'{}' has {} elements; say which, as in {}", element.tensor, x.size(), element_text(element.tensor, shape, 0)));
+  }
+  if (int(element.indices.size()) != shape.rank())
+    throw UsageError(fmt::format("'{}' {} has {} ax{}, but {} ind{} given", element.tensor, shape.text(), shape.rank(), shape.rank() == 1 ? "is" : "es",
+                                 element.indices.size(), element.indices.size() == 1 ? "ex was" : "ices were"));
+  std::int64_t number = 0;
+  for (int i = 0; i < shape.rank(); ++i) {
+    const std::int64_t index = element.indices[std::size_t(i)];
+    if (index < 0 || index >= shape[i])
+      throw UsageError(fmt::format("'{}' {} has no index {} on axis {}; they go from 0 to {}", element.tensor, shape.text(), index, i, shape[i] - 1));
+    number = number * shape[i] + index;
+  }
+  return number;
+}
+
+std::string element_text(const std::string& name, const Shape& shape, std::int64_t element) {
+  return shape.rank() == 0 ? name : fmt::format("{}[{}]", name, fmt::join(indices_of(shape, element), ","));
+}
+
+std::string number_text(double value, double largest) {
+  if (std::abs(value) < kRounding * largest || value == 0) return "0";
+  return fmt::format("{:.5g}", value);
+}
+
+std::string table_text(const std::string& title, const Shape& shape, const std::vector<double>& values, std::size_t most) {
+  double largest = 0;
+  for (const double v : values)
+    if (std::isfinite(v)) largest = std::max(largest, std::abs(v));
+  if (values.size() == 1) return fmt::format("  {} = {}\n", title, number_text(values[0]));
+  std::string text = fmt::format("  {} {}\n", title, shape.text());
+  const std::int64_t columns = shape.last(), shown = std::min<std::int64_t>(columns, std::int64_t(std::max<std::size_t>(most, 1)));
+  std::vector<std::string> cells;
+  std::size_t width = 6;
+  std::int64_t rows = 0;
+  for (; rows * columns < std::int64_t(values.size()) && std::size_t((rows + 1) * shown) <= std::max(most, std::size_t(shown)); ++rows)
+    for (std::int64_t c = 0; c < shown; ++c) {
+      cells.push_back(number_text(values[std::size_t(rows * columns + c)], largest));
+      width = std::max(width, cells.back().size());
+    }
+  for (std::int64_t r = 0; r < rows; ++r) {
+    std::string label;
+    if (shape.rank() > 1) {
+      std::vector<std::int64_t> at = indices_of(shape, r * columns);
+      at.pop_back();
+      label = fmt::format("[{}]", fmt::join(at, ","));
+    }
+    text += fmt::format("  {:<9}", label);
+    for (std::int64_t c = 0; c < shown; ++c) text += fmt::format(" {:>{}}", cells[std::size_t(r * shown + c)], width);
+    text += shown < columns ? fmt::format("  … {} more\n", columns - shown) : "\n";
+  }
+  if (rows * columns < std::int64_t(values.size())) text += fmt::format("  … {} more rows; print one element as NAME[…], or 'stats NAME'\n", std::int64_t(values.size()) / columns - rows);
+  return text;
+}
+
+std::string statistics_text(const Statistics& s) {
+  std::string text = fmt::format("{} numbers from {} to {}, mean {}, deviation {}, norm {}, {} zero", s.count, number_text(s.minimum), number_text(s.maximum),
+                                 number_text(s.mean, s.deviation), number_text(s.deviation), number_text(s.norm), s.zeros);
+  if (s.non_finite) text += fmt::format(", {} NOT FINITE", s.non_finite);
+  return text;
+}
+
+std::string check_text(const DifferenceCheck& check, const Style& style) {
+  const double largest = std::max(std::abs(check.analytic), std::abs(check.numeric));
+  const std::string numbers = fmt::format("backward {}, difference {}", number_text(check.analytic), number_text(check.numeric, 1e4 * largest));
+  if (check.passed) return style.good("✓") + " " + fmt::format("{} = its central difference", number_text(check.analytic));
+  if (check.kink)
+    return fmt::format("~ not differentiable here: slopes {} to the left and {} to the right; backward took {}", number_text(check.left, 1e4 * std::abs(check.right)),
+                       number_text(check.right, 1e4 * std::abs(check.left)), number_text(check.analytic));
+  return style.bad("✗") + " " + numbers + (check.error >= 0.1 ? fmt::format(": off by {:.0f} %", 100 * check.error) : fmt::format(": off by {:.2g} %", 100 * check.error));
+}
+
+std::string call_text(const Stepper& stepper, std::size_t index) {
+  const Entry& e = stepper.entries().at(index);
+  if (!e.backward) {
+    if (e.op == &detail::kFill) return fmt::format("{} = {:g}{}", join(stepper, e.outputs), e.attributes.real("value"), e.attributes.real("value") == 1 ? "   (backward begins)" : "");
+    std::string attributes;
+    for (const auto& item : e.attributes.items())
+      if (std::none_of(e.op->attributes.begin(), e.op->attributes.end(), [&](const auto& d) { return d.name == item.name && d.value == item.value; }))
+        attributes += " " + Attributes{item}.describe();
+    if (e.outputs.empty()) {
+      Tensors changed;
+      for (std::size_t a = 0; a < e.inputs.size(); ++a)
+        if (e.inputs[a] && (e.op->updates >> a & 1u)) changed.push_back(e.inputs[a]);
+      return fmt::format("{} changed by {}({};{})", join(stepper, changed), e.op->name, join(stepper, e.inputs), attributes);
+    }
+    return fmt::format("{} = {}({}{}{})", join(stepper, stepper.used_outputs(index)), e.op->name, join(stepper, e.inputs), attributes.empty() ? "" : ";", attributes);
+  }
+  Tensors written;
+  for (const Tensor& dx : e.dx)
+    if (dx) written.push_back(dx);
+  std::vector<std::string> names;
+  for (std::size_t a = 0; a < e.dx.size(); ++a)
+    if (e.dx[a]) names.push_back(stepper.name(e.inputs[a]) + (e.modes[a] == Mode::accumulate ? ".grad +=" : ".grad ="));
+  std::vector<std::string> upstream;
+  for (std::size_t j = 0; j < e.dy.size(); ++j)
+    if (e.dy[j]) upstream.push_back(stepper.name(e.outputs[j]) + ".grad");
+  return fmt::format("{} backward of {}({})", fmt::join(names, ", "), e.op->name, fmt::join(upstream, ", "));
+}
+
+std::string graph_text(const Stepper& stepper, std::optional<std::size_t> around) {
+  std::string text = "digraph program {\n  rankdir=LR;\n  node [fontname=\"sans-serif\"];\n";
+  std::set<std::string> tensors;
+  const auto quoted = [](const std::string& raw) {
+    std::string out = "\"";
+    for (const char c : raw) {
+      if (c == '"' || c == '\\') out += '\\';
+      out += c;
+    }
+    return out + "\"";
+  };
+  const auto node = [&](const Tensor& x) {
+    const std::string name = quoted(stepper.name(x));
+    if (tensors.insert(name).second) text += fmt::format("  {} [shape=ellipse];\n", name);
+    return name;
+  };
+  const std::size_t first = around ? *around - std::min<std::size_t>(*around, 3) : 0, last = around ? std::min(stepper.size(), *around + 3) : stepper.size();
+  for (std::size_t i = first; i < last; ++i) {
+    const Entry& e = stepper.entries()[i];
+    text += fmt::format("  step{} [shape=box, label={}{}];\n", i + 1, quoted(fmt::format("{}: {}{}", i + 1, e.op->name, e.backward ? " backward" : "")),
+                        around && *around == i + 1 ? ", style=bold" : "");
+    for (const Tensor& x : e.backward ? e.dy : e.inputs)
+      if (x) text += fmt::format("  {} -> step{};\n", node(x), i + 1);
+    for (const Tensor& y : e.backward ? e.dx : e.outputs)
+      if (y) text += fmt::format("  step{} -> {};\n", i + 1, node(y));
+  }
+  return text + "}\n";
+}
+
+}  // namespace hedgehog

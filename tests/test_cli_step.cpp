@@ -1,0 +1,72 @@
+#include <fstream>
+
+#include "tests/cli_cases.h"
+
+using namespace hedgehog;
+using namespace hedgehog::test;
+
+namespace {
+
+/// The program with these lines on its standard input. Arguments without double quotes.
+ProgramResult piped(const std::string& lines, const std::string& arguments) {
+  return run_shell("sh -c \"printf '" + lines + "' | CUDA_VISIBLE_DEVICES= '" HH_BINARY_DIR "/bin/hedgehog' " + arguments + "\"");
+}
+
+}  // namespace
+
+TEST_CASE("cli: step lists its examples and lessons, and runs a lesson and a script") {
+  const ProgramResult list = run_program("step --example=list");
+  CHECK(list.code == 0);
+  for (const char* part : {"normaliser-mistake", "running-state", "--expr="}) CHECK(contains(list.output, part));
+  const ProgramResult lesson = run_program("step --lesson=chain-rule");
+  CHECK(lesson.code == 0);
+  CHECK(contains(lesson.output, "dL/dp = 2"));
+  const TemporaryDirectory folder;
+  std::ofstream(folder.path() / "good.txt") << "# a comment\n\nwhy w[0,1]\ncheck w\n";
+  std::ofstream(folder.path() / "bad.txt") << "why w[0,1]\nwhy v\n";
+  std::ofstream(folder.path() / "lesson.md") << "# Mine\nText.\n> open L = x^3; x = 2\n> why x\n";
+  const ProgramResult good = run_program("step --example=matmul --script=" + (folder.path() / "good.txt").string());
+  CHECK(good.code == 0);
+  CHECK(contains(good.output, "4 of 4 elements agree"));
+  const ProgramResult bad = run_program("step --example=matmul --script=" + (folder.path() / "bad.txt").string());
+  CHECK(bad.code == 1);
+  CHECK(contains(bad.output, "no tensor is called 'v'"));
+  const ProgramResult mine = run_program("step --lesson=" + (folder.path() / "lesson.md").string());
+  CHECK(mine.code == 0);
+  CHECK(contains(mine.output, "dL/dx = 12"));
+}
+
+TEST_CASE("cli: step reads commands from a pipe, ends with them, and computes in f32 when asked") {
+  const ProgramResult r = piped("next 3\\nwhy x\\n", "step --expr='L = (x*y + 3)^2; x = 2; y = -1'");
+  CHECK(r.code == 0);
+  CHECK(contains(r.output, "dL/dx = -2"));
+  CHECK(!contains(r.output, "\x1b["));
+  CHECK(piped("nonsense\\n", "step").code == 1);
+  CHECK(contains(piped("print y\\n", "step --example=matmul --dtype=f32").output, "no value yet"));
+}
+
+TEST_CASE("cli: step through a checkpoint on a text") {
+  const TemporaryDirectory folder;
+  std::ofstream(folder.path() / "text.txt") << some_text();
+  const std::string run = (folder.path() / "run").string();
+  REQUIRE(run_program("train " + std::string(kSmall) + "--data=" + (folder.path() / "text.txt").string() + " --out=" + run).code == 0);
+  const ProgramResult r = piped("check h.0.attn.map_q.weight\\n", "step --checkpoint=" + run + " --text='the hedge'");
+  CAPTURE(r.output);
+  CHECK(r.code == 0);
+  CHECK(contains(r.output, "elements agree with central differences"));
+  CHECK(!contains(r.output, "✗"));
+  check_refused(run_program("step --checkpoint=" + run), 2, {"--text"});
+  check_refused(run_program("step --checkpoint=" + run + " --text=a"), 2, {"at least two tokens"});
+  check_refused(run_program("step --checkpoint=" + run + " --text='a text that is longer than the context of that model'"), 2, {"context is 16"});
+  check_refused(run_program("step --checkpoint=" + run + "/none --text=abc"), 3, {"none"});
+}
+
+TEST_CASE("cli: step refuses what it cannot do") {
+  check_refused(run_program("step --example=hedgehgo"), 2, {"hedgehgo", "hedgehog"});
+  check_refused(run_program("step --example=scalar --lesson=paths"), 2, {"one of --example"});
+  check_refused(run_program("step --lesson=chain-rul"), 2, {"did you mean 'chain-rule'"});
+  check_refused(run_program("step --lesson=paths --script=x"), 2, {"not both"});
+  check_refused(run_program("step --script=/no/such/file"), 3, {"/no/such/file"});
+  check_refused(run_program("step --expr='L = x'"), 2, {"'x' has no value"});
+  check_refused(run_program("step --dtype=bf16"), 2, {"bf16"});
+}
