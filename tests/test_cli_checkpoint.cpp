@@ -124,6 +124,11 @@ TEST_CASE("cli: a learning rate that breaks the loss stops, explains, and keeps 
   // the first update breaks the weights: they are never saved
   check_refused(r, 1, {"step 1: ", "first non-finite value: ", " in '", "learning_rate", "No checkpoint was saved"});
   CHECK(!std::filesystem::exists(d / "run/last"));
+  CHECK(contains(r.output, "run/non_finite.txt has more"));
+  const std::string report = bytes_of(d / "run/non_finite.txt");
+  CAPTURE(report);
+  for (const char* part : {"step 1: ", "learning rate 1e+20", "source: ", "formula: ", "written\n", "not finite", "gradient norms of step 1, the last that was finite\n", "wte.weight"})
+    CHECK(contains(report, part));
 
   REQUIRE(run_program(std::string("train --data=text.txt --out=good ") + kSmall, at).code == 0);
   const std::string weights = bytes_of(d / "good/last/model.safetensors");

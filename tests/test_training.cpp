@@ -138,11 +138,13 @@ TEST_CASE("a non-finite loss changes nothing and names op, scope and statistics"
   CHECK(step.failed());
   const auto after = weights_of(model);
   CHECK(std::memcmp(before.data(), after.data(), before.size() * sizeof(float)) == 0);
-  const std::string cause = step.explain_failure(batch);
+  const auto [cause, report] = step.explain_failure(batch);
   CAPTURE(cause);
   CHECK(contains(cause, "mlp forward in 'block1/mlp'"));
   CHECK(contains(cause, "weight_1 (16, 64)"));
   CHECK(contains(cause, "not finite"));
+  CAPTURE(report);
+  for (const char* part : {"mlp forward in 'block1/mlp'", "source: layers.cpp:", "'h.1.mlp.c_fc.weight'", "layer_norm forward", "formula: "}) CHECK(contains(report, part));
 }
 
 TEST_CASE("a checkpoint restores weights, moments and step state to the bit") {

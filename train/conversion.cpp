@@ -61,7 +61,7 @@ double Conversion::validation_loss(const Gpt& model) {
   const StepShape& s = options_.shape;
   Evaluator evaluator(model, s.rows, s.context, s.documents, arena_);
   const double loss = evaluator.mean_loss(source_, options_.evaluate_batches);
-  if (!std::isfinite(loss)) throw Error(fmt::format("the validation loss is {}: {}", loss, evaluator.explain_failure()));
+  if (!std::isfinite(loss)) throw Error(fmt::format("the validation loss is {}: {}", loss, evaluator.explain_failure().cause));
   return loss;
 }
 
@@ -79,7 +79,7 @@ StepRecord Conversion::train_step(const Gpt& model, TrainingStep& step, const St
   if (result.failed)
     throw Error(fmt::format("{}, step {}: the loss is {} and the gradient norm {}; first non-finite value: {}. The learning rate was "
                             "{:.3g}: try a smaller one", stage.name, index + 1, result.loss, result.gradient_norm,
-                            step.explain_failure(batches), learning_rate));
+                            step.explain_failure(batches).cause, learning_rate));
   StepRecord record;
   record.step = index + 1;
   record.loss = result.loss;

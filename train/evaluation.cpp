@@ -63,9 +63,8 @@ double Evaluator::mean_loss(const BatchSource& source, std::int64_t count) {
   return sum / double(std::max<std::int64_t>(valid, 1));
 }
 
-std::string Evaluator::explain_failure() const {
-  const std::string found = first_non_finite(executor_->program());
-  return found.empty() ? "every op's result was finite when the batch was repeated" : found;
+NonFinite Evaluator::explain_failure() const {
+  return first_non_finite(executor_->program()).value_or(NonFinite{"every op's result was finite when the batch was repeated", {}});
 }
 
 Predictor::Predictor(const Gpt& model, std::int64_t rows, std::int64_t context) : tokens_(ids_input(model, {rows, context}, "tokens")) {

@@ -6,6 +6,7 @@
 #include "core/executor.h"
 #include "nn/gpt.h"
 #include "train/batch_source.h"
+#include "train/non_finite.h"
 
 namespace hedgehog {
 
@@ -22,7 +23,7 @@ class Evaluator {
   /// Mean loss over validation batches first … first + count - 1 (0: all), nats a token.
   double mean_loss(const BatchSource& source, std::int64_t count = 0);
   /// After a non-finite loss: which op made the first non-finite number, where, and from what inputs.
-  std::string explain_failure() const;
+  NonFinite explain_failure() const;
 
  private:
   struct Recorded {

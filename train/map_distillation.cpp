@@ -19,7 +19,7 @@ std::vector<double> distil_maps(const Gpt& teacher, Gpt& student, const BatchSou
     const Batch batch = source.training(s, 0, plan.rows);
     const double rate = plan.learning_rate + (plan.final_learning_rate - plan.learning_rate) * double(s) / double(plan.steps);
     const StepResult result = step.run({&batch, 1}, rate);
-    if (result.failed) throw DistillationDiverged("[distil_maps] the loss or a gradient is not finite: " + step.explain_failure({&batch, 1}));
+    if (result.failed) throw DistillationDiverged("[distil_maps] the loss or a gradient is not finite: " + step.explain_failure({&batch, 1}).cause);
     losses.push_back(result.loss);
   }
   return losses;

@@ -137,14 +137,30 @@ std::vector<double> layer_norms(const Gpt& model, const std::vector<double>& par
   return sums;
 }
 
-void Trainer::fail_non_finite(std::int64_t step, const std::string& symptom, const std::string& cause) const {
-  const fs::path last = recover(directory_ / "last");
+void Trainer::fail_non_finite(std::int64_t step, const std::string& symptom, const NonFinite& cause) const {
+  const fs::path last = recover(directory_ / "last"), report = directory_ / "non_finite.txt";
+  const std::string where = cause.report.empty() ? "" : write_non_finite(report, step, symptom, cause) ? fmt::format(" ({} has more)", report.string()) : "";
   std::error_code ignored;
-  throw Error(fmt::format("step {}: {}; first non-finite value: {}. The learning rate was {:.3g}: try a smaller --learning_rate or a "
+  throw Error(fmt::format("step {}: {}; first non-finite value: {}{}. The learning rate was {:.3g}: try a smaller --learning_rate or a "
                           "longer --warmup. {}",
-                          step, symptom, cause, learning_rate(schedule_, step - 1),
+                          step, symptom, cause.cause, where, learning_rate(schedule_, step - 1),
                           fs::exists(last, ignored) ? fmt::format("The last good checkpoint is untouched in {}", last.string())
                                                     : "No checkpoint was saved yet"));
+}
+
+bool Trainer::write_non_finite(const fs::path& file, std::int64_t step, const std::string& symptom, const NonFinite& cause) const {
+  std::string text = fmt::format("step {}: {}; learning rate {:.3g}\n\nthe first number that is not finite\n{}", step, symptom, learning_rate(schedule_, step - 1), cause.report);
+  if (!finite_norms_.empty()) {
+    text += fmt::format("\ngradient norms of step {}, the last that was finite\n", finite_step_);
+    const Tensors& all = model_->parameters().all();
+    for (std::size_t p = 0; p < all.size() && p < finite_norms_.size(); ++p) text += fmt::format("  {:<32} {:.4g}\n", all[p].name(), finite_norms_[p]);
+  }
+  try {
+    replace_file(file, text);
+  } catch (const Error&) {
+    return false;  // what went wrong first is what must be said
+  }
+  return true;
 }
 
 bool Trainer::pauses_after(std::int64_t steps) const {
@@ -175,6 +191,8 @@ StepRecord Trainer::train_one(std::int64_t step, bool ahead) {
   record.loss = result.loss;
   record.gradient_norm = result.gradient_norm;
   record.layer_gradient_norms = layer_norms(*model_, result.parameter_norms);
+  finite_norms_ = result.parameter_norms;
+  finite_step_ = run_.step;
   record.tokens = run_.tokens;
   record.tokens_per_second = double(tokens_per_step_) / seconds_since(start);
   record.seconds = run_.seconds;

@@ -64,7 +64,9 @@ class Trainer {
   void evaluate(StepRecord& record, Progress& progress);
   /// Writes a checkpoint; throws as `run` if the next step's loss or gradient would not be finite.
   void save(const char* name);
-  [[noreturn]] void fail_non_finite(std::int64_t step, const std::string& symptom, const std::string& cause) const;
+  [[noreturn]] void fail_non_finite(std::int64_t step, const std::string& symptom, const NonFinite& cause) const;
+  /// Writes what is known of the failure, with the gradient norms of the last good step. False if it cannot be written.
+  bool write_non_finite(const std::filesystem::path& file, std::int64_t step, const std::string& symptom, const NonFinite& cause) const;
 
   Config config_;
   RunData data_;
@@ -78,6 +80,8 @@ class Trainer {
   Schedule schedule_;
   double flops_per_step_ = 0;
   std::int64_t tokens_per_step_ = 0;
+  std::vector<double> finite_norms_;  // gradient norm of each parameter in the last step that was finite
+  std::int64_t finite_step_ = 0;
 };
 
 }  // namespace hedgehog

@@ -157,7 +157,7 @@ StepResult TrainingStep::run(std::span<const Batch> batches, double learning_rat
   return finish();
 }
 
-std::string TrainingStep::explain_failure(std::span<const Batch> batches) {
+NonFinite TrainingStep::explain_failure(std::span<const Batch> batches) {
   while (!unfinished_.empty()) finish();
   try {
     for (std::size_t k = 0; k < batches.size(); ++k) {
@@ -166,13 +166,12 @@ std::string TrainingStep::explain_failure(std::span<const Batch> batches) {
       copy_ids(batches[k].targets, targets_);
       if (documents_) copy_ids(batches[k].document_start, documents_);
       set_slot(step_state_, kFirstSequence, double(std::int64_t(k) * shape_.rows));  // the dropout masks of that step
-      const std::string found = first_non_finite(gradients_->program());
-      if (!found.empty()) return found;
+      if (const std::optional<NonFinite> found = first_non_finite(gradients_->program())) return *found;
     }
   } catch (const Error& e) {  // keeping every tensor takes more memory than the step
-    return fmt::format("not found, the search failed ({})", e.what());
+    return {fmt::format("not found, the search failed ({})", e.what()), {}};
   }
-  return "every op's result was finite when the batches of the step were repeated";
+  return {"every op's result was finite when the batches of the step were repeated", {}};
 }
 
 namespace {
@@ -205,72 +204,6 @@ Cost TrainingStep::predict(const GptOptions& options, const StepShape& shape, co
     if (t) cost.persistent += t.size() * size_of(t.dtype());
   cost.peak = cost.arena + cost.persistent;
   return cost;
-}
-
-namespace {
-
-struct Statistics {
-  std::int64_t bad = 0, size = 0;
-  double smallest = INFINITY, largest = -INFINITY;
-};
-
-Statistics statistics(const Tensor& x) {
-  Statistics s;
-  for (double v : x.to_vector()) {
-    ++s.size;
-    if (!std::isfinite(v)) {
-      ++s.bad;
-      continue;
-    }
-    s.smallest = std::min(s.smallest, v);
-    s.largest = std::max(s.largest, v);
-  }
-  return s;
-}
-
-std::string describe(const std::string& name, const Tensor& x) {
-  const Statistics s = statistics(x);
-  std::string text = fmt::format("{} {} in [{:.4g}, {:.4g}]", name, x.shape().text(), s.smallest, s.largest);
-  if (s.bad) text += fmt::format(" and {} of {} not finite", s.bad, s.size);
-  return text;
-}
-
-}  // namespace
-
-std::string first_non_finite(const Program& program) {
-  // a plan without reuse keeps every tensor readable until the end
-  Arena arena;
-  const Plan places = plan(program, {.reuse = false});
-  arena.reserve(places.arena);
-  auto address = [&](const Tensor& x) -> void* {
-    auto found = places.slot_of.find(x.root().get());
-    if (found == places.slot_of.end()) return x.data();
-    return arena.data() + places.slots[std::size_t(found->second)].offset + x->offset * size_of(x.dtype());
-  };
-  auto readable = [&](const Tensor& x) {
-    auto value = std::make_shared<Value>(*x.get());
-    value->storage = std::make_shared<Storage>(address(x), std::size_t(0), arena.storage());
-    value->offset = 0;
-    value->base = {};
-    return Tensor(std::move(value));
-  };
-  for (std::size_t i = 0; i < program.entries.size(); ++i) {
-    const Entry& e = program.entries[i];
-    if (e.op->views) continue;
-    ResolvedCall call = resolve(e, address);
-    if (const int w = places.workspace_of[i]; w >= 0) call.workspace = arena.data() + places.slots[std::size_t(w)].offset;
-    call.run();
-    for (const Tensor& y : e.backward ? e.dx : e.outputs) {
-      if (!y || !is_floating(y.dtype()) || statistics(readable(y)).bad == 0) continue;
-      std::string text = fmt::format("{} {} in '{}'", e.op->name, e.backward ? "backward" : "forward", e.scope);
-      std::string inputs;
-      for (std::size_t a = 0; a < e.inputs.size(); ++a)
-        if (e.inputs[a] && is_floating(e.inputs[a].dtype()) && (!e.backward || (e.op->reads.inputs >> a & 1u)))
-          inputs += (inputs.empty() ? "" : "; ") + describe(e.op->arguments[a].name, readable(e.inputs[a]));
-      return text + (inputs.empty() ? "" : ", from " + inputs);
-    }
-  }
-  return {};
 }
 
 }  // namespace hedgehog

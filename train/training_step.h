@@ -10,6 +10,7 @@
 #include "core/executor.h"
 #include "nn/gpt.h"
 #include "train/data.h"
+#include "train/non_finite.h"
 
 namespace hedgehog {
 
@@ -65,7 +66,7 @@ class TrainingStep {
   std::size_t unfinished() const { return unfinished_.size(); }
   bool failed() const { return slot_of(step_state_, kNonFinite) != 0; }
   /// After a failed step on these batches: which op made the first non-finite number, where, and from what inputs.
-  std::string explain_failure(std::span<const Batch> batches);
+  NonFinite explain_failure(std::span<const Batch> batches);
 
   /// The optimiser's slots: learning rate, step, random step, flag (ops/optimizer.h).
   const Tensor& step_state() const { return step_state_; }
@@ -106,8 +107,5 @@ Tensor ids_input(const Gpt& model, const Shape& shape, const char* name);
 
 /// Copies a batch's rows into input tensors; throws Error if the sizes differ.
 void copy_ids(const std::vector<std::int32_t>& from, const Tensor& to);
-
-/// Runs a program entry by entry and describes the first one whose result is not finite; empty if there is none.
-std::string first_non_finite(const Program& program);
 
 }  // namespace hedgehog
