@@ -157,12 +157,13 @@ void Stepper::name_all() {
     if (!x.name().empty()) return add_name(x, x.name());
     add_name(x, fmt::format("{}{}", name_of(x.role()), ++count[name_of(x.role())]));
   };
-  const auto results = [&](const Tensors& tensors, const std::vector<std::string>& titles, const std::string& call, bool alone) {
+  const auto results = [&](const Tensors& tensors, const std::vector<std::string>& titles, const std::string& call, bool alone, const std::string& scope) {
     for (std::size_t j = 0; j < tensors.size(); ++j) {
       if (!tensors[j]) continue;
       // split has as many results as parts
       const std::string title = titles.size() >= tensors.size() ? titles[j] : std::to_string(j);
-      add_name(tensors[j], !tensors[j].name().empty() ? tensors[j].name() : alone ? call : call + "." + title);
+      const std::string own = tensors[j].name();
+      add_name(tensors[j], !own.empty() ? (scope.empty() ? own : scope + "/" + own) : alone ? call : call + "." + title);
     }
   };
   for (std::size_t i = 0; i < size(); ++i) {
@@ -180,8 +181,8 @@ void Stepper::name_all() {
       continue;
     }
     const std::string call = fmt::format("{}{}", e.op->name, ++count[e.op->name]);
-    results(e.outputs, e.op->results, call, e.outputs.size() == 1);
-    results(e.saved, e.op->saved_names, call + (e.saved.size() > e.op->saved_names.size() ? ".saved" : ""), false);
+    results(e.outputs, e.op->results, call, e.outputs.size() == 1, e.scope);
+    results(e.saved, e.op->saved_names, call + (e.saved.size() > e.op->saved_names.size() ? ".saved" : ""), false, "");
   }
 }
 
@@ -191,12 +192,24 @@ std::string Stepper::name(const Tensor& x) const {
   return x.name().empty() ? "unnamed " + x.shape().text() : x.name();
 }
 
-Tensor Stepper::find(const std::string& name) const {
+std::string Stepper::whole_name(const std::string& name) const {
+  if (by_name_.contains(name)) return name;
+  std::string whole;
+  for (const std::string& known : names_) {
+    if (!known.ends_with("/" + name)) continue;
+    if (!whole.empty()) throw UsageError(fmt::format("'{}' may be '{}' or '{}'; say which", name, whole, known));
+    whole = known;
+  }
+  return whole.empty() ? name : whole;
+}
+
+Tensor Stepper::find(const std::string& given) const {
+  const std::string name = whole_name(given);
   if (const auto found = by_name_.find(name); found != by_name_.end()) return found->second;
   // the gradient of a view has no entry of its own: it is that view of its root's
   constexpr std::string_view kGradient = ".grad";
   if (name.ends_with(kGradient)) {
-    const auto found = by_name_.find(name.substr(0, name.size() - kGradient.size()));
+    const auto found = by_name_.find(whole_name(name.substr(0, name.size() - kGradient.size())));
     if (found != by_name_.end()) {
       if (const Tensor gradient = gradient_of(found->second)) return gradient;
       throw UsageError(fmt::format("no gradient reaches '{}' in this program", found->first));

@@ -93,11 +93,12 @@ class Stepper {
 
   // tensors by name
 
-  /// The tensor's own name, else its op's with a number: "matmul2", "split1.k", "layer_norm1.mean". A gradient is "NAME.grad".
+  /// The tensor's own name, for results behind the scope they were made in ("block0/attention/q"), else its op's with a number: "matmul2",
+  /// "layer_norm1.mean". A gradient is "NAME.grad".
   std::string name(const Tensor& x) const;
   /// All names, as they first appear: leaves where they are first read, gradients where they are first written.
   const std::vector<std::string>& names() const { return names_; }
-  /// Throws UsageError naming the nearest.
+  /// The end of a name behind a "/" is enough where only one has it. Throws UsageError naming the nearest, or two that are meant.
   Tensor find(const std::string& name) const;
   /// The window on the gradient of x; empty if none reaches it.
   Tensor gradient_of(const Tensor& x) const;
@@ -138,6 +139,7 @@ class Stepper {
     std::size_t entry = 0;
     Tensor result, gradient;
   };
+  std::string whole_name(const std::string& name) const;
   void add_name(const Tensor& x, const std::string& name);
   void name_all();
   void pair_gradients();

@@ -18,4 +18,9 @@ std::string text(const Tensor& tensor, int digits) {
 
 void print(const Tensor& tensor) { fmt::print("{}", text(tensor)); }
 
+Tensor named(const Tensor& tensor, std::string name) {
+  tensor->name = std::move(name);
+  return tensor;
+}
+
 }  // namespace hedgehog

@@ -7,4 +7,7 @@ namespace hedgehog {
 std::string text(const Tensor& tensor, int digits = 5);
 void print(const Tensor& tensor);
 
+/// The same tensor, called so from now on: in messages and in the stepper.
+Tensor named(const Tensor& tensor, std::string name);
+
 }  // namespace hedgehog

@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "core/error.h"
+#include "core/text.h"
 
 namespace hedgehog {
 namespace {
@@ -102,13 +103,13 @@ AttentionHeads Attention::heads_of(const Tensor& packed, const Tensor& rotary) c
   auto heads = [&](const Tensor& part) { return reshape(part, {B, T, H, part.shape().last() / H}); };
   if (!rotary) {
     const Tensors parts = split(packed, {Q, Q, C});
-    return {heads(parts[0]), heads(parts[1]), heads(parts[2]), {}};
+    return {named(heads(parts[0]), "q"), named(heads(parts[1]), "k"), named(heads(parts[2]), "v"), {}};
   }
   // queries and keys turn by the same angles: in one pass, as twice the heads
   const Tensors parts = split(packed, {2 * Q, C});
   const Tensor turned = hedgehog::rotary(reshape(parts[0], {B, T, 2 * H, Q / H}), rotary);
   const Tensors both = split(reshape(turned, {B, T, 2 * Q}), {Q, Q});
-  return {heads(both[0]), heads(both[1]), heads(parts[1]), {}};
+  return {named(heads(both[0]), "q"), named(heads(both[1]), "k"), named(heads(parts[1]), "v"), {}};
 }
 
 Tensor Attention::output(const Tensor& o, const Tensor& residual, const Tensor& dropout_step) const {
@@ -125,7 +126,7 @@ Tensor Attention::operator()(const Tensor& x, const Tensor& residual, const Atte
   // linear attention turns vectors as it loads them, unless features are made of them before
   const bool on_load = !context.heads && options_.kind != "softmax" && options_.window == 0 && !features_.any() && !decay_gate_;
   AttentionHeads heads = heads_of(packed, on_load ? Tensor{} : context.rotary);
-  heads.o = on_load ? linear(heads, context, context.rotary) : attend(heads, context);
+  heads.o = named(on_load ? linear(heads, context, context.rotary) : attend(heads, context), "o");
   if (context.heads) context.heads->push_back(heads);
   return output(heads.o, residual, context.step);
 }

@@ -8,6 +8,7 @@
 #include <tuple>
 
 #include "core/error.h"
+#include "core/text.h"
 
 namespace hedgehog {
 namespace {
@@ -109,8 +110,8 @@ Block make_block(Parameters& p, const GptOptions& o, std::int64_t layer) {
 }  // namespace
 
 Tensor Block::operator()(Tensor x, const AttentionContext& context) const {
-  x = attention(norm_1(x), x, context);
-  return mlp(norm_2(x), x, context.step);
+  x = named(attention(norm_1(x), x, context), "middle");
+  return named(mlp(norm_2(x), x, context.step), "out");
 }
 
 std::int64_t GptOptions::longest() const {
@@ -160,7 +161,7 @@ Tensor Gpt::embed(const Tensor& tokens, AttentionContext& context) const {
                                  options_.context));
   const Scope scope("embedding");
   if (options_.positions == "rotary") context.rotary = rotary_angles(tokens.shape().last(), {});
-  return embedding_dropout_(embedding(tokens, token_table_, position_table_), context.step);
+  return named(embedding_dropout_(embedding(tokens, token_table_, position_table_), context.step), "x");
 }
 
 Tensor Gpt::hidden(const Tensor& tokens, const AttentionContext& given) const {

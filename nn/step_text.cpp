@@ -24,10 +24,16 @@ std::vector<std::int64_t> indices_of(const Shape& shape, std::int64_t element) {
   return indices;
 }
 
-std::string join(const Stepper& stepper, const Tensors& tensors) {
+/// A name without the scope that it shares with the entry.
+std::string short_name(const Stepper& stepper, const Tensor& x, const std::string& scope) {
+  const std::string name = stepper.name(x);
+  return !scope.empty() && name.starts_with(scope + "/") ? name.substr(scope.size() + 1) : name;
+}
+
+std::string join(const Stepper& stepper, const Tensors& tensors, const std::string& scope) {
   std::vector<std::string> names;
   for (const Tensor& x : tensors)
-    if (x) names.push_back(stepper.name(x));
+    if (x) names.push_back(short_name(stepper, x, scope));
   return fmt::format("{}", fmt::join(names, ", "));
 }
 
@@ -134,7 +140,7 @@ std::string check_text(const DifferenceCheck& check, const Style& style) {
 std::string call_text(const Stepper& stepper, std::size_t index) {
   const Entry& e = stepper.entries().at(index);
   if (!e.backward) {
-    if (e.op == &detail::kFill) return fmt::format("{} = {:g}{}", join(stepper, e.outputs), e.attributes.real("value"), e.attributes.real("value") == 1 ? "   (backward begins)" : "");
+    if (e.op == &detail::kFill) return fmt::format("{} = {:g}{}", join(stepper, e.outputs, e.scope), e.attributes.real("value"), e.attributes.real("value") == 1 ? "   (backward begins)" : "");
     std::string attributes;
     for (const auto& item : e.attributes.items())
       if (std::none_of(e.op->attributes.begin(), e.op->attributes.end(), [&](const auto& d) { return d.name == item.name && d.value == item.value; }))
@@ -143,19 +149,19 @@ std::string call_text(const Stepper& stepper, std::size_t index) {
       Tensors changed;
       for (std::size_t a = 0; a < e.inputs.size(); ++a)
         if (e.inputs[a] && (e.op->updates >> a & 1u)) changed.push_back(e.inputs[a]);
-      return fmt::format("{} changed by {}({};{})", join(stepper, changed), e.op->name, join(stepper, e.inputs), attributes);
+      return fmt::format("{} changed by {}({};{})", join(stepper, changed, e.scope), e.op->name, join(stepper, e.inputs, e.scope), attributes);
     }
-    return fmt::format("{} = {}({}{}{})", join(stepper, stepper.used_outputs(index)), e.op->name, join(stepper, e.inputs), attributes.empty() ? "" : ";", attributes);
+    return fmt::format("{} = {}({}{}{})", join(stepper, stepper.used_outputs(index), e.scope), e.op->name, join(stepper, e.inputs, e.scope), attributes.empty() ? "" : ";", attributes);
   }
   Tensors written;
   for (const Tensor& dx : e.dx)
     if (dx) written.push_back(dx);
   std::vector<std::string> names;
   for (std::size_t a = 0; a < e.dx.size(); ++a)
-    if (e.dx[a]) names.push_back(stepper.name(e.inputs[a]) + (e.modes[a] == Mode::accumulate ? ".grad +=" : ".grad ="));
+    if (e.dx[a]) names.push_back(short_name(stepper, e.inputs[a], e.scope) + (e.modes[a] == Mode::accumulate ? ".grad +=" : ".grad ="));
   std::vector<std::string> upstream;
   for (std::size_t j = 0; j < e.dy.size(); ++j)
-    if (e.dy[j]) upstream.push_back(stepper.name(e.outputs[j]) + ".grad");
+    if (e.dy[j]) upstream.push_back(short_name(stepper, e.outputs[j], e.scope) + ".grad");
   return fmt::format("{} backward of {}({})", fmt::join(names, ", "), e.op->name, fmt::join(upstream, ", "));
 }
 

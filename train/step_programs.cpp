@@ -27,11 +27,6 @@ Tensor drawn(Shape shape, const char* name, std::uint32_t id, double scale, Dtyp
   return x;
 }
 
-Tensor named(const Tensor& x, const char* name) {
-  x->name = name;
-  return x;
-}
-
 Program with_backward(const std::function<Tensor()>& loss) {
   return record([&] {
     const Tensor l = named(loss(), "L");
