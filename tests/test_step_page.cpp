@@ -1,4 +1,5 @@
 #include <doctest/doctest.h>
+#include <fmt/format.h>
 
 #include <cmath>
 #include <cstdlib>
@@ -17,14 +18,16 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
+Tensor named(Tensor x, std::string name) {
+  x->name = std::move(name);
+  return x;
+}
+
 /// L = (x y + 3)^2.
 Program scalar_program() {
   const Tensor x = leaf({}, {2}, "x"), y = leaf({}, {-1}, "y");
   return record([&] {
-    const Tensor p = x * y;
-    p->name = "p";
-    const Tensor loss = square(p + 3.0);
-    loss->name = "L";
+    const Tensor loss = named(square(named(x * y, "p") + 3.0), "L");
     backward(loss);
     return Tensors{loss};
   });
@@ -53,16 +56,36 @@ Program gpt_program(std::int64_t batch = 1) {
   });
 }
 
+/// A kink, logarithms that are not finite, a detached leaf, and a gradient that was planted wrong.
+Program kink_program() {
+  static const Op wrong = [] {
+    Op op = find_op("square");
+    op.backward.cpu = [](const Call& c) {
+      for (std::int64_t i = 0; i < c.dx[0].size(); ++i) c.dx[0].as<double>()[i] = c.inputs[0].as<double>()[i] * c.dy[0].as<double>()[i];
+    };
+    return op;
+  }();
+  const Tensor x = leaf({3}, {0, 1, -2}, "x"), cut = leaf({3}, {1, 2, 3}, "cut"), false_one = leaf({3}, {1, 2, 3}, "wrong");
+  return record([&] {
+    const Tensor bad = named(log(x), "bad");
+    const Tensor loss = sum(relu(x) * detach(cut)) + sum(apply(wrong, {}, {false_one})[0]);
+    backward(loss);
+    return Tensors{loss, bad};
+  });
+}
+
 /// At least `steps` entries and 10 MB of numbers.
 Program long_program(std::int64_t steps) {
-  const Tensor w = leaf({16, 40}, std::vector<double>(640, 0.5), "w");
+  std::vector<double> start;
+  for (int i = 0; i < 640; ++i) start.push_back(std::sin(i));
+  const Tensor w = leaf({16, 40}, start, "w");
   return record([&] {
     Tensor x = w;
     for (std::int64_t i = 0; 2 * i < steps; ++i) {
       const Scope scope(fmt::format("part{}", i / 40));
-      x = i % 2 ? square(x) : affine(x, 0.9, 0.01 * double(i % 7));
+      x = affine(x, i % 2 ? 1.01 : 0.99, 0.001 * double(i % 7));
     }
-    const Tensor loss = mean(x);
+    const Tensor loss = mean(square(x));
     backward(loss);
     return Tensors{loss};
   });
@@ -142,14 +165,7 @@ TEST_CASE("step page: terms, sums and checks of the gradients it explains") {
 }
 
 TEST_CASE("step page: kinks, warnings and numbers that are not finite reach the page") {
-  const Tensor x = leaf({3}, {0, 1, -2}, "x"), cut = leaf({3}, {1, 2, 3}, "cut");
-  const Json data = data_of(step_page(Stepper(record([&] {
-    const Tensor bad = log(x);
-    bad->name = "bad";
-    const Tensor loss = sum(relu(x) * detach(cut));
-    backward(loss);
-    return Tensors{loss, bad};
-  }))));
+  const Json data = data_of(step_page(Stepper(kink_program())));
   bool kink = false;
   for (const Json& e : tensor_of(data, "x")["explained"]) kink = kink || (e["element"] == 0 && e["check"]["kink"] == true);
   CHECK(kink);
@@ -157,6 +173,7 @@ TEST_CASE("step page: kinks, warnings and numbers that are not finite reach the 
   CHECK(tensor_of(data, "bad")["versions"][0]["numbers"] == Json({"-inf", 0, "nan"}));
   CHECK(data["steps"][0]["finite"] == false);
   CHECK(!tensor_of(data, "cut.detached").contains("gradient"));
+  CHECK(tensor_of(data, "wrong")["direction"]["passed"] == false);
 }
 
 TEST_CASE("step page: states and weights of linear attention, whose rows sum to 1 and end where the op's output is") {
@@ -188,6 +205,15 @@ TEST_CASE("step page: states and weights of linear attention, whose rows sum to 
   }
   const Json small = step_page_data(stepper, {.bytes = 8000});
   CHECK(small["steps"][at]["attention"]["shown"] < 8);
+  // made of primitive ops it has the same weights, but no values
+  const Json composed = step_page_data(Stepper(stepper.expand(at)), {});
+  for (std::size_t i = 0, maps = 0; i < composed["steps"].size(); ++i) {
+    const Json& step = composed["steps"][i];
+    if (step["op"] != "feature_map" || step["direction"] != "forward") continue;
+    CHECK(step.contains("attention") == (++maps == 2));
+    CHECK(step.contains("attention_at") == (maps == 1));
+    if (maps == 2) CHECK(step["attention"]["heads"][1]["weights"] == attention["heads"][1]["weights"]);
+  }
   const Tensor q = leaf({1, 3, 1, 2}, {1, 2, 3, 4, 5, 6}, "q");
   const Json both = step_page_data(Stepper(record([&] {
     const Tensor loss = sum(linear_attention(q, q, q, {.causal = false}).o);
@@ -205,7 +231,7 @@ TEST_CASE("step page: names and titles are text, never markup") {
     const Tensor loss = sum(square(x));
     backward(loss);
     return Tensors{loss};
-  })), {.title = evil + "\xff&{}"});
+  })), {.title = fmt::format("{}\xff&{{}}", evil)});
   CHECK(page.find("alert('x')</script") == std::string::npos);
   CHECK(page.find("<!--") == std::string::npos);
   CHECK(page.find("&lt;/script&gt;&lt;script&gt;alert(&#39;x&#39;)") != std::string::npos);
@@ -258,6 +284,10 @@ TEST_CASE("step page: written for the browser") {
   };
   write("scalar.html", scalar_program(), {.title = "L = (x y + 3)^2"});
   write("gpt.html", gpt_program(), {.title = "One block of a Hedgehog GPT"});
-  write("long.html", long_program(2000), {.title = "Two thousand steps", .bytes = 12 << 20, .terms = 4, .tensors = 4});
+  write("long.html", long_program(2000), {.title = "Two thousand steps", .bytes = 16 << 20, .terms = 4, .tensors = 4});
+  const Stepper whole(gpt_program());
+  for (std::size_t i = 0; i < whole.size(); ++i)
+    if (whole.entries()[i].op->name == "linear_attention" && !whole.entries()[i].backward) write("composed.html", whole.expand(i), {.title = "Linear attention, op by op"});
+  write("kinks.html", kink_program(), {.title = "Kinks and mistakes, with a title that is long enough to need a second line"});
   write("cut.html", gpt_program(2), {.title = "Cut short", .bytes = 6000, .tensors = 3});
 }

@@ -35,7 +35,7 @@ std::string step_page(const Stepper& stepper, const StepPageOptions& options = {
 ///   title, warnings, notices  texts; notices say what was cut
 ///   ops       by name: {"forward", "backward"}: formulas
 ///   steps     {"op", "direction", "scope", "source", "attributes", "partner", "finite", "reads", "writes", "upstream", "gradients",
-///             "attention"}; tensors as [argument, index]; partner and the links of the page count steps from 1
+///             "attention", "attention_at"}; tensors as [argument, index]; what names another step counts from 1
 ///   tensors   {"name", "shape", "dtype", "role", "primal", "gradient", "complete", "versions", "explained", "direction"}; a version is
 ///             {"at", "statistics", "numbers" or "fill"}, valid from step `at` on; numbers have 9 digits, or are "nan", "inf", "-inf"
 ///   layers    {"name", "norm", "parameters"}: gradients of parameters at the end

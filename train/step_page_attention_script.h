@@ -18,10 +18,10 @@ function states_of(attention, head) {
   return { z: z.map(v => Number(v.toPrecision(9))), S: token => S(token).map(v => Number(v.toPrecision(9))) };
 }
 
+/// The forward step whose attention belongs to the current one.
 function attention_step() {
-  const step = steps[state.at - 1];
-  if (step?.attention) return step;
-  return step?.partner && steps[step.partner - 1].attention ? steps[step.partner - 1] : null;
+  const step = steps[state.at - 1], with_attention = s => s?.attention ? s : s?.attention_at ? steps[s.attention_at - 1] : null;
+  return with_attention(step) ?? (step?.partner ? with_attention(steps[step.partner - 1]) : null);
 }
 
 function draw_attention() {
@@ -39,6 +39,7 @@ function draw_attention() {
   const notes = [];
   if (attention.batch > 1) notes.push(`the first of ${attention.batch} sequences`);
   if (shown < tokens) notes.push(`the first ${shown} of ${tokens} tokens; what a token sees lies before it, so their weights are whole`);
+  if (attention.queries !== undefined) notes.push("the maps of two steps alone, taken as those of queries and of keys, in one document");
   if (notes.length) html(card, "p", "caption", `Drawn: ${notes.join("; ")}.`);
   const choices = html(card, "div", "choose"), select = html(html(choices, "label", "", "head "), "select");
   attention.heads.forEach((_, i) => { const o = html(select, "option", "", String(i + 1)); o.value = i; o.selected = i === state.head; });
@@ -64,17 +65,18 @@ function draw_attention() {
   }
   html(card, "p", "caption", "Entropy in nats: low is spiky. Spearman's correlation of weights with q · k: 1 is monotone, as softmax is within a row.");
   const states = states_of(attention, head), pair = html(card, "div", "pair");
-  const left = html(pair, "div"), right = html(pair, "div");
+  const left = html(pair, "div");
   html(left, "h3", "", "z, the running sum of mapped keys, token by token");
   heat_map(left, { label: "z", rows: shown, columns: F, numbers: states.z, limit: limit_of(states.z), half: true, name: i => `z after token ${Math.floor(i / F)}, feature ${i % F}`,
-    pick: i => { slider.value = Math.floor(i / F); draw_state(); } });
+    pick: i => { state.token = Math.floor(i / F); if (V) draw_attention(); } });
   number_table(left, "z", "z", [shown, F], states.z);
-  const label = html(html(right, "div", "choose"), "label", "", "token "), slider = html(label, "input");
+  if (!V) return;
+  const right = html(pair, "div");
+  const place = html(right, "div"), label = html(html(right, "div", "choose"), "label", "", "token "), slider = html(label, "input");
   slider.type = "range";
   slider.min = 0;
   slider.max = shown - 1;
   slider.value = state.token;
-  const place = html(right, "div");
   const draw_state = () => {
     state.token = Number(slider.value);
     place.textContent = "";
@@ -115,8 +117,22 @@ function draw_layers() {
 }
 
 function draw_messages() {
-  const place = $("messages");
+  const place = $("messages"), back = steps.filter(s => s.direction === "backward").length;
+  $("about").textContent = `${plural(count, "step")}, ${count - back} forward and ${back} backward: walk with the slider or ← and →`;
   for (const text of data.warnings) html(place, "p", "message", `⚠ ${text}`).setAttribute("role", "note");
+  const told = (text, targets) => {
+    if (!targets.length) return;
+    const p = html(place, "p", "message", `✗ ${text}: `);
+    p.setAttribute("role", "note");
+    targets.slice(0, 8).forEach(([step, words, name], i) => {
+      if (i) p.append(", ");
+      const node = link(p, step, words);
+      if (name !== undefined) node.href += `&tensor=${encodeURIComponent(name)}`;
+    });
+    if (targets.length > 8) p.append(` and ${targets.length - 8} more`);
+  };
+  told("gradients that fail their check", tensors.filter(t => checks_of(t).some(c => verdict(c) === "bad")).map(t => [t.complete, t.name, t.name]));
+  told("steps that wrote numbers that are not finite", steps.flatMap((s, i) => s.finite === false ? [[i + 1, `${i + 1} ${s.op}`]] : []));
   for (const text of data.notices) html(place, "p", "message notice", text).setAttribute("role", "note");
 }
 

@@ -278,6 +278,7 @@ Json PageData::collect() {
   Json ops = Json::object(), steps = Json::array(), tensors = Json::array();
   for (std::size_t i = 0; i < stepper_.size(); ++i) {
     steps.push_back(step(i));
+    if (steps[i].contains("attention") && steps[i]["attention"].contains("queries")) steps[steps[i]["attention"]["queries"].get<std::size_t>()]["attention_at"] = i + 1;
     const Op& op = *stepper_.entries()[i].op;
     ops[op.name] = {{"forward", op.formula_forward}, {"backward", op.formula_backward}};
   }
@@ -294,7 +295,7 @@ Json PageData::collect() {
       if (!x.primal && !x.versions.empty() && gradient_of(x.tensor) && (x.versions.front() == 0) == leaves) wanted.push_back(i);
     }
   if (std::int64_t(wanted.size()) > options_.tensors) {
-    notices_.push_back(fmt::format("Gradients of {} of {} tensors are explained and checked, parameters first; `why` and `check` of the stepper answer for any.",
+    notices_.push_back(fmt::format("Gradients of {} of {} tensors are explained and checked on this page, parameters first; the stepper itself answers for any.",
                                    options_.tensors, wanted.size()));
     wanted.resize(std::size_t(options_.tensors));
   }
@@ -302,9 +303,9 @@ Json PageData::collect() {
   find_most();
   for (std::size_t i = 0; i < tensors_.size(); ++i) tensors.push_back(tensor(i));
   if (cut_ > 0)
-    notices_.push_back(fmt::format("Numbers were cut to about {:.3g} MB: {} of the values kept show their leading rows only, at most {} numbers each. "
+    notices_.push_back(fmt::format("Numbers were cut to about {:.3g} MB: {} values of tensors show their leading rows only, at most {} numbers each. "
                                    "Statistics, terms and checks were made with all numbers.",
-                                   double(options_.bytes) / (1 << 20), cut_, most_));
+                                   double(options_.bytes) / 1e6, cut_, most_));
   Json json = {{"title", valid_utf8(options_.title)}, {"warnings", stepper_.warnings()}, {"notices", std::move(notices_)}};
   json["layers"] = layers();
   json["ops"] = std::move(ops);

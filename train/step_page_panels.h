@@ -146,9 +146,11 @@ function draw_graph() {
     node.setAttribute("aria-label", `${argument}: ${tensor.name}, shape ${tensor.shape.join(" by ") || "one number"}`);
     svg(node, "rect", { x, y, width: wide, height: tall, rx: 6 });
     svg(node, "title", {}, `${argument}: ${tensor.name} (${tensor.shape.join(", ")})`);
-    svg(node, "text", { x: x + 10, y: y + 18 }, fit(tensor.name, wide - 20));
-    const from = made_by[t].filter(s => s < state.at).at(-1);
-    svg(node, "text", { x: x + 10, y: y + 35, class: "small" }, fit(`${argument}  (${tensor.shape.join(", ")})${from ? `  from step ${from}` : ""}`, wide - 16));
+    const one = version_at(tensor, state.at)?.numbers, checks = tensor.primal === undefined ? [] : checks_of(tensors[primal(t)]);
+    const mark = !checks.length ? "" : checks.some(c => verdict(c) === "bad") ? "  ✗" : "  ✓", value = `${one?.length === 1 ? ` = ${short(one[0])}` : ""}${mark}`;
+    svg(node, "text", { x: x + 10, y: y + 18 }, fit(tensor.name, wide - 20 - measure.measureText(value).width) + value);
+    const from = made_by[t].filter(s => s < state.at).at(-1), shape = tensor.shape.length ? ` (${tensor.shape.join(", ")})` : "";
+    svg(node, "text", { x: x + 10, y: y + 35, class: "small" }, fit(`${argument}${shape}${from ? `, from step ${from}` : ""}`, wide - 16));
     node.addEventListener("click", event => { event.preventDefault(); choose(t); });
   };
   const op_wide = stacked ? width - 30 : Math.min(180, width - 2 * wide - 80), op_x = stacked ? 30 : (width - op_wide) / 2;
@@ -197,6 +199,7 @@ function draw_values(parent, heading, t, limit, pick) {
   const numbers = numbers_of(tensor, version), [rows, columns] = rows_of(tensor.shape), s = version.statistics;
   const shown = Math.ceil(numbers.length / columns);
   const own = limit ?? limit_of(numbers);
+  if (s.count <= 12 && numbers.length === s.count) html(place, "p", "few", numbers.map(exact).join("  "));
   heat_map(place, { label: heading, rows: shown, columns: numbers.length < columns ? numbers.length : columns, numbers, limit: own, pick,
     name: i => `${tensor.name}${tensor.shape.length ? index_text(tensor.shape, i) : ""}` });
   if (numbers.length < s.count)
@@ -206,12 +209,21 @@ function draw_values(parent, heading, t, limit, pick) {
   number_table(place, heading.split(" ")[0], `${tensor.name} at step ${state.at}`, tensor.shape, numbers);
 }
 
-function badge(parent, what, check) {
-  const kind = verdict(check), line = html(parent, "li");
-  html(line, "span", `tag ${kind}`, { good: "✓ checked", kink: "◇ not differentiable here", bad: "✗ check failed" }[kind]);
-  line.append(kind === "kink"
-    ? `${what}: slopes ${short(check.left)} to the left and ${short(check.right)} to the right, gradient ${exact(check.analytic)}`
-    : `${what}: gradient ${exact(check.analytic)}, difference of the loss ${exact(check.numeric)}, relative error ${short(check.error)}`);
+/// A gradient beside differences of the loss, each line with its verdict.
+function draw_checks(parent, tensor) {
+  const table = html(html(parent, "div", "wide checks"), "table", "numbers"), head = html(html(table, "thead"), "tr"), body = html(table, "tbody");
+  html(table, "caption", "unseen", `Checks of the gradient of ${tensor.name}`);
+  for (const text of ["check of", "verdict", "gradient", "difference of the loss", "relative error"]) html(head, "th", "", text).scope = "col";
+  const line = (what, check) => {
+    const kind = verdict(check), row = html(body, "tr");
+    html(row, "th", "", what).scope = "row";
+    html(html(row, "td"), "span", `tag ${kind}`, { good: "✓ agrees", kink: "◇ not differentiable here", bad: "✗ differs" }[kind]);
+    html(row, "td", "", exact(check.analytic));
+    html(row, "td", "", kind === "kink" ? `${short(check.left)} left, ${short(check.right)} right` : exact(check.numeric));
+    html(row, "td", "", kind === "kink" ? "–" : check.passed && check.error > 1e-6 ? "rounding of the loss" : short(check.error));
+  };
+  for (const e of tensor.explained) line(tensor.shape.length ? index_text(tensor.shape, e.element) : tensor.name, e.check);
+  if (tensor.direction) line("a random direction", tensor.direction);
 }
 
 /// Where one element's gradient comes from: upstream times local derivative, term by term.
@@ -222,7 +234,7 @@ function draw_terms(parent, tensor, one) {
   if (numeric(one.seed) !== 0) parts.push(`${short(one.seed)} where backward begins`);
   for (const term of one.terms.slice(0, 6)) parts.push(`${factor(term.upstream)} × ${factor(term.local)}`);
   if (one.terms.length > 6) parts.push(`${one.terms.length - 6} more terms`);
-  if (one.others > 0) parts.push(`${factor(one.rest)} of ${one.others} others`);
+  if (numeric(one.rest) !== 0) parts.push(`${factor(one.rest)} of ${one.others} others`);
   html(parent, "div", "formula", `${name} = ${parts.join(" + ") || "0"} = ${short(one.sum)}`);
   if (one.terms.length + one.others === 0) return;
   const table = html(html(parent, "div", "wide"), "table", "numbers");
@@ -241,7 +253,7 @@ function draw_terms(parent, tensor, one) {
     cell.scope = "row";
     html(row, "td", "", exact(v));
   };
-  if (one.others > 0) line(`${one.others} other terms together`, one.rest);
+  if (one.others > 0) line(`${one.others} others, not listed`, one.rest);
   if (numeric(one.before) !== 0) line("there before backward", one.before);
   if (numeric(one.seed) !== 0) line("where backward begins", one.seed);
   line("sum", one.sum, foot);
@@ -261,9 +273,7 @@ function draw_explanation(parent, tensor) {
   select.addEventListener("change", () => { state.element = Number(select.value); draw_tensor(); $("tensor").querySelector("#element")?.focus(); });
   select.id = "element";
   draw_terms(place, tensor, one);
-  const list = html(place, "ul", "checks");
-  for (const e of all) badge(list, tensor.shape.length ? index_text(tensor.shape, e.element) : tensor.name, e.check);
-  if (tensor.direction) badge(list, "all elements, along a random direction", tensor.direction);
+  draw_checks(place, tensor);
 }
 
 function draw_tensor() {
@@ -272,9 +282,10 @@ function draw_tensor() {
   card.hidden = t === null;
   if (t === null) return;
   const tensor = tensors[t];
-  const heading = html(card, "h2", "", tensor.name);
+  const heading = html(card, "h2", "", `${tensor.name} `);
   const bad = checks_of(tensor).filter(c => verdict(c) === "bad").length;
-  if (checks_of(tensor).length) html(heading, "span", `tag ${bad ? "bad" : "good"}`, bad ? `✗ ${bad} of ${plural(checks_of(tensor).length, "check")} failed` : "✓ gradient checked").style.marginLeft = ".6rem";
+  if (checks_of(tensor).length)
+    html(heading, "span", `tag ${bad ? "bad" : "good"}`, bad ? `✗ ${bad} of ${plural(checks_of(tensor).length, "check")} failed` : "✓ gradient checked");
   const facts = html(card, "p", "facts");
   html(facts, "span", "", `${tensor.role} of shape (${tensor.shape.join(", ")}), ${tensor.dtype}`);
   step_links(facts, "written by step", made_by[t]);

@@ -5,21 +5,22 @@ namespace hedgehog {
 /// The page without its script: {title} stands for the escaped title.
 inline constexpr const char* kStepPageBody = R"html(<a class="skip" href="#main">Skip to the step</a>
 <header><h1>{title}</h1><div><button id="theme" type="button">Dark</button> <button id="ask" type="button">Keys <kbd>?</kbd></button></div></header>
+<p class="facts" id="about"></p>
 <noscript><p class="message">This page needs JavaScript.</p></noscript>
 <div id="messages"></div>
 <section class="timeline" aria-label="Timeline">
 <div class="row">
-<button id="first" type="button" aria-label="To the start" title="Home">⏮&#xFE0E;</button><button id="back" type="button" aria-label="One step back" title="Left">◀&#xFE0E;</button>
+<button id="first" type="button" aria-label="To the start" title="Home">|◀&#xFE0E;</button><button id="back" type="button" aria-label="One step back" title="Left">◀&#xFE0E;</button>
 <button id="play" type="button" aria-label="Play" title="Space">▶&#xFE0E; Play</button><button id="forth" type="button" aria-label="One step on" title="Right">▶&#xFE0E;</button>
-<button id="last" type="button" aria-label="To the end" title="End">⏭&#xFE0E;</button>
-<label>speed <select id="speed"><option value="1200">slow</option><option value="600" selected>usual</option><option value="120">fast</option></select></label>
+<button id="last" type="button" aria-label="To the end" title="End">▶&#xFE0E;|</button>
+<select id="speed" aria-label="Speed"><option value="1200">slow</option><option value="600" selected>usual</option><option value="120">fast</option></select>
 <output id="where"></output></div>
 <canvas id="strip" aria-hidden="true"></canvas>
 <input id="scrubber" type="range" min="0" step="1" aria-label="Step">
 </section>
 <div class="layout">
 <nav id="side" aria-label="Program">
-<input id="search" type="search" placeholder="Search ops, tensors, scopes  /" aria-label="Search ops, tensors and scopes" autocomplete="off">
+<input id="search" type="search" placeholder="Search  /" aria-label="Search ops, tensors and scopes" autocomplete="off">
 <ul id="found" aria-label="Found" hidden></ul>
 <div id="program"></div>
 </nav>
@@ -37,7 +38,8 @@ inline constexpr const char* kStepPageBody = R"html(<a class="skip" href="#main"
 <tr><td><kbd>Space</kbd></td><td>play, pause</td></tr>
 <tr><td><kbd>/</kbd></td><td>search ops, tensors, scopes; <kbd>Enter</kbd> goes to the first</td></tr>
 <tr><td><kbd>?</kbd></td><td>this list; <kbd>Esc</kbd> closes it</td></tr>
-</table><p>In the tree arrows move and fold; on a picture they move over its cells. A step's address ends in #step=12.</p>
+</table><p>In the tree arrows move and fold; on a picture they move over its cells. A step's address ends in #step=12. Numbers have up to nine digits.
+The strip above the slider is blue for forward, orange for backward, and pink where a check failed or numbers are not finite.</p>
 <form method="dialog"><button>Close</button></form></dialog>
 )html";
 
@@ -234,8 +236,8 @@ function reveal(step) {
   focus_item(leaf.item, false);
   // scrollIntoView would move the page too
   const box = $("program"), label = leaf.item.firstChild.getBoundingClientRect(), frame = box.getBoundingClientRect();
-  if (label.top < frame.top) box.scrollTop += label.top - frame.top - 20;
-  if (label.bottom > frame.bottom) box.scrollTop += label.bottom - frame.bottom + 20;
+  const low = Math.max(frame.top + 60, Math.min(frame.bottom, innerHeight));
+  if (label.top < frame.top || label.bottom > low) box.scrollTop += label.top - frame.top - (low - frame.top) / 3;
 }
 function tree_keys(event) {
   const item = event.target.closest("[role=treeitem]");

@@ -13,11 +13,12 @@ inline constexpr const char* kStepPageStyle = R"css(
   --two: #ff9d5c; --three: #5fd38a; --bad: #ff8095; --edge: #6b7787; --low: #5aa9ff; --middle: #232b35; --high: #ff9443; --odd: #ff7ac8; }
 :root[data-theme="light"] { color-scheme: light; }
 :root[data-theme="dark"] { color-scheme: dark; }
+html { overflow-y: scroll; }
 body { max-width: 80rem; padding: 1rem 1rem 4rem; font-size: 15px; }
 header { display: flex; align-items: baseline; justify-content: space-between; gap: 1rem; flex-wrap: wrap; }
 h1 { margin: 0 0 .6rem; overflow-wrap: anywhere; }
 h2 { margin: 0 0 .6rem; font-size: 1.05rem; }
-h3 { margin: 0 0 .3rem; font-size: .95rem; overflow-wrap: anywhere; }
+h3 { margin: .4rem 0 .3rem; font-size: .95rem; overflow-wrap: anywhere; }
 a { color: var(--one); }
 button, select, input[type=search] { font: inherit; color: inherit; background: var(--panel); border: 1px solid var(--edge); border-radius: .35rem;
   padding: .2rem .6rem; min-height: 2rem; max-width: 100%; }
@@ -46,8 +47,8 @@ kbd { border: 1px solid var(--edge); border-radius: .25rem; padding: 0 .3rem; fo
 #found button:hover, #found button:focus-visible { background: var(--panel); outline-offset: -2px; }
 #found p { margin: .3rem .6rem; }
 #program { overflow: auto; margin-top: .6rem; }
-[role=tree], [role=group] { list-style: none; margin: 0; padding: 0; }
-[role=group] { padding-left: .8rem; border-left: 1px solid var(--line); margin-left: .45rem; }
+[role=tree], #program [role=group] { list-style: none; margin: 0; padding: 0; }
+#program [role=group] { padding-left: .8rem; border-left: 1px solid var(--line); margin-left: .45rem; }
 [role=treeitem] > span { display: block; padding: .1rem .4rem; border-radius: .3rem; cursor: pointer; white-space: nowrap; overflow: hidden;
   text-overflow: ellipsis; }
 [role=treeitem] > span:hover { background: var(--panel); }
@@ -76,14 +77,15 @@ code, .formula { font-family: ui-monospace, monospace; font-size: .88rem; overfl
 .choose { display: flex; flex-wrap: wrap; align-items: center; gap: .4rem 1rem; margin: 0 0 .7rem; }
 .choose label { display: inline-flex; align-items: center; gap: .4rem; max-width: 100%; }
 .choose select { min-width: 0; }
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(19rem, 100%), 1fr)); gap: 1.2rem; }
+.pair { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(22rem, 100%), 1fr)); gap: 1.2rem; }
 .pair > * { min-width: 0; }
 .map { position: relative; margin: 0; }
 .map canvas { display: block; image-rendering: pixelated; border: 1px solid var(--line); max-width: 100%; cursor: crosshair; }
 .map .scale { display: flex; align-items: center; gap: .4rem; margin: .35rem 0; color: var(--soft); font-size: .82rem; flex-wrap: wrap; }
 .map .scale i { width: 7rem; height: .7rem; border: 1px solid var(--line); background: linear-gradient(to right, var(--low), var(--middle), var(--high)); }
 .map .scale.half i { background: linear-gradient(to right, var(--middle), var(--high)); }
-.map output { display: block; min-height: 1.5em; font-family: ui-monospace, monospace; font-size: .85rem; overflow-wrap: anywhere; }
+.map output:empty { display: none; }
+.map output { display: block; font-family: ui-monospace, monospace; font-size: .85rem; overflow-wrap: anywhere; }
 .map .tip { top: 0; left: 0; z-index: 3; font-family: ui-monospace, monospace; }
 .statistics { color: var(--soft); font-size: .85rem; margin: .2rem 0; overflow-wrap: anywhere; }
 .wide { overflow-x: auto; max-height: 26rem; overflow-y: auto; }
@@ -91,9 +93,10 @@ code, .formula { font-family: ui-monospace, monospace; font-size: .88rem; overfl
 .numbers th { color: var(--soft); font-weight: 400; } .numbers th:first-child, .numbers td:first-child { text-align: left; }
 .numbers tfoot td, .numbers tfoot th { font-weight: 600; color: var(--ink); border-bottom: 0; }
 details { margin: .3rem 0; } summary { cursor: pointer; color: var(--one); }
-.checks { list-style: none; margin: .4rem 0; padding: 0; } .checks li { margin: .15rem 0; overflow-wrap: anywhere; }
-.flow { display: grid; grid-template-columns: minmax(4rem, 11rem) minmax(0, 1fr) 6.5rem; gap: .2rem .7rem; align-items: center; }
-.flow > span, .flow > a { overflow-wrap: anywhere; } .flow b { font-weight: 400; font-variant-numeric: tabular-nums; text-align: right; }
+.checks { margin-top: .8rem; } .checks .tag { margin: .1rem 0; }
+.few { margin: 0 0 .4rem; font-family: ui-monospace, monospace; overflow-wrap: anywhere; }
+.flow { display: grid; grid-template-columns: fit-content(11rem) minmax(0, 1fr) 5rem; gap: .2rem .7rem; align-items: center; }
+.flow > span, .flow > a { overflow-wrap: anywhere; } .flow b { font-weight: 400; font-variant-numeric: tabular-nums; }
 .flow i { display: block; height: .8rem; background: var(--one); border-radius: .15rem; min-width: 1px; }
 dialog { color: var(--ink); background: var(--page); border: 1px solid var(--edge); border-radius: .5rem; max-width: min(34rem, 92vw); }
 dialog td, dialog th { padding: .2rem .8rem .2rem 0; border: 0; } dialog h2 { margin: 0 0 .5rem; }
