@@ -55,8 +55,7 @@ function draw_attention() {
   };
   square(`Weights of ${attention.map}`, head.weights);
   square("Softmax of the same queries and keys", head.softmax);
-  const table = html(html(card, "div", "wide"), "table", "numbers"), top = html(html(table, "thead"), "tr"), body = html(table, "tbody");
-  html(table, "caption", "unseen", "What the weights are like");
+  const table = wide_table(card, "What the weights are like"), top = html(html(table, "thead"), "tr"), body = html(table, "tbody");
   for (const text of ["mean over all tokens", attention.map, "softmax"]) html(top, "th", "", text).scope = "col";
   for (const name in head.measures.map) {
     const row = html(body, "tr");
@@ -156,7 +155,8 @@ function keys(event) {
   if (event.ctrlKey || event.altKey || event.metaKey || $("help").open) return;
   const target = event.target, writing = target.matches("input[type=search], select"), pressed = target.matches("button, summary, a, input[type=checkbox]");
   if (event.key === "Escape" && target === $("search")) { $("search").value = ""; search(); $("main").focus(); return; }
-  if (writing) return;
+  // a table that scrolls has the arrows for itself
+  if (writing || (target.matches(".wide") && event.key.length > 1)) return;
   const ranged = target.matches("input[type=range]") && target !== $("scrubber");
   const actions = { ArrowLeft: () => go(state.at - 1), ArrowRight: () => go(state.at + 1), Home: () => go(0), End: () => go(count),
     " ": () => play(!state.playing), "/": () => $("search").focus(), "?": () => $("help").showModal() };

@@ -73,15 +73,13 @@ function heat_map(parent, picture) {
 /// All numbers as a table that is made when it is opened, some rows and columns at a time.
 function number_table(parent, key, label, shape, numbers) {
   const [rows, columns] = rows_of(shape), known = Math.ceil(numbers.length / columns);
-  const details = html(parent, "details"), wide = (html(details, "summary", "", "Table of numbers"), html(details, "div", "wide"));
+  const details = html(parent, "details"), place = (html(details, "summary", "", "Table of numbers"), html(details, "div"));
   let tall = 32, broad = 16;
   const fill = () => {
     state.open[key] = details.open;
-    wide.textContent = "";
+    place.textContent = "";
     if (!details.open) return;
-    const table = html(wide, "table", "numbers");
-    html(table, "caption", "unseen", label);
-    const head = html(html(table, "thead"), "tr"), body = html(table, "tbody");
+    const table = wide_table(place, label), head = html(html(table, "thead"), "tr"), body = html(table, "tbody");
     html(head, "th", "", rows > 1 ? "row" : "");
     const last = Math.min(columns, broad);
     for (let c = 0; c < last; ++c) html(head, "th", "", String(c)).scope = "col";
@@ -90,8 +88,8 @@ function number_table(parent, key, label, shape, numbers) {
       html(row, "th", "", shape.length > 1 ? index_text(shape.slice(0, -1), r) : "").scope = "row";
       for (let c = 0; c < last && r * columns + c < numbers.length; ++c) html(row, "td", "", exact(numbers[r * columns + c]));
     }
-    if (known > tall) button(wide, `more rows (${known - tall} left)`, () => { tall += 128; fill(); });
-    if (columns > broad) button(wide, `more columns (${columns - broad} left)`, () => { broad += 64; fill(); });
+    if (known > tall) button(place, `more rows (${known - tall} left)`, () => { tall += 128; fill(); });
+    if (columns > broad) button(place, `more columns (${columns - broad} left)`, () => { broad += 64; fill(); });
   };
   details.open = !!state.open[key];
   details.addEventListener("toggle", fill);
@@ -211,8 +209,7 @@ function draw_values(parent, heading, t, limit, pick) {
 
 /// A gradient beside differences of the loss, each line with its verdict.
 function draw_checks(parent, tensor) {
-  const table = html(html(parent, "div", "wide checks"), "table", "numbers"), head = html(html(table, "thead"), "tr"), body = html(table, "tbody");
-  html(table, "caption", "unseen", `Checks of the gradient of ${tensor.name}`);
+  const table = wide_table(parent, `Checks of the gradient of ${tensor.name}`, "wide checks"), head = html(html(table, "thead"), "tr"), body = html(table, "tbody");
   for (const text of ["check of", "verdict", "gradient", "difference of the loss", "relative error"]) html(head, "th", "", text).scope = "col";
   const line = (what, check) => {
     const kind = verdict(check), row = html(body, "tr");
@@ -237,8 +234,7 @@ function draw_terms(parent, tensor, one) {
   if (numeric(one.rest) !== 0) parts.push(`${factor(one.rest)} of ${one.others} others`);
   html(parent, "div", "formula", `${name} = ${parts.join(" + ") || "0"} = ${short(one.sum)}`);
   if (one.terms.length + one.others === 0) return;
-  const table = html(html(parent, "div", "wide"), "table", "numbers");
-  html(table, "caption", "unseen", `Contributions to ${name}`);
+  const table = wide_table(parent, `Contributions to ${name}`);
   const head = html(html(table, "thead"), "tr"), body = html(table, "tbody"), foot = html(table, "tfoot");
   for (const text of ["through", "step", "upstream", "× local", "= product"]) html(head, "th", "", text).scope = "col";
   for (const term of one.terms) {

@@ -63,6 +63,15 @@ const svg = (parent, name, attributes = {}, text) => {
   parent.appendChild(node);
   return node;
 };
+/// A table that scrolls by itself where the page is too narrow.
+const wide_table = (parent, label, className = "wide") => {
+  const place = html(parent, "div", className), table = html(place, "table", "numbers");
+  place.tabIndex = 0;
+  place.setAttribute("role", "region");
+  place.setAttribute("aria-label", label);
+  html(table, "caption", "unseen", label);
+  return table;
+};
 const button = (parent, text, action) => {
   const node = html(parent, "button", "", text);
   node.type = "button";
@@ -71,8 +80,8 @@ const button = (parent, text, action) => {
 };
 // numbers that are not finite come as texts
 const numeric = v => typeof v === "number" ? v : v === "inf" ? Infinity : v === "-inf" ? -Infinity : NaN;
-const exact = v => v === null || v === undefined ? "–" : String(v);
-const short = v => typeof v !== "number" ? exact(v) : String(Number(v.toPrecision(5)));
+const exact = v => v === null || v === undefined ? "–" : v !== 0 && Math.abs(v) < 1e-3 ? v.toExponential() : String(v);
+const short = v => typeof v !== "number" ? exact(v) : exact(Number(v.toPrecision(5)));
 const plural = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;
 const title_of = i => i === 0 ? "start" : `${steps[i - 1].direction} of ${steps[i - 1].op}`;
 const link = (parent, to, text) => {

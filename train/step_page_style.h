@@ -89,6 +89,7 @@ code, .formula { font-family: ui-monospace, monospace; font-size: .88rem; overfl
 .map .tip { top: 0; left: 0; z-index: 3; font-family: ui-monospace, monospace; }
 .statistics { color: var(--soft); font-size: .85rem; margin: .2rem 0; overflow-wrap: anywhere; }
 .wide { overflow-x: auto; max-height: 26rem; overflow-y: auto; }
+details button { margin: .3rem .3rem 0 0; }
 .numbers th, .numbers td { padding: .1rem .6rem .1rem 0; text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; font-size: .82rem; }
 .numbers th { color: var(--soft); font-weight: 400; } .numbers th:first-child, .numbers td:first-child { text-align: left; }
 .numbers tfoot td, .numbers tfoot th { font-weight: 600; color: var(--ink); border-bottom: 0; }
