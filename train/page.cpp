@@ -15,15 +15,14 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-/// JSON that may stand in a script element: no "</script" or "<!--" can occur.
+}  // namespace
+
 std::string script_json(const Json& json) {
   std::string result;
   for (const char c : json.dump(-1, ' ', false, Json::error_handler_t::replace))
     result += c == '<' ? std::string("\\u003c") : std::string(1, c);
   return result;
 }
-
-}  // namespace
 
 std::string escape_html(std::string_view raw) {
   std::string result;

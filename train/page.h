@@ -16,6 +16,9 @@ std::string escape_html(std::string_view raw);
 /// charts  list of {"title", "log", "zero", "floor", "series"}, as kReportScript draws them
 std::string page_html(const std::string& title, const std::string& before, const nlohmann::ordered_json& charts, const std::string& after);
 
+/// JSON that may stand in a script element: no "</script" or "<!--" can occur.
+std::string script_json(const nlohmann::ordered_json& json);
+
 /// A number with the 5 digits that a chart shows; null for NaN and infinities.
 nlohmann::ordered_json chart_number(double value);
 
