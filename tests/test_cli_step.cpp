@@ -61,6 +61,23 @@ TEST_CASE("cli: step through a checkpoint on a text") {
   check_refused(run_program("step --checkpoint=" + run + "/none --text=abc"), 3, {"none"});
 }
 
+TEST_CASE("cli: step writes pages for a browser") {
+  const TemporaryDirectory folder;
+  const std::string page = (folder.path() / "page.html").string(), all = (folder.path() / "all").string();
+  CHECK(run_program("step --expr='L = x^2; x = 3' --html=" + page).code == 0);
+  CHECK(contains(bytes_of(page), "L = x^2; x = 3"));
+  CHECK(piped("html " + page + "\\n", "step --example=scalar").code == 0);
+  CHECK(run_program("step --html=" + all + " --all").code == 0);
+  const std::string index = bytes_of(folder.path() / "all/index.html");
+  for (const char* name : {"scalar", "hedgehog", "training"}) {
+    CHECK(contains(index, std::string("href=\"") + name + ".html\""));
+    CHECK(std::filesystem::file_size(folder.path() / "all" / (std::string(name) + ".html")) > 20000);
+  }
+  check_refused(run_program("step --html=/no/such/folder/page.html"), 1, {"/no/such/folder"});
+  check_refused(run_program("step --all"), 2, {"--html=DIRECTORY"});
+  check_refused(run_program("step --lesson=paths --html=" + page), 2, {"--html goes with"});
+}
+
 TEST_CASE("cli: step refuses what it cannot do") {
   check_refused(run_program("step --example=hedgehgo"), 2, {"hedgehgo", "hedgehog"});
   check_refused(run_program("step --example=scalar --lesson=paths"), 2, {"one of --example"});

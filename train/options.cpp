@@ -222,6 +222,8 @@ std::vector<Option> use_options() {
       text("expr", "", "program", "a formula of numbers instead: \"L = (x*y + 3)^2; x = 2; y = -1\"", kStep),
       text("text", "", "program", "with --checkpoint: the text whose loss is stepped through", kStep),
       text("lesson", "", "program", "a lesson by name, or a file: text with lines \"> command\"", kStep),
+      text("html", "", "program", "write the program as a page for a browser to this file, and stop; with --all to this directory", kStep),
+      flag("all", "false", "program", "a page for every example, and an index", kStep),
       text("script", "", "program", "a file of commands, one a line, instead of those typed", kStep),
       text("op", "", "check", "only this op; without it every op", {"gradcheck"}),
       integer("draws", "10", "draws", "check", "random inputs a sample", {"gradcheck"}, 1, 100000),

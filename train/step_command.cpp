@@ -2,7 +2,8 @@
 #include <unistd.h>
 
 #include <cstdio>
-#include <memory>
+#include <filesystem>
+#include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "core/error.h"
@@ -11,7 +12,9 @@
 #include "train/expression.h"
 #include "train/files.h"
 #include "train/lessons.h"
+#include "train/page.h"
 #include "train/setup.h"
+#include "train/step_page.h"
 #include "train/step_programs.h"
 
 namespace hedgehog {
@@ -47,6 +50,30 @@ void list_examples() {
   fmt::print("\nhedgehog step --expr=\"L = (x*y + 3)^2; x = 2; y = -1\"\nhedgehog step --checkpoint=RUN --text=\"Once upon\"\n");
 }
 
+void write_page(const Stepper& stepper, const std::string& title, const std::filesystem::path& file) {
+  replace_file(file, step_page(stepper, {.title = title}));
+}
+
+/// A page for every example, and one that links to them.
+void write_all_pages(const std::filesystem::path& directory, Dtype dtype) {
+  std::error_code error;
+  std::filesystem::create_directories(directory, error);
+  if (error) throw WriteError(fmt::format("the directory {} cannot be made: {}", directory.string(), error.message()));
+  std::string links = "<ul>\n";
+  for (const StepExample& e : step_examples()) {
+    write_page(Stepper(e.program(dtype)), fmt::format("{}: {}", e.name, e.help), directory / (e.name + ".html"));
+    links += fmt::format("<li><a href=\"{0}.html\">{0}</a>: {1}</li>\n", escape_html(e.name), escape_html(e.help));
+  }
+  replace_file(directory / "index.html", page_html("Gradients, step by step", links + "</ul>\n", nlohmann::ordered_json::array(), ""));
+}
+
+std::string title_of(const Config& config) {
+  if (config.has("expr")) return config.text("expr");
+  if (config.has("text")) return fmt::format("{} reads “{}”", config.text("checkpoint"), config.text("text"));
+  const StepExample& example = find_step_example(config.text("example"));
+  return fmt::format("{}: {}", example.name, example.help);
+}
+
 /// Runs the lines of a script, or of a lesson those that begin with "> ", and shows the others.
 bool run_lines(StepSession& session, const std::string& text, bool lesson) {
   std::istringstream lines(text);
@@ -79,6 +106,15 @@ int step_command(Config& config) {
   const OnDevice guard(cpu_device());
   StepSessionOptions options;
   options.open = [dtype](const std::string& what) { return program_of(what, dtype); };
+  options.html = [](const Stepper& stepper, const std::string& file) { write_page(stepper, "Step by step", file); };
+  if (config.flag("all") && !config.has("html")) throw UsageError("step --all needs --html=DIRECTORY for its pages");
+  if (config.has("html")) {
+    if (config.has("lesson") || config.has("script")) throw UsageError("step writes a page of a program: --html goes with --example, --expr, --checkpoint, or --all");
+    if (config.flag("all")) write_all_pages(config.text("html"), dtype);
+    else write_page(Stepper(first_program(config, dtype)), title_of(config), config.text("html"));
+    fmt::print("written {}\n", config.text("html"));
+    return kGood;
+  }
   const bool terminal = isatty(STDOUT_FILENO) && !std::getenv("NO_COLOR");
   if (config.has("lesson") || config.has("script")) {
     const std::string text = config.has("lesson") ? lesson_text(config.text("lesson")) : read_file(config.text("script"), kLongestScript);
