@@ -2,7 +2,9 @@
 #include <termios.h>
 #include <unistd.h>
 
+#include <csignal>
 #include <cstdlib>
+#include <memory>
 #include <string>
 #include <string_view>
 
@@ -11,26 +13,38 @@
 namespace hedgehog {
 namespace {
 
-/// While alive, a terminal gives every key at once and does not echo it.
+int terminal = -1;
+termios settings{};
+
+/// Ctrl-C, also while something is computed, leaves the terminal as it was.
+void leave(int) {
+  tcsetattr(terminal, TCSANOW, &settings);
+  _exit(130);
+}
+
+/// While alive, the terminal gives every key at once and does not echo it. There is one at a time.
 class RawTerminal {
  public:
-  explicit RawTerminal(int descriptor) : descriptor_(descriptor) {
-    tcgetattr(descriptor_, &before_);
-    termios raw = before_;
+  explicit RawTerminal(int descriptor) {
+    terminal = descriptor;
+    tcgetattr(terminal, &settings);
+    before_ = std::signal(SIGINT, leave);
+    termios raw = settings;
     raw.c_lflag &= ~tcflag_t(ICANON | ECHO);
-    tcsetattr(descriptor_, TCSANOW, &raw);
+    tcsetattr(terminal, TCSANOW, &raw);
   }
-  ~RawTerminal() { tcsetattr(descriptor_, TCSANOW, &before_); }
+  ~RawTerminal() {
+    tcsetattr(terminal, TCSANOW, &settings);
+    std::signal(SIGINT, before_);
+  }
   RawTerminal(const RawTerminal&) = delete;
 
  private:
-  int descriptor_;
-  termios before_{};
+  void (*before_)(int) = SIG_DFL;
 };
 
 /// Reads one line; on an empty one the right and left cursor keys are "next" and "back". False at the end of the input.
 bool read_keys(std::FILE* in, std::FILE* out, std::string& line) {
-  const RawTerminal raw(fileno(in));
   line.clear();
   constexpr int kEndOfInput = 4, kEscape = 27, kDelete = 127;
   for (int c; (c = std::fgetc(in)) != EOF;) {
@@ -69,11 +83,13 @@ bool read_line(std::FILE* in, std::string& line) {
 }  // namespace
 
 bool step_through(Program program, std::FILE* in, std::FILE* out, StepSessionOptions options) {
-  const char* const terminal = std::getenv("TERM");
-  const bool plain = std::getenv("NO_COLOR") || !terminal || std::string_view(terminal) == "dumb";
-  const bool keys = isatty(fileno(in)) && isatty(fileno(out)) && terminal && std::string_view(terminal) != "dumb";
+  const char* const kind = std::getenv("TERM");
+  const bool dumb = !kind || std::string_view(kind) == "dumb", plain = dumb || std::getenv("NO_COLOR");
+  const bool keys = isatty(fileno(in)) && isatty(fileno(out)) && !dumb;
   options.color = options.color || (isatty(fileno(out)) && !plain);
   StepSession session(std::move(program), out, std::move(options));
+  // before the first prompt, so that no key is taken the other way
+  const auto raw = keys ? std::make_unique<RawTerminal>(fileno(in)) : nullptr;
   session.show();
   std::string line;
   for (bool more = true; more;) {

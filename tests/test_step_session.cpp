@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <memory>
 
+#include "nn/gpt.h"
 #include "nn/step_session.h"
 #include "ops/ops.h"
 #include "tests/tape_cases.h"
@@ -218,6 +219,27 @@ TEST_CASE("lessons: every example has a right gradient everywhere, but for the p
     }
     CHECK(right == (example.name.find("mistake") == std::string::npos));
   }
+}
+
+TEST_CASE("step: a thousand entries, forth and back, change no value") {
+  GptOptions options;
+  options.layers = 60, options.heads = 1, options.width = 4, options.context = 4, options.vocabulary = 5, options.dtype = Dtype::f64;
+  const Gpt model(options);
+  const Tensor tokens = constant({1, 4}, {0, 1, 2, 3}, Dtype::i32, "tokens"), targets = constant({1, 4}, {1, 2, 3, 4}, Dtype::i32, "targets");
+  Stepper stepper(record([&] {
+    const Tensor loss = model.loss(tokens, targets).loss;
+    backward(loss);
+    return Tensors{loss};
+  }));
+  REQUIRE(stepper.size() > 1000);
+  std::vector<std::vector<double>> made;  // what each entry wrote first
+  const auto written = [&] {
+    const Tensors results = Trace::results(stepper.entries()[stepper.position() - 1]);
+    return results.empty() ? std::vector<double>{} : stepper.trace().value(results[0], stepper.position());
+  };
+  while (stepper.next()) made.push_back(written());
+  for (; stepper.position() > 0; stepper.previous()) CHECK(written() == made[stepper.position() - 1]);
+  CHECK(stepper.check_direction(stepper.find("h.0.attn.map_q.weight")).passed);
 }
 
 TEST_CASE("step: the whole of a block, forth and back, changes no value") {

@@ -1,0 +1,82 @@
+#include <doctest/doctest.h>
+#include <poll.h>
+#include <pty.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <string>
+
+#include "tests/temporary_directory.h"
+
+using namespace hedgehog;
+
+namespace {
+
+/// The program on a terminal of its own.
+class Terminal {
+ public:
+  Terminal() {
+    child_ = forkpty(&descriptor_, nullptr, nullptr, nullptr);
+    if (child_ != 0) return;
+    setenv("TERM", "xterm", 1);
+    unsetenv("NO_COLOR");
+    setenv("CUDA_VISIBLE_DEVICES", "", 1);
+    execl(HH_BINARY_DIR "/bin/hedgehog", "hedgehog", "step", "--example=scalar", nullptr);
+    _exit(127);
+  }
+  ~Terminal() {
+    if (descriptor_ >= 0) close(descriptor_);
+  }
+  Terminal(const Terminal&) = delete;
+
+  void type(const std::string& keys) const { CHECK(write(descriptor_, keys.data(), keys.size()) == ssize_t(keys.size())); }
+  /// What appears, up to and with `end`; less if nothing more comes for ten seconds.
+  std::string until(const std::string& end) const {
+    std::string text;
+    pollfd waiting{descriptor_, POLLIN, 0};
+    while (!contains(text, end) && poll(&waiting, 1, 10000) > 0) {
+      char buffer[512];
+      const ssize_t n = read(descriptor_, buffer, sizeof buffer);
+      if (n <= 0) break;
+      text.append(buffer, std::size_t(n));
+    }
+    return text;
+  }
+  /// Exit code, or -1 for a signal.
+  int wait() const {
+    int status = 0;
+    waitpid(child_, &status, 0);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+  }
+
+ private:
+  int descriptor_ = -1;
+  pid_t child_ = -1;
+};
+
+}  // namespace
+
+TEST_CASE("cli: step on a terminal has colour and cursor keys, and lets lines be mended") {
+  const Terminal terminal;
+  CHECK(contains(terminal.until("step 0/7> "), "3 steps forward"));
+  terminal.type("\x1b[C");
+  CHECK(contains(terminal.until("step 1/7> "), "\x1b[1mstep 1 of 7"));
+  terminal.type("\x1b[C");
+  terminal.until("step 2/7> ");
+  terminal.type("\x1b[D");
+  CHECK(contains(terminal.until("step 1/7> "), "step 1 of 7"));
+  terminal.type("why xx\x7f\n");
+  CHECK(contains(terminal.until("step 1/7> "), "dL/dx = -2"));
+  terminal.type("\xc3\xa9\x7fquit\n");
+  CHECK(terminal.wait() == 0);
+}
+
+TEST_CASE("cli: step on a terminal ends by Ctrl-C and by the end of input") {
+  for (const auto& [key, code] : {std::pair("\x03", 130), {"\x04", 0}}) {
+    const Terminal terminal;
+    terminal.until("step 0/7> ");
+    terminal.type(key);
+    CHECK(terminal.wait() == code);
+  }
+}
