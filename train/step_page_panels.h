@@ -119,9 +119,9 @@ function draw_step() {
   else html(card, "p", "caption", "no formula: it moves numbers as they are");
 }
 
-function draw_graph() {
+function draw_graph() { redraw($("graph"), draw_graph_anew); }
+function draw_graph_anew() {
   const card = $("graph"), step = steps[state.at - 1];
-  card.textContent = "";
   card.hidden = !step;
   if (!step) return;
   const width = Math.max(260, card.clientWidth - 34), stacked = width < 620;
@@ -140,7 +140,7 @@ function draw_graph() {
   };
   const arrow = d => svg(picture, "path", { d, "marker-end": "url(#tip)" });
   const box = (x, y, [argument, t]) => {
-    const tensor = tensors[t], node = svg(picture, "a", { href: `#step=${state.at}`, class: primal(t) === state.tensor ? "chosen" : "" });
+    const tensor = tensors[t], node = svg(picture, "a", { id: `node-${argument}-${t}`, href: `#step=${state.at}`, class: primal(t) === state.tensor ? "chosen" : "" });
     node.setAttribute("aria-label", `${argument}: ${tensor.name}, shape ${tensor.shape.join(" by ") || "one number"}`);
     svg(node, "rect", { x, y, width: wide, height: tall, rx: 6 });
     svg(node, "title", {}, `${argument}: ${tensor.name} (${tensor.shape.join(", ")})`);
@@ -266,15 +266,15 @@ function draw_explanation(parent, tensor) {
     option.value = i;
     option.selected = i === index;
   });
-  select.addEventListener("change", () => { state.element = Number(select.value); draw_tensor(); $("tensor").querySelector("#element")?.focus(); });
+  select.addEventListener("change", () => { state.element = Number(select.value); draw_tensor(); });
   select.id = "element";
   draw_terms(place, tensor, one);
   draw_checks(place, tensor);
 }
 
-function draw_tensor() {
+function draw_tensor() { redraw($("tensor"), draw_tensor_anew); }
+function draw_tensor_anew() {
   const card = $("tensor"), t = state.tensor;
-  card.textContent = "";
   card.hidden = t === null;
   if (t === null) return;
   const tensor = tensors[t];
@@ -291,6 +291,7 @@ function draw_tensor() {
   const box = (text, on, change) => {
     const label = html(choices, "label"), input = html(label, "input");
     input.type = "checkbox";
+    input.id = text.replaceAll(" ", "-");
     input.checked = on;
     label.append(text);
     input.addEventListener("change", () => change(input.checked));

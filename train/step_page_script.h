@@ -14,7 +14,7 @@ inline constexpr const char* kStepPageBody = R"html(<a class="skip" href="#main"
 <button id="play" type="button" aria-label="Play" title="Space">▶&#xFE0E; Play</button><button id="forth" type="button" aria-label="One step on" title="Right">▶&#xFE0E;</button>
 <button id="last" type="button" aria-label="To the end" title="End">▶&#xFE0E;|</button>
 <select id="speed" aria-label="Speed"><option value="1200">slow</option><option value="600" selected>usual</option><option value="120">fast</option></select>
-<output id="where"></output></div>
+<span id="where"></span></div>
 <canvas id="strip" aria-hidden="true"></canvas>
 <input id="scrubber" type="range" min="0" step="1" aria-label="Step">
 </section>
@@ -71,6 +71,13 @@ const wide_table = (parent, label, className = "wide") => {
   place.setAttribute("aria-label", label);
   html(table, "caption", "unseen", label);
   return table;
+};
+/// Draws a card anew; what had the focus in it has it again, if it has an id.
+const redraw = (card, draw) => {
+  const focused = card.contains(document.activeElement) ? document.activeElement.id : "";
+  card.textContent = "";
+  draw();
+  if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
 };
 const button = (parent, text, action) => {
   const node = html(parent, "button", "", text);
