@@ -62,7 +62,10 @@ class PageData {
   std::size_t add(const std::string& name, const Tensor& x, const Tensor& primal);
   /// Of a window that was detached there is none, though its root has one.
   Tensor gradient_of(const Tensor& x) const { return x->base && !x.wants_gradient() ? Tensor{} : stepper_.gradient_of(x); }
-  std::size_t value(const Tensor& x) { return add(stepper_.name(x), x, {}); }
+  std::size_t value(const Tensor& x) {
+    const Tensor primal = stepper_.primal_of(x);
+    return primal ? gradient(primal, x.root()) : add(stepper_.name(x), x, {});
+  }
   std::size_t gradient(const Tensor& primal, const Tensor& g) { return add(stepper_.name(primal) + ".grad", g, primal); }
   Json links(const Tensors& tensors, const std::vector<std::string>& titles, std::uint32_t mask = ~0u);
   Json step(std::size_t index);
@@ -84,8 +87,8 @@ class PageData {
   std::map<std::string, std::size_t> index_;
   std::map<std::size_t, bool> explain_;
   std::int64_t attention_numbers_ = 0;  // of one step
-  std::int64_t most_ = 0;  // numbers of one version
-  std::int64_t cut_ = 0;   // versions that have more
+  std::int64_t most_ = 0;               // numbers of one version
+  std::int64_t cut_ = 0;                // versions that have more
   Json notices_ = Json::array();
 };
 
@@ -126,9 +129,7 @@ void PageData::add_writes(Json& json, const Entry& e) {
     const Tensor& y = e.outputs[j];
     if (!y) continue;
     const std::string title = j < e.op->results.size() ? e.op->results[j] : std::to_string(j);
-    // where backward begins, a forward entry writes a gradient
-    const Tensor primal = stepper_.primal_of(y);
-    writes.push_back({title, primal ? gradient(primal, y) : value(y)});
+    writes.push_back({title, value(y)});
   }
   if (!e.backward) {
     for (const Json& link : links(e.saved, e.op->saved_names)) writes.push_back(link);
