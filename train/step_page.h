@@ -21,7 +21,7 @@ struct StepPageOptions {
   std::int64_t elements = 3;
   std::int64_t terms = 16;
   std::int64_t tensors = 160;
-  double work = 5e11;
+  double work = 1e12;
 };
 
 /// One self-contained page (no network, opens from disk) that walks through a program: every op in order, forward and backward, with its
@@ -40,6 +40,7 @@ std::string step_page(const Stepper& stepper, const StepPageOptions& options = {
 ///             "attention", "attention_at"}; tensors as [argument, index]; what names another step counts from 1
 ///   tensors   {"name", "shape", "dtype", "role", "primal", "gradient", "complete", "versions", "explained", "direction"}; a version is
 ///             {"at", "statistics", "numbers" or "fill"}, valid from step `at` on; numbers have 9 digits, or are "nan", "inf", "-inf"
+///             explained elements hold "check", and tensors "direction", where the program computes in f64
 ///   layers    {"name", "norm", "parameters"}: gradients of parameters at the end
 nlohmann::ordered_json step_page_data(const Stepper& stepper, const StepPageOptions& options);
 

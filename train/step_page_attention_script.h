@@ -39,6 +39,7 @@ function draw_attention_anew() {
   const notes = [];
   if (attention.batch > 1) notes.push(`the first of ${attention.batch} sequences`);
   if (shown < tokens) notes.push(`the first ${shown} of ${tokens} tokens; what a token sees lies before it, so their weights are whole`);
+  if (attention.unmapped) notes.push("queries and keys as this op reads them, which are features already where another step maps them");
   if (attention.queries !== undefined) notes.push("the maps of two steps alone, taken as those of queries and of keys, in one document");
   if (notes.length) html(card, "p", "caption", `Drawn: ${notes.join("; ")}.`);
   const choices = html(card, "div", "choose"), select = html(html(choices, "label", "", "head "), "select");

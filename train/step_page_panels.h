@@ -275,7 +275,7 @@ function draw_explanation(parent, tensor) {
   select.addEventListener("change", () => { state.element = Number(select.value); draw_tensor(); });
   select.id = "element";
   draw_terms(place, tensor, one);
-  draw_checks(place, tensor);
+  if (checks_of(tensor).length) draw_checks(place, tensor);
 }
 
 function draw_tensor() { redraw($("tensor"), draw_tensor_anew); }
