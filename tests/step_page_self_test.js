@@ -104,6 +104,18 @@ addEventListener("load", async () => {
   const node = document.querySelector("#graph a");
   node.dispatchEvent(new MouseEvent("click", { bubbles: true, cancelable: true }));
   check("a node of the graph can be chosen", document.querySelectorAll("#graph .chosen").length >= 1);
+  const pin = $$("stay-with-this-tensor"), same = $$("same-colours-for-value-and-gradient");
+  if (same) {
+    same.focus();
+    same.click();
+    check("the focus stays where it was", document.activeElement.id === same.id && $$(same.id).checked);
+  }
+  const title_of_tensor = () => $$("tensor").querySelector("h2").textContent, pinned = title_of_tensor();
+  pin.isConnected ? pin.click() : $$(pin.id).click();
+  key("Home");
+  check("a tensor that is kept stays", title_of_tensor() === pinned);
+  $$(pin.id).click();
+  key("End");
   for (const details of document.querySelectorAll("main details")) details.open = true;
   await pause(100);
   check("the table has numbers", document.querySelectorAll("#tensor .numbers td").length > 0);

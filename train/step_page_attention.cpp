@@ -172,6 +172,7 @@ Json step_attention(const Stepper& stepper, std::size_t index, std::int64_t numb
     Json json = mapped_json(whole ? of_linear_attention(stepper, index) : of_feature_maps(stepper, queries, index), numbers);
     json["batch"] = e.inputs[0].shape()[0];
     if (!whole) json["queries"] = queries;
+    else if (!e.inputs[kWeightQ] && (e.attributes.text("map") == "identity" || e.attributes.text("map") == "exp")) json["unmapped"] = true;
     return json;
   } catch (const Error& error) {
     // numbers that are not finite have no weights

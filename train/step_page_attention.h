@@ -15,6 +15,7 @@ namespace hedgehog {
 /// weights   (shown, shown)     those of the entry's map
 /// phi       (shown, features)  phi_k(k_j); v (shown, columns): S_i = sum_{j <= i} phi_k(k_j) v_j^T, z_i = sum_{j <= i} phi_k(k_j)
 /// measures  {"softmax", "map"} as measure_columns(), over all tokens
+/// "unmapped": true  where another step may have mapped queries and keys: "exp" and "identity" without weights
 ///
 /// The same of a forward entry of feature_map, where attention is made of primitive ops: the second of two in a row with one shape and one
 /// map, taken as that of keys, if a causal_mask follows before the next. It has no values (columns = 0), and "queries" is the first's entry.

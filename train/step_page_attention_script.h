@@ -24,9 +24,9 @@ function attention_step() {
   return with_attention(step) ?? (step?.partner ? with_attention(steps[step.partner - 1]) : null);
 }
 
-function draw_attention() {
+function draw_attention() { redraw($("attention"), draw_attention_anew); }
+function draw_attention_anew() {
   const card = $("attention"), step = attention_step();
-  card.textContent = "";
   card.hidden = !step;
   if (!step) return;
   const attention = step.attention;
@@ -39,12 +39,13 @@ function draw_attention() {
   const notes = [];
   if (attention.batch > 1) notes.push(`the first of ${attention.batch} sequences`);
   if (shown < tokens) notes.push(`the first ${shown} of ${tokens} tokens; what a token sees lies before it, so their weights are whole`);
+  if (attention.unmapped) notes.push("queries and keys as this op reads them, which are features already where another step maps them");
   if (attention.queries !== undefined) notes.push("the maps of two steps alone, taken as those of queries and of keys, in one document");
   if (notes.length) html(card, "p", "caption", `Drawn: ${notes.join("; ")}.`);
   const choices = html(card, "div", "choose"), select = html(html(choices, "label", "", "head "), "select");
   attention.heads.forEach((_, i) => { const o = html(select, "option", "", String(i + 1)); o.value = i; o.selected = i === state.head; });
   select.id = "head";
-  select.addEventListener("change", () => { state.head = Number(select.value); draw_attention(); $("head").focus(); });
+  select.addEventListener("change", () => { state.head = Number(select.value); draw_attention(); });
   const weights = html(card, "div", "pair"), limit = Math.max(limit_of(head.softmax), limit_of(head.weights));
   const square = (label, numbers) => {
     const place = html(weights, "div");
@@ -65,7 +66,7 @@ function draw_attention() {
   html(card, "p", "caption", "Entropy in nats: low is spiky. Spearman's correlation of weights with q · k: 1 is monotone, as softmax is within a row.");
   const states = states_of(attention, head), pair = html(card, "div", "pair");
   const left = html(pair, "div");
-  html(left, "h3", "", "z, the running sum of mapped keys, token by token");
+  html(left, "h3", "", "z after each token: the sum of mapped keys");
   heat_map(left, { label: "z", rows: shown, columns: F, numbers: states.z, limit: limit_of(states.z), half: true, name: i => `z after token ${Math.floor(i / F)}, feature ${i % F}`,
     pick: i => { state.token = Math.floor(i / F); if (V) draw_attention(); } });
   number_table(left, "z", "z", [shown, F], states.z);
@@ -139,8 +140,8 @@ function draw() {
   $("scrubber").value = state.at;
   $("scrubber").setAttribute("aria-valuetext", `step ${state.at}: ${title_of(state.at)}`);
   $("where").textContent = `step ${state.at} of ${count}: ${title_of(state.at)}`;
-  $("first").disabled = $("back").disabled = state.at === 0;
-  $("last").disabled = $("forth").disabled = state.at === count;
+  for (const id of ["first", "back"]) $(id).setAttribute("aria-disabled", String(state.at === 0));
+  for (const id of ["last", "forth"]) $(id).setAttribute("aria-disabled", String(state.at === count));
   const scope = state.at && steps[state.at - 1].scope;
   // while it plays, reading every step aloud would never end
   if (!state.playing) $("live").textContent = `Step ${state.at} of ${count}: ${title_of(state.at)}${scope ? ` in ${scope}` : ""}`;

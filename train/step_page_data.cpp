@@ -7,6 +7,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "core/account.h"
 #include "core/error.h"
 #include "train/page.h"
 #include "train/step_page.h"
@@ -19,7 +20,7 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr std::int64_t kBytesOfNumber = 11;  // of 9 digits, with sign, point and comma, as they come
+constexpr std::int64_t kBytesOfNumber = 13;  // of 9 digits, with sign, point or power, and comma, as they come
 
 Json number(double v) {
   if (std::isnan(v)) return "nan";
@@ -61,7 +62,10 @@ class PageData {
   std::size_t add(const std::string& name, const Tensor& x, const Tensor& primal);
   /// Of a window that was detached there is none, though its root has one.
   Tensor gradient_of(const Tensor& x) const { return x->base && !x.wants_gradient() ? Tensor{} : stepper_.gradient_of(x); }
-  std::size_t value(const Tensor& x) { return add(stepper_.name(x), x, {}); }
+  std::size_t value(const Tensor& x) {
+    const Tensor primal = stepper_.primal_of(x);
+    return primal ? gradient(primal, x.root()) : add(stepper_.name(x), x, {});
+  }
   std::size_t gradient(const Tensor& primal, const Tensor& g) { return add(stepper_.name(primal) + ".grad", g, primal); }
   Json links(const Tensors& tensors, const std::vector<std::string>& titles, std::uint32_t mask = ~0u);
   Json step(std::size_t index);
@@ -72,6 +76,8 @@ class PageData {
   Json version(const Named& x, std::size_t at);
   Json tensor(std::size_t index);
   Json explained(const Tensor& x, std::int64_t element);
+  void choose_explained();
+  std::int64_t affordable() const;
   std::vector<std::int64_t> elements(const Tensor& x, const Tensor& gradient) const;
   Json layers() const;
 
@@ -80,8 +86,10 @@ class PageData {
   std::vector<Named> tensors_;
   std::map<std::string, std::size_t> index_;
   std::map<std::size_t, bool> explain_;
-  std::int64_t most_ = 0;  // numbers of one version
-  std::int64_t cut_ = 0;   // versions that have more
+  bool exact_ = true;                   // forward computes in f64: differences of the loss are good enough to check by
+  std::int64_t attention_numbers_ = 0;  // of one step
+  std::int64_t most_ = 0;               // numbers of one version
+  std::int64_t cut_ = 0;                // versions that have more
   Json notices_ = Json::array();
 };
 
@@ -122,9 +130,7 @@ void PageData::add_writes(Json& json, const Entry& e) {
     const Tensor& y = e.outputs[j];
     if (!y) continue;
     const std::string title = j < e.op->results.size() ? e.op->results[j] : std::to_string(j);
-    // where backward begins, a forward entry writes a gradient
-    const Tensor primal = stepper_.primal_of(y);
-    writes.push_back({title, primal ? gradient(primal, y) : value(y)});
+    writes.push_back({title, value(y)});
   }
   if (!e.backward) {
     for (const Json& link : links(e.saved, e.op->saved_names)) writes.push_back(link);
@@ -158,8 +164,7 @@ Json PageData::step(std::size_t index) {
   add_reads(json, e);
   add_writes(json, e);
   add_gradients(json, e);
-  // an eighth of the numbers for each of at most as many steps
-  if (Json attention = step_attention(stepper_, index, options_.bytes / kBytesOfNumber / 8); !attention.is_null()) json["attention"] = std::move(attention);
+  if (Json attention = step_attention(stepper_, index, attention_numbers_); !attention.is_null()) json["attention"] = std::move(attention);
   return json;
 }
 
@@ -168,7 +173,7 @@ void PageData::find_most() {
   std::vector<std::int64_t> sizes;
   for (const Named& x : tensors_) sizes.insert(sizes.end(), x.versions.size(), x.tensor.size());
   std::sort(sizes.begin(), sizes.end());
-  std::int64_t left = options_.bytes / kBytesOfNumber;
+  std::int64_t left = options_.bytes / kBytesOfNumber * 3 / 4;
   for (std::size_t i = 0; i < sizes.size(); ++i) {
     const std::int64_t share = left / std::int64_t(sizes.size() - i);
     if (sizes[i] > share) {
@@ -226,9 +231,11 @@ Json PageData::explained(const Tensor& x, std::int64_t element) {
                      {"local", number(c.local)},
                      {"product", number(c.product())}});
   }
-  return {{"element", element},   {"gradient", number(why.gradient)}, {"before", number(why.before)}, {"seed", number(why.seed)},
-          {"terms", terms},       {"zeros", why.zeros},               {"others", why.others},         {"rest", number(why.rest)},
-          {"sum", number(why.sum())}, {"check", check_json(stepper_.check(x, element))}};
+  Json json = {{"element", element}, {"gradient", number(why.gradient)}, {"before", number(why.before)}, {"seed", number(why.seed)},
+               {"terms", terms},     {"zeros", why.zeros},               {"others", why.others},         {"rest", number(why.rest)},
+               {"sum", number(why.sum())}};
+  if (exact_) json["check"] = check_json(stepper_.check(x, element));
+  return json;
 }
 
 Json PageData::tensor(std::size_t index) {
@@ -246,7 +253,7 @@ Json PageData::tensor(std::size_t index) {
   if (!gradient || !explain_.contains(index)) return json;
   json["explained"] = Json::array();
   for (const std::int64_t i : elements(x.tensor, gradient)) json["explained"].push_back(explained(x.tensor, i));
-  json["direction"] = check_json(stepper_.check_direction(x.tensor));
+  if (exact_) json["direction"] = check_json(stepper_.check_direction(x.tensor));
   return json;
 }
 
@@ -274,8 +281,44 @@ Json PageData::layers() const {
   return all;
 }
 
+/// Tensors whose checks and terms stay within the work that may be done.
+std::int64_t PageData::affordable() const {
+  double loss = 1;
+  for (const Entry& e : stepper_.entries()) {
+    if (e.backward) continue;
+    loss += work_of(e).flops;
+    // fresh memory for a number takes as long as hundreds of FLOPs of a product
+    for (const Tensor& x : Trace::results(e)) loss += 256 * double(x.size());
+  }
+  // a check computes the loss three to five times, and the terms of an element are about as much again
+  const double each = loss * double(8 * (options_.elements + 1));
+  return std::int64_t(std::clamp(options_.work / each, 1.0, 1e9));
+}
+
+/// Leaves first.
+void PageData::choose_explained() {
+  std::vector<std::size_t> wanted;
+  for (const bool leaves : {true, false})
+    for (std::size_t i = 0; i < tensors_.size(); ++i) {
+      const Named& x = tensors_[i];
+      if (!x.primal && !x.versions.empty() && gradient_of(x.tensor) && (x.versions.front() == 0) == leaves) wanted.push_back(i);
+    }
+  const std::int64_t most = std::min(options_.tensors, affordable());
+  if (std::int64_t(wanted.size()) > most) {
+    notices_.push_back(fmt::format("Gradients of {} of {} tensors are explained and checked on this page, parameters first; the stepper itself answers for any.",
+                                   most, wanted.size()));
+    wanted.resize(std::size_t(most));
+  }
+  for (const std::size_t i : wanted) explain_[i] = true;
+}
+
 Json PageData::collect() {
   Json ops = Json::object(), steps = Json::array(), tensors = Json::array();
+  // a quarter of the numbers for attention, the rest for tensors
+  const auto attentions = std::count_if(stepper_.entries().begin(), stepper_.entries().end(), [](const Entry& e) {
+    return !e.backward && (e.op->name == "linear_attention" || e.op->name == "feature_map");
+  });
+  attention_numbers_ = options_.bytes / kBytesOfNumber / 4 / std::max<std::int64_t>(attentions, 1);
   for (std::size_t i = 0; i < stepper_.size(); ++i) {
     steps.push_back(step(i));
     if (steps[i].contains("attention") && steps[i]["attention"].contains("queries")) steps[steps[i]["attention"]["queries"].get<std::size_t>()]["attention_at"] = i + 1;
@@ -288,18 +331,11 @@ Json PageData::collect() {
     if (x.primal) continue;
     if (const Tensor g = gradient_of(x.tensor)) gradient(x.tensor, g);
   }
-  std::vector<std::size_t> wanted;
-  for (const bool leaves : {true, false})
-    for (std::size_t i = 0; i < tensors_.size(); ++i) {
-      const Named& x = tensors_[i];
-      if (!x.primal && !x.versions.empty() && gradient_of(x.tensor) && (x.versions.front() == 0) == leaves) wanted.push_back(i);
-    }
-  if (std::int64_t(wanted.size()) > options_.tensors) {
-    notices_.push_back(fmt::format("Gradients of {} of {} tensors are explained and checked on this page, parameters first; the stepper itself answers for any.",
-                                   options_.tensors, wanted.size()));
-    wanted.resize(std::size_t(options_.tensors));
-  }
-  for (const std::size_t i : wanted) explain_[i] = true;
+  choose_explained();
+  for (const Entry& e : stepper_.entries())
+    for (const Tensor& y : e.outputs)
+      if (y && is_floating(y.dtype()) && y.dtype() != Dtype::f64) exact_ = false;
+  if (!exact_) notices_.push_back("Gradients are not checked: this program computes in f32, whose rounding hides small differences of the loss. Record it in f64.");
   find_most();
   for (std::size_t i = 0; i < tensors_.size(); ++i) tensors.push_back(tensor(i));
   if (cut_ > 0)
@@ -320,6 +356,7 @@ Json step_page_data(const Stepper& stepper, const StepPageOptions& options) {
   for (const auto& [name, value] : std::initializer_list<std::pair<const char*, std::int64_t>>{
            {"bytes", options.bytes}, {"elements", options.elements}, {"terms", options.terms}, {"tensors", options.tensors}})
     if (value < 1) throw UsageError(fmt::format("[step page] {} must be at least 1, not {}", name, value));
+  if (!(options.work > 0)) throw UsageError(fmt::format("[step page] work must be above 0 FLOPs, not {}", options.work));
   return PageData(stepper, options).collect();
 }
 

@@ -20,7 +20,9 @@ const limit_of = numbers => numbers.reduce((most, v) => { const a = Math.abs(num
 /// A picture of numbers with its scale; the number under the pointer, or under the cell that arrows choose, is read out.
 /// picture: {label, rows, columns, numbers, limit, half (no negative numbers), name(i) of a cell, pick(i)}
 function heat_map(parent, picture) {
-  const figure = html(parent, "figure", "map"), canvas = html(figure, "canvas"), { rows, columns, numbers, limit } = picture;
+  const figure = html(parent, "figure", "map"), canvas = html(figure, "canvas"), { numbers, limit } = picture;
+  // browsers draw no wider canvas
+  const rows = Math.min(picture.rows, 8192), columns = Math.min(picture.columns, 8192), index = (r, c) => r * picture.columns + c;
   const room = Math.max(120, parent.clientWidth || 300) - 2;
   const side = Math.min(28, room / columns, 340 / rows);
   const width = Math.min(room, Math.max(side, Math.min(10, room / columns)) * columns), height = Math.max(side, Math.min(10, 340 / rows)) * rows;
@@ -33,23 +35,24 @@ function heat_map(parent, picture) {
   canvas.setAttribute("aria-label", `${picture.label}: ${rows} by ${columns} numbers; arrows move over the cells, the table below has them all`);
   const paint = canvas.getContext("2d"), image = paint.createImageData(columns, rows);
   const low = color_of("--low"), middle = color_of("--middle"), high = color_of("--high"), odd = color_of("--odd");
-  for (let i = 0; i < numbers.length; ++i) {
-    const v = numeric(numbers[i]), share = limit > 0 ? Math.min(1, Math.abs(v) / limit) : 0;
+  for (let r = 0; r < rows; ++r) for (let c = 0; c < columns && index(r, c) < numbers.length; ++c) {
+    const v = numeric(numbers[index(r, c)]), share = limit > 0 ? Math.min(1, Math.abs(v) / limit) : 0;
     const rgb = Number.isFinite(v) ? mix(middle, v < 0 ? low : high, share) : odd;
-    image.data.set([...rgb, 255], 4 * i);
+    image.data.set([...rgb, 255], 4 * (r * columns + c));
   }
   paint.putImageData(image, 0, 0);
   const scale = html(figure, "div", picture.half ? "scale half" : "scale");
   html(scale, "span", "", picture.half ? "0" : short(-limit));
   html(scale, "i");
   html(scale, "span", "", picture.half ? short(limit) : `${short(limit)}, 0 in the middle`);
+  if (rows < picture.rows || columns < picture.columns) html(scale, "span", "", `drawn: ${rows} rows and ${columns} columns of them`);
   const output = html(figure, "output"), tip = html(figure, "div", "tip");
   tip.hidden = true;
   let cell = 0;
   const tell = i => { cell = i; return `${picture.name(i)} = ${i < numbers.length ? exact(numbers[i]) : "cut from this page"}`; };
   const at = event => {
     const box = canvas.getBoundingClientRect(), x = (event.clientX - box.left) / box.width, y = (event.clientY - box.top) / box.height;
-    return Math.min(rows - 1, Math.max(0, Math.floor(y * rows))) * columns + Math.min(columns - 1, Math.max(0, Math.floor(x * columns)));
+    return index(Math.min(rows - 1, Math.max(0, Math.floor(y * rows))), Math.min(columns - 1, Math.max(0, Math.floor(x * columns))));
   };
   canvas.addEventListener("pointermove", event => {
     const box = figure.getBoundingClientRect();
@@ -62,9 +65,9 @@ function heat_map(parent, picture) {
   canvas.addEventListener("click", event => { const i = at(event); output.textContent = tell(i); if (picture.pick) picture.pick(i); });
   canvas.addEventListener("focus", () => { output.textContent = tell(cell); });
   canvas.addEventListener("keydown", event => {
-    const move = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[event.key];
+    const move = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -picture.columns, ArrowDown: picture.columns }[event.key];
     if (move === undefined) return;
-    if (cell + move >= 0 && cell + move < rows * columns) output.textContent = tell(cell + move);
+    if (cell + move >= 0 && cell + move < index(rows, 0)) output.textContent = tell(cell + move);
     event.preventDefault();
     event.stopPropagation();
   });
@@ -119,9 +122,9 @@ function draw_step() {
   else html(card, "p", "caption", "no formula: it moves numbers as they are");
 }
 
-function draw_graph() {
+function draw_graph() { redraw($("graph"), draw_graph_anew); }
+function draw_graph_anew() {
   const card = $("graph"), step = steps[state.at - 1];
-  card.textContent = "";
   card.hidden = !step;
   if (!step) return;
   const width = Math.max(260, card.clientWidth - 34), stacked = width < 620;
@@ -140,7 +143,7 @@ function draw_graph() {
   };
   const arrow = d => svg(picture, "path", { d, "marker-end": "url(#tip)" });
   const box = (x, y, [argument, t]) => {
-    const tensor = tensors[t], node = svg(picture, "a", { href: `#step=${state.at}`, class: primal(t) === state.tensor ? "chosen" : "" });
+    const tensor = tensors[t], node = svg(picture, "a", { id: `node-${argument}-${t}`, href: `#step=${state.at}`, class: primal(t) === state.tensor ? "chosen" : "" });
     node.setAttribute("aria-label", `${argument}: ${tensor.name}, shape ${tensor.shape.join(" by ") || "one number"}`);
     svg(node, "rect", { x, y, width: wide, height: tall, rx: 6 });
     svg(node, "title", {}, `${argument}: ${tensor.name} (${tensor.shape.join(", ")})`);
@@ -180,9 +183,11 @@ function step_links(parent, label, list) {
   if (list.length > 6) span.append(` and ${list.length - 6} more`);
 }
 
+/// Of a tensor with one number everywhere as many as a picture needs.
 function numbers_of(tensor, version) {
   if (!("fill" in version)) return version.numbers;
-  return new Array(tensor.shape.reduce((p, n) => p * n, 1)).fill(version.fill);
+  const [rows, columns] = rows_of(tensor.shape);
+  return new Array(Math.min(columns, 20000) * Math.min(rows, Math.max(1, Math.floor(20000 / columns)))).fill(version.fill);
 }
 
 /// Value or gradient at the current step.
@@ -200,7 +205,8 @@ function draw_values(parent, heading, t, limit, pick) {
   if (s.count <= 12 && numbers.length === s.count) html(place, "p", "few", numbers.map(exact).join("  "));
   heat_map(place, { label: heading, rows: shown, columns: numbers.length < columns ? numbers.length : columns, numbers, limit: own, pick,
     name: i => `${tensor.name}${tensor.shape.length ? index_text(tensor.shape, i) : ""}` });
-  if (numbers.length < s.count)
+  if ("fill" in version) html(place, "p", "caption", `all ${s.count} numbers are ${exact(version.fill)}`);
+  else if (numbers.length < s.count)
     html(place, "p", "caption", shown < rows ? `cut: the first ${shown} of ${plural(rows, "row")}` : `cut: the first ${numbers.length} of ${s.count} numbers`);
   html(place, "p", "statistics", `min ${short(s.minimum)}, max ${short(s.maximum)}, mean ${short(s.mean)}, deviation ${short(s.deviation)}, norm ` +
     `${short(s.norm)}, zeros ${s.zeros} of ${s.count}${s.non_finite ? `, not finite ${s.non_finite}` : ""}`);
@@ -266,15 +272,15 @@ function draw_explanation(parent, tensor) {
     option.value = i;
     option.selected = i === index;
   });
-  select.addEventListener("change", () => { state.element = Number(select.value); draw_tensor(); $("tensor").querySelector("#element")?.focus(); });
+  select.addEventListener("change", () => { state.element = Number(select.value); draw_tensor(); });
   select.id = "element";
   draw_terms(place, tensor, one);
-  draw_checks(place, tensor);
+  if (checks_of(tensor).length) draw_checks(place, tensor);
 }
 
-function draw_tensor() {
+function draw_tensor() { redraw($("tensor"), draw_tensor_anew); }
+function draw_tensor_anew() {
   const card = $("tensor"), t = state.tensor;
-  card.textContent = "";
   card.hidden = t === null;
   if (t === null) return;
   const tensor = tensors[t];
@@ -291,6 +297,7 @@ function draw_tensor() {
   const box = (text, on, change) => {
     const label = html(choices, "label"), input = html(label, "input");
     input.type = "checkbox";
+    input.id = text.replaceAll(" ", "-");
     input.checked = on;
     label.append(text);
     input.addEventListener("change", () => change(input.checked));

@@ -14,7 +14,7 @@ inline constexpr const char* kStepPageBody = R"html(<a class="skip" href="#main"
 <button id="play" type="button" aria-label="Play" title="Space">▶&#xFE0E; Play</button><button id="forth" type="button" aria-label="One step on" title="Right">▶&#xFE0E;</button>
 <button id="last" type="button" aria-label="To the end" title="End">▶&#xFE0E;|</button>
 <select id="speed" aria-label="Speed"><option value="1200">slow</option><option value="600" selected>usual</option><option value="120">fast</option></select>
-<output id="where"></output></div>
+<span id="where"></span></div>
 <canvas id="strip" aria-hidden="true"></canvas>
 <input id="scrubber" type="range" min="0" step="1" aria-label="Step">
 </section>
@@ -72,6 +72,13 @@ const wide_table = (parent, label, className = "wide") => {
   html(table, "caption", "unseen", label);
   return table;
 };
+/// Draws a card anew; what had the focus in it has it again, if it has an id.
+const redraw = (card, draw) => {
+  const focused = card.contains(document.activeElement) ? document.activeElement.id : "";
+  card.textContent = "";
+  draw();
+  if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
+};
 const button = (parent, text, action) => {
   const node = html(parent, "button", "", text);
   node.type = "button";
@@ -100,7 +107,7 @@ steps.forEach((step, i) => {
   for (const [, t] of (step.writes || []).concat(step.gradients || [])) if (made_by[t].at(-1) !== i + 1) made_by[t].push(i + 1);
 });
 const verdict = check => check.passed ? "good" : check.kink ? "kink" : "bad";
-const checks_of = tensor => (tensor.explained || []).map(e => e.check).concat(tensor.direction ? [tensor.direction] : []);
+const checks_of = tensor => (tensor.explained || []).map(e => e.check).concat(tensor.direction).filter(c => c);
 
 const state = { at: 0, tensor: null, pinned: false, playing: null, element: 0, head: 0, token: null, same: false, open: {} };
 

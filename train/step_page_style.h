@@ -24,6 +24,7 @@ button, select, input[type=search] { font: inherit; color: inherit; background: 
   padding: .2rem .6rem; min-height: 2rem; max-width: 100%; }
 button { cursor: pointer; }
 button:hover { border-color: var(--one); }
+button[aria-disabled=true] { color: var(--edge); cursor: default; border-color: var(--line); }
 :focus-visible { outline: 2px solid var(--one); outline-offset: 1px; }
 kbd { border: 1px solid var(--edge); border-radius: .25rem; padding: 0 .3rem; font-size: .8em; }
 [hidden] { display: none !important; }
@@ -35,7 +36,7 @@ kbd { border: 1px solid var(--edge); border-radius: .25rem; padding: 0 .3rem; fo
 .timeline { position: sticky; top: 0; z-index: 5; background: var(--page); border-bottom: 1px solid var(--line); padding: .5rem 0; margin-bottom: 1rem; }
 .timeline .row { display: flex; flex-wrap: wrap; align-items: center; gap: .4rem; }
 .timeline button { min-width: 2.3rem; }
-.timeline output { margin-left: auto; color: var(--soft); font-variant-numeric: tabular-nums; }
+#where { margin-left: auto; color: var(--soft); font-variant-numeric: tabular-nums; }
 .timeline canvas { display: block; width: calc(100% - 16px); height: 8px; margin: .5rem 8px 0; border-radius: 4px; }
 .timeline input { display: block; width: 100%; margin: .1rem 0 0; accent-color: var(--one); }
 .layout { display: grid; grid-template-columns: 16rem minmax(0, 1fr); gap: 1.2rem; align-items: start; }
@@ -105,7 +106,7 @@ dialog td, dialog th { padding: .2rem .8rem .2rem 0; border: 0; } dialog h2 { ma
   .layout { grid-template-columns: minmax(0, 1fr); }
   #side { position: static; max-height: none; }
   #program { max-height: 14rem; border: 1px solid var(--line); border-radius: .35rem; padding: .3rem; }
-  .timeline output { margin-left: 0; width: 100%; }
+  #where { margin-left: 0; width: 100%; }
   .card { padding: .7rem .7rem; }
 }
 )css";
