@@ -153,7 +153,7 @@ function draw_graph_anew() {
     svg(node, "rect", { x, y, width: wide, height: tall, rx: 6 });
     svg(node, "title", {}, `${argument}: ${tensor.name} (${tensor.shape.join(", ")})`);
     const one = version_at(tensor, state.at)?.numbers, checks = tensor.primal === undefined ? [] : checks_of(tensors[primal(t)]);
-    const mark = !checks.length ? "" : checks.some(c => verdict(c) === "bad") ? "  ✗" : "  ✓";
+    const found = kind => checks.some(c => verdict(c) === kind), mark = !checks.length ? "" : found("bad") ? " ✗" : found("kink") ? " ◇" : " ✓";
     const value = `${one?.length === 1 ? ` = ${short(one[0])}` : ""}${mark}`;
     svg(node, "text", { x: x + 10, y: y + 18 }, fit(tensor.name, wide - 20 - measure.measureText(value).width) + value);
     const from = made_by[t].filter(s => s < state.at).at(-1), shape = tensor.shape.length ? ` (${tensor.shape.join(", ")})` : "";
@@ -294,6 +294,7 @@ function draw_tensor_anew() {
   const heading = html(card, "h2", "", `${tensor.name} `);
   const all = checks_of(tensor), bad = all.filter(c => verdict(c) === "bad").length;
   if (bad) html(heading, "span", "tag bad", `✗ ${bad} of ${plural(all.length, "check")} failed`);
+  else if (all.some(c => verdict(c) === "kink")) html(heading, "span", "tag kink", "◇ not differentiable everywhere");
   else if (all.length) html(heading, "span", "tag good", "✓ gradient checked");
   const facts = html(card, "p", "facts");
   html(facts, "span", "", `${tensor.role} of shape (${tensor.shape.join(", ")}), ${tensor.dtype}`);
