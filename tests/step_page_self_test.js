@@ -40,7 +40,8 @@ addEventListener("load", async () => {
     const head = $$("attention").querySelector("select");
     head.value = head.options.length - 1;
     head.dispatchEvent(new Event("change"));
-    const token = $$("attention").querySelector("input[type=range]"), state_after = () => $$("attention").textContent.match(/S after token (\d+)/)?.[1];
+    const token = $$("attention").querySelector("input[type=range]");
+    const state_after = () => $$("attention").textContent.match(/S after token (\d+)/)?.[1];
     if (token) {
       token.value = 1;
       token.dispatchEvent(new Event("input"));
@@ -126,13 +127,15 @@ addEventListener("load", async () => {
   check("a cell is read out", / = \S/.test(cell));
   key("ArrowRight", map);
   check("arrows on a picture do not change the step", at() === last);
-  map.dispatchEvent(new PointerEvent("pointermove", { clientX: map.getBoundingClientRect().left + 2, clientY: map.getBoundingClientRect().top + 2 }));
+  const place = map.getBoundingClientRect();
+  map.dispatchEvent(new PointerEvent("pointermove", { clientX: place.left + 2, clientY: place.top + 2 }));
   check("the number under the pointer is shown", / = \S/.test(map.parentNode.querySelector(".tip").textContent));
   const theme = getComputedStyle(document.body).backgroundColor;
   $$("theme").click();
   check("the theme changes", getComputedStyle(document.body).backgroundColor !== theme);
   for (const control of document.querySelectorAll("button, input, select, canvas[tabindex], [role=treeitem], nav, section"))
-    if (!control.textContent.trim() && !control.getAttribute("aria-label") && !control.closest("label")) problems.push(`no label: ${control.outerHTML.slice(0, 80)}`);
+    if (!control.textContent.trim() && !control.getAttribute("aria-label") && !control.closest("label"))
+      problems.push(`no label: ${control.outerHTML.slice(0, 80)}`);
 
   const words = problems.length ? `FAILED: ${problems.slice(0, 10).join(" | ")}` : `passed: ${last} steps, ${pace.toFixed(1)} ms a step`;
   if (parent !== window) return parent.postMessage(words, "*");

@@ -120,7 +120,8 @@ TEST_CASE("step page: every step, with its formula and links, and every tensor, 
     CHECK(step["direction"] == (e.backward ? "backward" : "forward"));
     CHECK(step["scope"] == e.scope);
     CHECK(data["ops"][e.op->name]["backward"] == e.op->formula_backward);
-    if (e.backward) CHECK(step["gradients"].size() == std::size_t(std::count_if(e.dx.begin(), e.dx.end(), [](const Tensor& x) { return bool(x); })));
+    const auto wanted = std::count_if(e.dx.begin(), e.dx.end(), [](const Tensor& x) { return bool(x); });
+    if (e.backward) CHECK(step["gradients"].size() == std::size_t(wanted));
   }
   std::set<std::string> names;
   for (const Json& t : data["tensors"]) {
@@ -314,7 +315,8 @@ TEST_CASE("step page: written for the browser") {
   write("long.html", long_program(2000), {.title = "Two thousand steps", .bytes = 16 << 20, .terms = 4, .tensors = 4});
   const Stepper whole(gpt_program());
   for (std::size_t i = 0; i < whole.size(); ++i)
-    if (whole.entries()[i].op->name == "linear_attention" && !whole.entries()[i].backward) write("composed.html", whole.expand(i), {.title = "Linear attention, op by op"});
+    if (whole.entries()[i].op->name == "linear_attention" && !whole.entries()[i].backward)
+      write("composed.html", whole.expand(i), {.title = "Linear attention, op by op"});
   write("kinks.html", kink_program(), {.title = "Kinks and mistakes, with a title that is long enough to need a second line"});
   write("cut.html", gpt_program(2), {.title = "Cut short", .bytes = 6000, .tensors = 3});
 }

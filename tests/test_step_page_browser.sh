@@ -24,7 +24,14 @@ open() {
 # a window cannot be as narrow as a telephone, a frame can
 cat >"$work/narrow.html" <<'HTML'
 <!doctype html><iframe src="tested.html" width="400" height="900"></iframe>
-<script>addEventListener("message", e => { const p = document.createElement("p"); p.id = "verdict"; p.textContent = e.data; document.body.append(p); });</script>
+<script>
+addEventListener("message", event => {
+  const verdict = document.createElement("p");
+  verdict.id = "verdict";
+  verdict.textContent = event.data;
+  document.body.append(verdict);
+});
+</script>
 HTML
 
 failures=0
@@ -39,7 +46,13 @@ run() {
 for page in "$work"/pages/*.html; do
   name="$(basename "$page")"
   # the self test goes before everything else, so that it sees every error
-  { sed '/<head>/q' "$page"; echo "<script>"; cat "$source_dir/tests/step_page_self_test.js"; echo "</script>"; sed '1,/<head>/d' "$page"; } >"$work/tested.html"
+  {
+    sed '/<head>/q' "$page"
+    echo "<script>"
+    cat "$source_dir/tests/step_page_self_test.js"
+    echo "</script>"
+    sed '1,/<head>/d' "$page"
+  } >"$work/tested.html"
   run "$name" "$work/tested.html" --window-size=1200,900
   case "$name" in gpt.html | kinks.html) run "$name, narrow" "$work/narrow.html" --window-size=1200,900 ;; esac
   [ "$name" != gpt.html ] || run "$name, dark" "$work/tested.html" --window-size=1200,900 --force-dark-mode

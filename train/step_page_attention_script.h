@@ -63,11 +63,13 @@ function draw_attention_anew() {
     html(row, "th", "", name).scope = "row";
     for (const v of [head.measures.map[name], head.measures.softmax[name]]) html(row, "td", "", exact(v));
   }
-  html(card, "p", "caption", "Entropy in nats: low is spiky. Spearman's correlation of weights with q · k: 1 is monotone, as softmax is within a row.");
+  html(card, "p", "caption", "Entropy in nats: low is spiky. Rank is Spearman's correlation of weights with q · k: 1 is monotone, as " +
+    "softmax is within a row.");
   const states = states_of(attention, head), pair = html(card, "div", "pair");
   const left = html(pair, "div");
   html(left, "h3", "", "z after each token: the sum of mapped keys");
-  heat_map(left, { label: "z", rows: shown, columns: F, numbers: states.z, limit: limit_of(states.z), half: true, name: i => `z after token ${Math.floor(i / F)}, feature ${i % F}`,
+  heat_map(left, { label: "z", rows: shown, columns: F, numbers: states.z, limit: limit_of(states.z), half: true,
+    name: i => `z after token ${Math.floor(i / F)}, feature ${i % F}`,
     pick: i => { state.token = Math.floor(i / F); if (V) draw_attention(); } });
   number_table(left, "z", "z", [shown, F], states.z);
   if (!V) return;
@@ -82,7 +84,8 @@ function draw_attention_anew() {
     place.textContent = "";
     const numbers = states.S(state.token);
     html(place, "h3", "", `S after token ${state.token}: mapped keys times values`);
-    heat_map(place, { label: `S after token ${state.token}`, rows: F, columns: V, numbers, limit: limit_of(numbers), name: i => `S[${Math.floor(i / V)}, ${i % V}]` });
+    heat_map(place, { label: `S after token ${state.token}`, rows: F, columns: V, numbers, limit: limit_of(numbers),
+      name: i => `S[${Math.floor(i / V)}, ${i % V}]` });
     number_table(place, "S", "S", [F, V], numbers);
   };
   slider.addEventListener("input", draw_state);
@@ -131,7 +134,8 @@ function draw_messages() {
     });
     if (targets.length > 8) p.append(` and ${targets.length - 8} more`);
   };
-  told("gradients that fail their check", tensors.filter(t => checks_of(t).some(c => verdict(c) === "bad")).map(t => [t.complete, t.name, t.name]));
+  const failing = tensors.filter(t => checks_of(t).some(c => verdict(c) === "bad"));
+  told("gradients that fail their check", failing.map(t => [t.complete, t.name, t.name]));
   told("steps that wrote numbers that are not finite", steps.flatMap((s, i) => s.finite === false ? [[i + 1, `${i + 1} ${s.op}`]] : []));
   for (const text of data.notices) html(place, "p", "message notice", text).setAttribute("role", "note");
 }
@@ -154,7 +158,8 @@ function draw() {
 
 function keys(event) {
   if (event.ctrlKey || event.altKey || event.metaKey || $("help").open) return;
-  const target = event.target, writing = target.matches("input[type=search], select"), pressed = target.matches("button, summary, a, input[type=checkbox]");
+  const target = event.target, writing = target.matches("input[type=search], select");
+  const pressed = target.matches("button, summary, a, input[type=checkbox]");
   if (event.key === "Escape" && target === $("search")) { $("search").value = ""; search(); $("main").focus(); return; }
   // a table that scrolls has the arrows for itself
   if (writing || (target.matches(".wide") && event.key.length > 1)) return;
@@ -198,13 +203,14 @@ function start() {
     }
   });
   $("found").addEventListener("keydown", event => {
-    const item = event.target.closest("li"), to = event.key === "ArrowDown" ? item?.nextSibling : event.key === "ArrowUp" ? item?.previousSibling : null;
     if (event.key !== "ArrowDown" && event.key !== "ArrowUp") return;
-    (to?.querySelector("button") ?? (event.key === "ArrowUp" ? $("search") : null))?.focus();
+    const item = event.target.closest("li"), up = event.key === "ArrowUp", to = up ? item?.previousSibling : item?.nextSibling;
+    (to?.querySelector("button") ?? (up ? $("search") : null))?.focus();
     event.preventDefault();
   });
-  $("theme").addEventListener("click", () => { document.documentElement.dataset.theme = dark() ? "light" : "dark"; show_theme(); draw(); draw_strip(); });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { show_theme(); draw(); draw_strip(); });
+  const repaint = () => { show_theme(); draw(); draw_strip(); };
+  $("theme").addEventListener("click", () => { document.documentElement.dataset.theme = dark() ? "light" : "dark"; repaint(); });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
   document.addEventListener("keydown", keys);
   addEventListener("hashchange", from_address);
   let wait = 0, before = innerWidth;

@@ -106,7 +106,8 @@ std::size_t PageData::add(const std::string& name, const Tensor& x, const Tensor
 Json PageData::links(const Tensors& tensors, const std::vector<std::string>& titles, std::uint32_t mask) {
   Json all = Json::array();
   for (std::size_t i = 0; i < tensors.size(); ++i)
-    if (tensors[i] && (i >= 32 || (mask >> i & 1u))) all.push_back({i < titles.size() ? titles[i] : fmt::format("saved {}", i), value(tensors[i])});
+    if (tensors[i] && (i >= 32 || (mask >> i & 1u)))
+      all.push_back({i < titles.size() ? titles[i] : fmt::format("saved {}", i), value(tensors[i])});
   return all;
 }
 
@@ -208,8 +209,9 @@ std::vector<std::int64_t> PageData::elements(const Tensor& x, const Tensor& grad
   const std::vector<double> v = stepper_.trace().value(x, stepper_.trace().written(x).front());
   const auto smaller = [](double a, double b) { return std::abs(a) < std::abs(b); };
   std::vector<std::int64_t> all;
-  for (const std::int64_t i : {std::max_element(g.begin(), g.end(), smaller) - g.begin(), std::min_element(v.begin(), v.end(), smaller) - v.begin(),
-                               std::ptrdiff_t(0), std::ptrdiff_t(g.size()) - 1})
+  const std::ptrdiff_t largest = std::max_element(g.begin(), g.end(), smaller) - g.begin();
+  const std::ptrdiff_t nearest = std::min_element(v.begin(), v.end(), smaller) - v.begin();
+  for (const std::int64_t i : {largest, nearest, std::ptrdiff_t(0), std::ptrdiff_t(g.size()) - 1})
     if (std::int64_t(all.size()) < options_.elements && std::find(all.begin(), all.end(), i) == all.end()) all.push_back(i);
   return all;
 }
@@ -240,10 +242,12 @@ Json PageData::explained(const Tensor& x, std::int64_t element) {
 
 Json PageData::tensor(std::size_t index) {
   const Named x = tensors_[index];
-  Json json = {{"name", x.name}, {"shape", Json::array()}, {"dtype", name_of(x.tensor.dtype())}, {"role", x.primal ? "gradient" : name_of(x.tensor.role())}};
+  Json json = {{"name", x.name}, {"shape", Json::array()}, {"dtype", name_of(x.tensor.dtype())},
+               {"role", x.primal ? "gradient" : name_of(x.tensor.role())}};
   for (int a = 0; a < x.tensor.shape().rank(); ++a) json["shape"].push_back(x.tensor.shape()[a]);
   const Tensor gradient = x.primal ? Tensor{} : gradient_of(x.tensor);
-  if (const auto primal = x.primal ? index_.find(stepper_.name(x.primal)) : index_.end(); primal != index_.end()) json["primal"] = primal->second;
+  const auto primal = x.primal ? index_.find(stepper_.name(x.primal)) : index_.end();
+  if (primal != index_.end()) json["primal"] = primal->second;
   if (gradient) {
     json["gradient"] = this->gradient(x.tensor, gradient);
     json["complete"] = stepper_.gradient_position(x.tensor);
@@ -305,7 +309,8 @@ void PageData::choose_explained() {
     }
   const std::int64_t most = std::min(options_.tensors, affordable());
   if (std::int64_t(wanted.size()) > most) {
-    notices_.push_back(fmt::format("Gradients of {} of {} tensors are explained and checked on this page, parameters first; the stepper itself answers for any.",
+    notices_.push_back(fmt::format("Gradients of {} of {} tensors are explained and checked on this page, parameters first; the stepper itself "
+                                   "answers for any.",
                                    most, wanted.size()));
     wanted.resize(std::size_t(most));
   }
@@ -321,7 +326,8 @@ Json PageData::collect() {
   attention_numbers_ = options_.bytes / kBytesOfNumber / 4 / std::max<std::int64_t>(attentions, 1);
   for (std::size_t i = 0; i < stepper_.size(); ++i) {
     steps.push_back(step(i));
-    if (steps[i].contains("attention") && steps[i]["attention"].contains("queries")) steps[steps[i]["attention"]["queries"].get<std::size_t>()]["attention_at"] = i + 1;
+    if (steps[i].contains("attention") && steps[i]["attention"].contains("queries"))
+      steps[steps[i]["attention"]["queries"].get<std::size_t>()]["attention_at"] = i + 1;
     const Op& op = *stepper_.entries()[i].op;
     ops[op.name] = {{"forward", op.formula_forward}, {"backward", op.formula_backward}};
   }
@@ -335,11 +341,14 @@ Json PageData::collect() {
   for (const Entry& e : stepper_.entries())
     for (const Tensor& y : e.outputs)
       if (y && is_floating(y.dtype()) && y.dtype() != Dtype::f64) exact_ = false;
-  if (!exact_) notices_.push_back("Gradients are not checked: this program computes in f32, whose rounding hides small differences of the loss. Record it in f64.");
+  if (!exact_)
+    notices_.push_back("Gradients are not checked: this program computes in f32, whose rounding hides small differences of the loss. "
+                       "Record it in f64.");
   find_most();
   for (std::size_t i = 0; i < tensors_.size(); ++i) tensors.push_back(tensor(i));
   if (cut_ > 0)
-    notices_.push_back(fmt::format("Numbers were cut to about {:.3g} MB: {} values of tensors show their leading rows only, at most {} numbers each. "
+    notices_.push_back(fmt::format("Numbers were cut to about {:.3g} MB: {} values of tensors show their leading rows only, at most {} numbers "
+                                   "each. "
                                    "Statistics, terms and checks were made with all numbers.",
                                    double(options_.bytes) / 1e6, cut_, most_));
   Json json = {{"title", valid_utf8(options_.title)}, {"warnings", stepper_.warnings()}, {"notices", std::move(notices_)}};

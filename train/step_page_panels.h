@@ -104,7 +104,8 @@ function draw_step() {
   const heading = html(card, "h2");
   if (!step) {
     heading.textContent = "Start";
-    html(card, "p", "facts", count ? `${plural(count, "step")} follow. Only leaves have values: parameters, inputs and states.` : "This program has no steps.");
+    const leaves = "Only leaves have values: parameters, inputs and states.";
+    html(card, "p", "facts", count ? `${plural(count, "step")} follow. ${leaves}` : "This program has no steps.");
     return;
   }
   html(heading, "span", `tag ${step.direction}`, step.direction);
@@ -130,9 +131,12 @@ function draw_graph_anew() {
   const width = Math.max(260, card.clientWidth - 34), stacked = width < 620;
   const left = (step.upstream || []).concat(step.reads || []), right = (step.gradients || []).concat(step.writes || []);
   const wide = stacked ? width - 30 : Math.min(320, (width - 260) / 2), tall = 44, gap = 10;
-  const stack = list => list.length * (tall + gap) - gap, high = stacked ? stack(left) + stack(right) + tall + 64 : Math.max(stack(left), stack(right), tall) + 4;
-  const picture = svg(card, "svg", { viewBox: `0 0 ${width} ${high}`, height: high, role: "group", "aria-label": `${step.op} with what it reads and writes` });
-  const marker = svg(svg(picture, "defs"), "marker", { id: "tip", viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 8, markerHeight: 8, orient: "auto" });
+  const stack = list => list.length * (tall + gap) - gap;
+  const high = stacked ? stack(left) + stack(right) + tall + 64 : Math.max(stack(left), stack(right), tall) + 4;
+  const picture = svg(card, "svg", { viewBox: `0 0 ${width} ${high}`, height: high, role: "group",
+    "aria-label": `${step.op} with what it reads and writes` });
+  const marker = svg(svg(picture, "defs"), "marker",
+    { id: "tip", viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 8, markerHeight: 8, orient: "auto" });
   svg(marker, "path", { d: "M0 0 L8 4 L0 8 z" });
   const measure = document.createElement("canvas").getContext("2d");
   measure.font = `13px ${getComputedStyle(document.body).fontFamily}`;
@@ -143,12 +147,14 @@ function draw_graph_anew() {
   };
   const arrow = d => svg(picture, "path", { d, "marker-end": "url(#tip)" });
   const box = (x, y, [argument, t]) => {
-    const tensor = tensors[t], node = svg(picture, "a", { id: `node-${argument}-${t}`, href: `#step=${state.at}`, class: primal(t) === state.tensor ? "chosen" : "" });
+    const tensor = tensors[t], chosen = primal(t) === state.tensor ? "chosen" : "";
+    const node = svg(picture, "a", { id: `node-${argument}-${t}`, href: `#step=${state.at}`, class: chosen });
     node.setAttribute("aria-label", `${argument}: ${tensor.name}, shape ${tensor.shape.join(" by ") || "one number"}`);
     svg(node, "rect", { x, y, width: wide, height: tall, rx: 6 });
     svg(node, "title", {}, `${argument}: ${tensor.name} (${tensor.shape.join(", ")})`);
     const one = version_at(tensor, state.at)?.numbers, checks = tensor.primal === undefined ? [] : checks_of(tensors[primal(t)]);
-    const mark = !checks.length ? "" : checks.some(c => verdict(c) === "bad") ? "  ✗" : "  ✓", value = `${one?.length === 1 ? ` = ${short(one[0])}` : ""}${mark}`;
+    const found = kind => checks.some(c => verdict(c) === kind), mark = !checks.length ? "" : found("bad") ? " ✗" : found("kink") ? " ◇" : " ✓";
+    const value = `${one?.length === 1 ? ` = ${short(one[0])}` : ""}${mark}`;
     svg(node, "text", { x: x + 10, y: y + 18 }, fit(tensor.name, wide - 20 - measure.measureText(value).width) + value);
     const from = made_by[t].filter(s => s < state.at).at(-1), shape = tensor.shape.length ? ` (${tensor.shape.join(", ")})` : "";
     svg(node, "text", { x: x + 10, y: y + 35, class: "small" }, fit(`${argument}${shape}${from ? `, from step ${from}` : ""}`, wide - 16));
@@ -207,15 +213,16 @@ function draw_values(parent, heading, t, limit, pick) {
     name: i => `${tensor.name}${tensor.shape.length ? index_text(tensor.shape, i) : ""}` });
   if ("fill" in version) html(place, "p", "caption", `all ${s.count} numbers are ${exact(version.fill)}`);
   else if (numbers.length < s.count)
-    html(place, "p", "caption", shown < rows ? `cut: the first ${shown} of ${plural(rows, "row")}` : `cut: the first ${numbers.length} of ${s.count} numbers`);
-  html(place, "p", "statistics", `min ${short(s.minimum)}, max ${short(s.maximum)}, mean ${short(s.mean)}, deviation ${short(s.deviation)}, norm ` +
-    `${short(s.norm)}, zeros ${s.zeros} of ${s.count}${s.non_finite ? `, not finite ${s.non_finite}` : ""}`);
+    html(place, "p", "caption", `cut: the first ${shown < rows ? `${shown} of ${rows} rows` : `${numbers.length} of ${s.count} numbers`}`);
+  html(place, "p", "statistics", `min ${short(s.minimum)}, max ${short(s.maximum)}, mean ${short(s.mean)}, ` +
+    `deviation ${short(s.deviation)}, norm ${short(s.norm)}, zeros ${s.zeros} of ${s.count}${s.non_finite ? `, not finite ${s.non_finite}` : ""}`);
   number_table(place, heading.split(" ")[0], `${tensor.name} at step ${state.at}`, tensor.shape, numbers);
 }
 
 /// A gradient beside differences of the loss, each line with its verdict.
 function draw_checks(parent, tensor) {
-  const table = wide_table(parent, `Checks of the gradient of ${tensor.name}`, "wide checks"), head = html(html(table, "thead"), "tr"), body = html(table, "tbody");
+  const table = wide_table(parent, `Checks of the gradient of ${tensor.name}`, "wide checks");
+  const head = html(html(table, "thead"), "tr"), body = html(table, "tbody");
   for (const text of ["check of", "verdict", "gradient", "difference of the loss", "relative error"]) html(head, "th", "", text).scope = "col";
   const line = (what, check) => {
     const kind = verdict(check), row = html(body, "tr");
@@ -285,9 +292,10 @@ function draw_tensor_anew() {
   if (t === null) return;
   const tensor = tensors[t];
   const heading = html(card, "h2", "", `${tensor.name} `);
-  const bad = checks_of(tensor).filter(c => verdict(c) === "bad").length;
-  if (checks_of(tensor).length)
-    html(heading, "span", `tag ${bad ? "bad" : "good"}`, bad ? `✗ ${bad} of ${plural(checks_of(tensor).length, "check")} failed` : "✓ gradient checked");
+  const all = checks_of(tensor), bad = all.filter(c => verdict(c) === "bad").length;
+  if (bad) html(heading, "span", "tag bad", `✗ ${bad} of ${plural(all.length, "check")} failed`);
+  else if (all.some(c => verdict(c) === "kink")) html(heading, "span", "tag kink", "◇ not differentiable everywhere");
+  else if (all.length) html(heading, "span", "tag good", "✓ gradient checked");
   const facts = html(card, "p", "facts");
   html(facts, "span", "", `${tensor.role} of shape (${tensor.shape.join(", ")}), ${tensor.dtype}`);
   step_links(facts, "written by step", made_by[t]);
@@ -307,8 +315,10 @@ function draw_tensor_anew() {
   if (tensor.gradient !== undefined) box("same colours for value and gradient", state.same, on => { state.same = on; draw_tensor(); });
   const pair = html(card, "div", "pair");
   let limit;
-  if (state.same && tensor.gradient !== undefined)
-    limit = Math.max(...[t, tensor.gradient].map(x => { const v = version_at(tensors[x], state.at); return v ? limit_of(v.numbers || [v.fill]) : 0; }));
+  if (state.same && tensor.gradient !== undefined) {
+    const both = [t, tensor.gradient].map(x => version_at(tensors[x], state.at));
+    limit = Math.max(...both.map(v => v ? limit_of(v.numbers || [v.fill]) : 0));
+  }
   const pick = i => { const k = (tensor.explained || []).findIndex(e => e.element === i); if (k >= 0) { state.element = k; draw_tensor(); } };
   draw_values(pair, "Value", t, limit, pick);
   if (tensor.gradient !== undefined) draw_values(pair, "Gradient", tensor.gradient, limit, pick);

@@ -4,16 +4,20 @@ namespace hedgehog {
 
 /// The page without its script: {title} stands for the escaped title.
 inline constexpr const char* kStepPageBody = R"html(<a class="skip" href="#main">Skip to the step</a>
-<header><h1>{title}</h1><div><button id="theme" type="button">Dark</button> <button id="ask" type="button">Keys <kbd>?</kbd></button></div></header>
+<header><h1>{title}</h1>
+<div><button id="theme" type="button">Dark</button> <button id="ask" type="button">Keys <kbd>?</kbd></button></div></header>
 <p class="facts" id="about"></p>
 <noscript><p class="message">This page needs JavaScript.</p></noscript>
 <div id="messages"></div>
 <section class="timeline" aria-label="Timeline">
 <div class="row">
-<button id="first" type="button" aria-label="To the start" title="Home">|◀&#xFE0E;</button><button id="back" type="button" aria-label="One step back" title="Left">◀&#xFE0E;</button>
-<button id="play" type="button" aria-label="Play" title="Space">▶&#xFE0E; Play</button><button id="forth" type="button" aria-label="One step on" title="Right">▶&#xFE0E;</button>
+<button id="first" type="button" aria-label="To the start" title="Home">|◀&#xFE0E;</button>
+<button id="back" type="button" aria-label="One step back" title="Left">◀&#xFE0E;</button>
+<button id="play" type="button" aria-label="Play" title="Space">▶&#xFE0E; Play</button>
+<button id="forth" type="button" aria-label="One step on" title="Right">▶&#xFE0E;</button>
 <button id="last" type="button" aria-label="To the end" title="End">▶&#xFE0E;|</button>
-<select id="speed" aria-label="Speed"><option value="1200">slow</option><option value="600" selected>usual</option><option value="120">fast</option></select>
+<select id="speed" aria-label="Speed">
+<option value="1200">slow</option><option value="600" selected>usual</option><option value="120">fast</option></select>
 <span id="where"></span></div>
 <canvas id="strip" aria-hidden="true"></canvas>
 <input id="scrubber" type="range" min="0" step="1" aria-label="Step">
@@ -38,7 +42,8 @@ inline constexpr const char* kStepPageBody = R"html(<a class="skip" href="#main"
 <tr><td><kbd>Space</kbd></td><td>play, pause</td></tr>
 <tr><td><kbd>/</kbd></td><td>search ops, tensors, scopes; <kbd>Enter</kbd> goes to the first</td></tr>
 <tr><td><kbd>?</kbd></td><td>this list; <kbd>Esc</kbd> closes it</td></tr>
-</table><p>In the tree arrows move and fold; on a picture they move over its cells. A step's address ends in #step=12. Numbers have up to nine digits.
+</table><p>In the tree arrows move and fold; on a picture they move over its cells. A step's address ends in #step=12.
+Numbers have up to nine digits.
 The strip above the slider is blue for forward, orange for backward, and pink where a check failed or numbers are not finite.</p>
 <form method="dialog"><button>Close</button></form></dialog>
 )html";
@@ -157,7 +162,8 @@ function from_address() {
 function play(on) {
   clearInterval(state.playing);
   if (on && state.at === count) go(0);
-  state.playing = on ? setInterval(() => { if (state.at < count) go(state.at + 1); if (state.at === count) play(false); }, Number($("speed").value)) : null;
+  const forth = () => { if (state.at < count) go(state.at + 1); if (state.at === count) play(false); };
+  state.playing = on ? setInterval(forth, Number($("speed").value)) : null;
   $("play").textContent = on ? "⏸\uFE0E Pause" : "▶\uFE0E Play";
   $("play").setAttribute("aria-label", on ? "Pause" : "Play");
 }
@@ -284,7 +290,8 @@ function search() {
   const match = text => text.toLowerCase().includes(words);
   tensors.forEach((t, i) => { if (match(t.name)) results.push([`tensor ${t.name}  (${t.shape.join(", ")})`, () => show_tensor(i)]); });
   for (const [scope, first] of scopes) if (match(scope)) results.push([`scope ${scope}`, () => go(first)]);
-  steps.forEach((step, i) => { if (match(step.op) || words === String(i + 1)) results.push([`step ${i + 1}  ${title_of(i + 1)}`, () => go(i + 1)]); });
+  for (let s = 1; s <= count; ++s)
+    if (match(steps[s - 1].op) || words === String(s)) results.push([`step ${s}  ${title_of(s)}`, () => go(s)]);
   for (const [text, action] of results.slice(0, 60)) button(html(list, "li"), text, action);
   if (results.length !== 0 && results.length <= 60) return;
   html(html(list, "li"), "p", "caption", results.length ? `${results.length - 60} more: type more of the name` : "nothing found");
