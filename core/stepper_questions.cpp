@@ -166,16 +166,19 @@ DifferenceCheck Stepper::compare(double analytic, const std::function<double(dou
   DifferenceCheck check;
   check.analytic = analytic;
   const double here = loss_at(0);
-  // 1e-6 for the difference's own error, and what rounding of the loss leaves of it: a few of its last places over the step
+  // the difference's own error, which shrinks with the square of the step, and what rounding of the loss leaves of it: a few of its last
+  // places over the step
+  const bool wide = seeds_.empty() || seeds_.front().result.dtype() == Dtype::f64;
+  const double relative = wide ? 1e-6 : 5e-3, place = wide ? std::numeric_limits<double>::epsilon() : double(std::numeric_limits<float>::epsilon());
   const auto judge = [&](double h) {
     const double up = loss_at(h), down = loss_at(-h);
     check.numeric = (up - down) / (2 * h);
     check.left = (here - down) / h;
     check.right = (up - here) / h;
     const double largest = std::max(std::abs(analytic), std::abs(check.numeric)), difference = std::abs(analytic - check.numeric);
-    const double rounding = 16 * std::numeric_limits<double>::epsilon() * std::max(std::abs(here), 1.0) / h;
+    const double rounding = 16 * place * std::max(std::abs(here), 1.0) / h;
     check.error = largest > 0 ? difference / largest : 0;
-    check.passed = std::isfinite(difference) && difference <= 1e-6 * largest + rounding;
+    check.passed = std::isfinite(difference) && difference <= relative * largest + rounding;
     return check.passed;
   };
   if (judge(step)) return check;

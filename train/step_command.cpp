@@ -8,6 +8,7 @@
 
 #include "core/error.h"
 #include "nn/step_session.h"
+#include "ops/cpu.h"
 #include "train/commands.h"
 #include "train/expression.h"
 #include "train/files.h"
@@ -104,6 +105,7 @@ int step_command(Config& config) {
     return kGood;
   }
   const OnDevice guard(cpu_device());
+  set_thread_count(1);  // programs are small: more threads wait for each other
   StepSessionOptions options;
   options.open = [dtype](const std::string& what) { return program_of(what, dtype); };
   options.html = [](const Stepper& stepper, const std::string& file) { write_page(stepper, "Step by step", file); };
