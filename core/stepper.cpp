@@ -6,6 +6,7 @@
 #include <cmath>
 #include <set>
 
+#include "core/account.h"
 #include "core/error.h"
 #include "core/nearest_name.h"
 
@@ -37,6 +38,21 @@ Statistics statistics(const std::vector<double>& values) {
   s.norm = std::sqrt(squares);
   return s;
 }
+
+namespace {
+
+/// The part of `root` that `part` is of its own root.
+Tensor window_of(const Tensor& root, const Tensor& part) {
+  if (!part->base) return root;
+  const Tensor window = declare(part.shape(), root.dtype());
+  window->offset = part->offset;
+  window->columns = part->columns;
+  window->stride = part->stride;
+  window->base = root;
+  return window;
+}
+
+}  // namespace
 
 Stepper::Stepper(Program program) : trace_(std::move(program)) {
   pair_gradients();
@@ -104,13 +120,9 @@ Tensor Stepper::root_gradient(const Tensor& x) const {
 
 Tensor Stepper::gradient_of(const Tensor& x) const {
   const Tensor root = root_gradient(x);
-  if (!root || !x->base) return root;
-  const Tensor window = declare(x.shape(), root.dtype());
-  window->offset = x->offset;
-  window->columns = x->columns;
-  window->stride = x->stride;
-  window->base = root;
-  return window;
+  // nothing flows back through a detached look at a tensor
+  if (!root || (x->base && !x.wants_gradient())) return {};
+  return window_of(root, x);
 }
 
 Tensor Stepper::primal_of(const Tensor& gradient) const {
@@ -219,6 +231,25 @@ Tensor Stepper::find(const std::string& given) const {
   throw UsageError(fmt::format("no tensor is called '{}'{}", name, nearest.empty() ? "" : fmt::format("; did you mean '{}'?", nearest)));
 }
 
+Tensor Stepper::find_or_empty(const std::string& name) const {
+  try {
+    return find(name);
+  } catch (const UsageError&) {
+    return {};
+  }
+}
+
+double Stepper::work_of_loss() const {
+  double flops = 0;
+  for (const std::size_t i : needed_) flops += work_of(entries()[i]).flops;
+  return flops;
+}
+
+void Stepper::check_element(const Tensor& x, std::int64_t element) const {
+  if (element < 0 || element >= x.size())
+    throw UsageError(fmt::format("'{}' {} has no element {}; elements count from 0 to {}", name(x), x.shape().text(), element, x.size() - 1));
+}
+
 std::size_t Stepper::gradient_position(const Tensor& x) const {
   std::size_t last = 0;
   const Tensor root = root_gradient(x);
@@ -238,14 +269,16 @@ void Stepper::find_loss() {
     const Tensor gradient = e.outputs[0].root();
     const auto result = primal_.find(gradient.get());
     if (result == primal_.end() || (e.op == &detail::kFill && e.attributes.real("value") == 0)) continue;
-    seeds_.push_back({i, result->second, gradient});
+    seeds_.push_back({i, window_of(result->second, e.outputs[0]), e.outputs[0]});
   }
   std::set<const void*> wanted;
   for (const Seed& s : seeds_) wanted.insert(TraceMemory::place(s.result).block);
-  for (std::size_t i = seeds_.empty() ? 0 : seeds_.front().entry; i-- > 0;) {
+  for (std::size_t i = seeds_.empty() ? 0 : seeds_.back().entry; i-- > 0;) {
     const Entry& e = entries()[i];
     if (e.backward || e.op->views) continue;
+    // what writes gradients is no part of the loss
     const Tensors written = Trace::results(e);
+    if (std::any_of(written.begin(), written.end(), [&](const Tensor& y) { return primal_.contains(y.root().get()); })) continue;
     if (std::none_of(written.begin(), written.end(), [&](const Tensor& y) { return wanted.contains(TraceMemory::place(y).block); })) continue;
     for (const Tensor& x : e.inputs)
       if (x) wanted.insert(TraceMemory::place(x).block);

@@ -5,6 +5,7 @@
 #include <limits>
 #include <numeric>
 
+#include "core/account.h"
 #include "core/error.h"
 #include "core/local_call.h"
 #include "core/random.h"
@@ -27,12 +28,9 @@ std::optional<std::int64_t> element_at(const Tensor& x, std::int64_t offset) {
   return column < x.columns() && i < x.size() ? std::optional(i) : std::nullopt;
 }
 
-void check_element(const Tensor& x, std::int64_t element, const std::string& name) {
-  if (element < 0 || element >= x.size())
-    throw UsageError(fmt::format("'{}' {} has no element {}; elements count from 0 to {}", name, x.shape().text(), element, x.size() - 1));
-}
+constexpr double kWorkOfTerms = 2e9;  // FLOPs of the terms of one op: a second or so
 
-/// Where the sum of `terms` is as good as its parts' roundings allow.
+/// Step of a central difference: where the error of the difference and that of rounding are about equal.
 double step_of(const Tensor& x, double value) { return (x.dtype() == Dtype::f64 ? 1e-5 : 1e-2) * std::max(1.0, std::abs(value)); }
 
 /// An element of an output of an op, and the gradient that reaches it.
@@ -60,20 +58,27 @@ std::vector<std::vector<bool>> dependent(LocalCall& call, std::size_t argument, 
 
 }  // namespace
 
+bool Why::adds_up(double largest) const {
+  return sum() == gradient || std::abs(sum() - gradient) <= (wide ? 1e-10 : 1e-4) * largest;
+}
+
 double Why::sum() const {
   return std::accumulate(terms.begin(), terms.end(), before + seed + rest, [](double s, const Contribution& c) { return s + c.product(); });
 }
 
 Why Stepper::why(const Tensor& x, std::int64_t element, std::int64_t most) const {
-  check_element(x, element, name(x));
-  const Tensor gradient = root_gradient(x);
+  check_element(x, element);
+  const Tensor own = gradient_of(x), gradient = own ? own.root() : own;
   if (!gradient) throw UsageError(fmt::format("no gradient reaches '{}' in this program", name(x)));
   const std::int64_t offset = offset_of(x, element);
   Why why;
+  why.wide = gradient.dtype() == Dtype::f64;
   why.gradient = trace_.value(gradient_of(x), gradient_position(x))[std::size_t(element)];
   if (trace_.known(gradient, 0)) why.before = trace_.value(gradient, 0)[std::size_t(offset)];
-  for (const Seed& s : seeds_)
-    if (s.gradient == gradient) why.seed += trace_.value(entries()[s.entry].inputs.empty() ? gradient : entries()[s.entry].inputs[0], s.entry + 1)[std::size_t(offset)];
+  for (const Seed& s : seeds_) {
+    if (s.gradient.root() != gradient) continue;
+    if (const std::optional<std::int64_t> at = element_at(s.gradient, offset)) why.seed += trace_.value(s.gradient, s.entry + 1)[std::size_t(*at)];
+  }
   for (std::size_t i = 0; i < size(); ++i) {
     const Entry& e = entries()[i];
     if (!e.backward) continue;
@@ -93,7 +98,9 @@ Why Stepper::why(const Tensor& x, std::int64_t element, std::int64_t most) const
           else all.push_back({j, std::int64_t(o), rest[j][o], depends[j][o]});
         }
       }
-      const auto shown = std::min(all.size(), std::size_t(most));
+      // a term costs a whole backward call of the op
+      const double affordable = kWorkOfTerms / std::max(work_of(e).flops, 1.0);
+      const auto shown = std::min({all.size(), std::size_t(most), std::size_t(std::clamp(affordable, 16.0, 1e9))});
       std::partial_sort(all.begin(), all.begin() + std::ptrdiff_t(shown), all.end(),
                         [](const Upstream& p, const Upstream& q) {
                           return p.depends != q.depends ? p.depends : std::abs(p.value) > std::abs(q.value);
@@ -129,110 +136,6 @@ double Stepper::local_difference(const Contribution& term, std::int64_t element_
   };
   const double up = at(kept + h), down = at(kept - h);
   return (up - down) / ((kept + h) - (kept - h));
-}
-
-double Stepper::loss(const Tensor& x, const std::function<void(std::vector<double>&)>& change) const {
-  if (seeds_.empty()) throw Error("[stepper] this program has no backward pass, so there is no loss to ask about");
-  TraceMemory memory(&trace_.leaves());
-  const auto changed = [&] {
-    std::vector<double> values = memory.read(x);
-    change(values);
-    memory.write(x, values);
-  };
-  const bool leaf = x && trace_.known(x, 0);
-  if (leaf) changed();
-  for (const std::size_t i : needed_) {
-    const Entry& e = entries()[i];
-    run_entry(e, [&](const Tensor& t) { return memory.address(t); });
-    if (!x || leaf) continue;
-    for (const Tensor& y : Trace::results(e))
-      if (y.root() == x.root()) {
-        changed();
-        break;
-      }
-  }
-  double sum = 0;
-  for (const Seed& s : seeds_) {
-    const std::vector<double> y = memory.read(s.result);
-    const Entry& e = entries()[s.entry];
-    const std::vector<double> c = trace_.value(e.inputs.empty() ? s.gradient : e.inputs[0], s.entry + 1);
-    for (std::size_t i = 0; i < y.size(); ++i)
-      if (c[i] != 0) sum += c[i] * y[i];
-  }
-  return sum;
-}
-
-DifferenceCheck Stepper::compare(double analytic, const std::function<double(double)>& loss_at, double step) const {
-  DifferenceCheck check;
-  check.analytic = analytic;
-  const double here = loss_at(0);
-  // the difference's own error, which shrinks with the square of the step, and what rounding of the loss leaves of it: a few of its last
-  // places over the step
-  const bool wide = seeds_.empty() || seeds_.front().result.dtype() == Dtype::f64;
-  const double relative = wide ? 1e-6 : 5e-3, place = wide ? std::numeric_limits<double>::epsilon() : double(std::numeric_limits<float>::epsilon());
-  const auto judge = [&](double h) {
-    const double up = loss_at(h), down = loss_at(-h);
-    check.numeric = (up - down) / (2 * h);
-    check.left = (here - down) / h;
-    check.right = (up - here) / h;
-    const double largest = std::max(std::abs(analytic), std::abs(check.numeric)), difference = std::abs(analytic - check.numeric);
-    const double rounding = 16 * place * std::max(std::abs(here), 1.0) / h;
-    check.error = largest > 0 ? difference / largest : 0;
-    check.passed = std::isfinite(difference) && difference <= relative * largest + rounding;
-    return check.passed;
-  };
-  if (judge(step)) return check;
-  // a kink within the step is left behind by a smaller one, a wrong gradient is not
-  const DifferenceCheck first = check;
-  if (judge(step / 100)) return check;
-  const double low = std::min(check.left, check.right), high = std::max(check.left, check.right);
-  const double room = 1e-3 * std::max(std::abs(low), std::abs(high));
-  check.kink = high - low > room && analytic >= low - room && analytic <= high + room;
-  if (!check.kink) check = first;
-  return check;
-}
-
-DifferenceCheck Stepper::check(const Tensor& x, std::int64_t element) const {
-  check_element(x, element, name(x));
-  const Tensor gradient = gradient_of(x);
-  if (!gradient) throw UsageError(fmt::format("no gradient reaches '{}' in this program", name(x)));
-  const double before = trace_.known(gradient, 0) ? trace_.value(gradient, 0)[std::size_t(element)] : 0;
-  const double analytic = trace_.value(gradient, gradient_position(x))[std::size_t(element)] - before;
-  const double value = trace_.value(x, trace_.written(x).front())[std::size_t(element)];
-  return compare(
-      analytic, [&](double h) { return loss(x, [&](std::vector<double>& v) { v[std::size_t(element)] += h; }); }, step_of(x, value));
-}
-
-DifferenceCheck Stepper::check_direction(const Tensor& x, std::uint64_t seed) const {
-  const Tensor gradient = gradient_of(x);
-  if (!gradient) throw UsageError(fmt::format("no gradient reaches '{}' in this program", name(x)));
-  const std::vector<double> g = trace_.value(gradient, gradient_position(x));
-  std::vector<double> before(g.size()), direction(g.size());
-  if (trace_.known(gradient, 0)) before = trace_.value(gradient, 0);
-  const Random random{seed, 77, 0};
-  double length = 0, analytic = 0;
-  for (std::size_t i = 0; i < g.size(); ++i) length += (direction[i] = random.normal(i)) * direction[i];
-  for (std::size_t i = 0; i < g.size(); ++i) analytic += (direction[i] /= std::sqrt(length)) * (g[i] - before[i]);
-  return compare(
-      analytic,
-      [&](double h) {
-        return loss(x, [&](std::vector<double>& v) {
-          for (std::size_t i = 0; i < v.size(); ++i) v[i] += h * direction[i];
-        });
-      },
-      step_of(x, 1));
-}
-
-WhatIf Stepper::what_if(const Tensor& x, std::int64_t element, double change) const {
-  check_element(x, element, name(x));
-  WhatIf result;
-  result.loss = loss();
-  result.actual = loss(x, [&](std::vector<double>& v) { v[std::size_t(element)] += change; }) - result.loss;
-  if (const Tensor gradient = gradient_of(x)) {
-    const double before = trace_.known(gradient, 0) ? trace_.value(gradient, 0)[std::size_t(element)] : 0;
-    result.predicted = change * (trace_.value(gradient, gradient_position(x))[std::size_t(element)] - before);
-  }
-  return result;
 }
 
 Program Stepper::expand(std::size_t index) const {

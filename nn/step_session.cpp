@@ -15,7 +15,8 @@ namespace hedgehog {
 namespace {
 
 constexpr std::size_t kTerms = 12;          // contributions shown
-constexpr std::int64_t kElements = 64;      // of a tensor checked one by one
+constexpr std::int64_t kElements = 64;      // of a tensor checked one by one, at most
+constexpr double kWorkOfChecks = 1e9;       // FLOPs of one loss, times elements: a few seconds
 
 std::string trimmed(const std::string& text) {
   const std::size_t from = text.find_first_not_of(" \t\r\n");
@@ -86,6 +87,7 @@ void StepSession::add_commands() {
     for (const std::string& w : all) say("! " + w);
     if (all.empty()) say("none");
   });
+  add("session", "help", "[COMMAND]", "this list", [this](const std::string& a) { help(a); });
   if (options_.open)
     add("session", "open", "WHAT", "another program: an example's name, or L = (x*y + 3)^2; x = 2; y = -1", [this](const std::string& a) {
       auto stepper = std::make_unique<Stepper>(options_.open(a));
@@ -99,12 +101,13 @@ void StepSession::add_commands() {
       options_.html(top(), a);
       say(fmt::format("written {}", a));
     });
-  add("session", "help", "[COMMAND]", "this list", [this](const std::string& a) { help(a); });
   add("session", "quit", "", "the end", [this](const std::string&) { done_ = true; });
 }
 
 bool StepSession::run(const std::string& line) {
-  const std::string whole = trimmed(line);
+  std::string whole = trimmed(line);
+  if (whole == "?") whole = "help";
+  if (whole == "exit") whole = "quit";
   const std::size_t space = whole.find_first_of(" \t");
   const std::string name = whole.empty() ? "next" : whole.substr(0, space), argument = space == std::string::npos ? "" : trimmed(whole.substr(space));
   try {
@@ -163,8 +166,14 @@ void StepSession::show() {
   const std::string& formula = e.backward ? e.op->formula_backward : e.op->formula_forward;
   if (!formula.empty()) say("  " + formula);
   if (!where.empty()) say(style_.faint("  " + where));
-  if (e.op->views) return say("  (a view: the same numbers under another shape)");
-  for (const Tensor& x : e.backward ? e.dx : s.used_outputs(i))
+  if (e.op->views) {
+    for (const Tensor& y : e.outputs) say(fmt::format("  {} {}: the same numbers under another shape", s.name(y), y.shape().text()));
+    return;
+  }
+  Tensors made = e.backward ? e.dx : s.used_outputs(i);
+  for (std::size_t a = 0; a < e.inputs.size() && !e.backward; ++a)
+    if (e.inputs[a] && (e.op->updates >> a & 1u)) made.push_back(e.inputs[a]);
+  for (const Tensor& x : made)
     if (x) fmt::print(out_, "{}", table_text((e.backward ? s.name(s.primal_of(x)) + ".grad" : s.name(x)), x.shape(), s.trace().value(x, s.position()), 64));
 }
 
@@ -191,9 +200,14 @@ void StepSession::go(const std::string& where) {
     s.jump(std::size_t(n));
     return show();
   }
-  const auto& names = s.names();
-  if (std::find(names.begin(), names.end(), where) != names.end()) {
-    const Tensor x = s.find(where);
+  if (const Tensor x = s.find_or_empty(where)) {
+    if (const auto maker = s.find_after(0, [&](std::size_t i) {
+          const Entry& e = s.entries()[i];
+          return !e.backward && std::find(e.outputs.begin(), e.outputs.end(), x) != e.outputs.end();
+        })) {
+      s.jump(*maker);
+      return show();
+    }
     // a gradient's first contribution; a leaf has none and is there from the start
     const std::vector<std::size_t> written = s.trace().written(x);
     const auto made = std::find_if(written.begin(), written.end(), [](std::size_t p) { return p > 0; });
@@ -258,6 +272,7 @@ void StepSession::print(const std::string& what) {
 }
 
 void StepSession::statistics_of(const std::string& name) {
+  if (name.empty()) throw UsageError("stats needs a tensor's name, as in stats w; 'names' lists them");
   const Tensor x = top().find(name);
   const std::size_t from = std::max(top().position(), top().trace().written(x).empty() ? std::size_t(0) : top().trace().written(x).front());
   say(fmt::format("{} {}: {}", name, x.shape().text(), statistics_text(statistics(top().trace().value(x, from)))));
@@ -298,7 +313,10 @@ void StepSession::why(const std::string& what) {
     const Entry& e = s.entries()[c.entry];
     const Tensor& y = e.outputs[c.output];
     const std::string other = element_text(s.name(y), y.shape(), c.element);
-    const std::string path = other.size() + own.size() <= 24 ? fmt::format("dL/d{} × d{}/d{}", other, other, own) : "through " + other;
+    std::string path = other.size() + own.size() <= 24 ? fmt::format("dL/d{} × d{}/d{}", other, other, own) : "through " + other;
+    // x * x reads x twice
+    if (std::count_if(e.inputs.begin(), e.inputs.end(), [&](const Tensor& t) { return t && t.root() == x.root(); }) > 1)
+      path += " as " + e.op->arguments[c.argument].name;
     say(fmt::format("  {:>12} = {} × {}   {}   ({}, step {})", number_text(c.product(), largest), number_text(c.upstream), number_text(c.local), path, e.op->name, c.entry + 1));
   }
   if (why.terms.size() > kTerms) {
@@ -307,8 +325,7 @@ void StepSession::why(const std::string& what) {
     say(fmt::format("  {:>12}   {} smaller terms", number_text(rest, largest), why.terms.size() - kTerms));
   }
   if (why.others) say(fmt::format("  {:>12}   {} more terms, summed", number_text(why.rest, largest), why.others));
-  const bool equal = std::abs(why.sum() - why.gradient) <= 1e-10 * largest;
-  say(fmt::format("  {:>12}   the sum {}", number_text(why.sum(), largest), equal ? style_.good("✓") : style_.bad("✗ is not the gradient")));
+  say(fmt::format("  {:>12}   the sum {}", number_text(why.sum(), largest), why.adds_up(largest) ? style_.good("✓") : style_.bad("✗ is not the gradient")));
 }
 
 void StepSession::check(const std::string& what) {
@@ -322,16 +339,17 @@ void StepSession::check(const std::string& what) {
   }
   say(fmt::format("along a random direction  {}", check_text(s.check_direction(x), style_)));
   std::int64_t right = 0, kinks = 0;
-  const std::int64_t count = std::min(kElements, x.size());
+  // each takes the loss three times
+  const std::int64_t count = std::min({kElements, x.size(), std::int64_t(std::clamp(kWorkOfChecks / std::max(s.work_of_loss(), 1.0), 2.0, 1e9))});
   for (std::int64_t i = 0; i < count; ++i) {
     const DifferenceCheck c = s.check(x, i);
     right += c.passed;
-    kinks += c.kink;
+    kinks += c.kink || c.unresolved;
     if (!c.passed) say(fmt::format("dL/d{}  {}", element_text(e.tensor, x.shape(), i), check_text(c, style_)));
   }
   const bool good = right + kinks == count;
   say(fmt::format("{} {} of {} elements agree with central differences{}{}", good ? style_.good("✓") : style_.bad("✗"), right, count,
-                  kinks ? fmt::format(", {} lie where there is no derivative", kinks) : "", count < x.size() ? fmt::format(" (of the first {} of {})", count, x.size()) : ""));
+                  kinks ? fmt::format(", {} cannot be told", kinks) : "", count < x.size() ? fmt::format(" (of the first {} of {})", count, x.size()) : ""));
 }
 
 void StepSession::check_all() {
@@ -356,7 +374,7 @@ void StepSession::what_if(const std::string& what) {
   const double change = (sign ? 1 : -1) * real_number(trimmed(what.substr(at + 2)), "the change");
   const WhatIf result = top().what_if(x, i, change);
   say(fmt::format("the loss is {}; with {} {} {}", number_text(result.loss), element_text(top().name(x), x.shape(), i), change < 0 ? "-=" : "+=", number_text(std::abs(change))));
-  say(fmt::format("  predicted   {} = gradient × change", number_text(result.predicted, std::abs(result.loss))));
+  say(result.differentiable ? fmt::format("  predicted   {} = gradient × change", number_text(result.predicted)) : "  predicted   nothing: no gradient reaches it");
   say(fmt::format("  computed    {}: the loss is then {}", number_text(result.actual, std::abs(result.loss)), number_text(result.loss + result.actual)));
 }
 

@@ -51,9 +51,12 @@ bool read_keys(std::FILE* in, std::FILE* out, std::string& line) {
     if (c == kEndOfInput && line.empty()) return false;
     if (c == '\n') break;
     if (c == kEscape) {
-      if (std::fgetc(in) != '[') continue;
-      const int key = std::fgetc(in);
-      if (!line.empty() || (key != 'C' && key != 'D')) continue;
+      // ESC [ parameters letter, or ESC O letter
+      const int kind = std::fgetc(in);
+      int key = kind == '[' || kind == 'O' ? std::fgetc(in) : 0;
+      bool plain = true;
+      while (kind == '[' && key != EOF && key < 0x40) key = std::fgetc(in), plain = false;
+      if (!plain || !line.empty() || (key != 'C' && key != 'D')) continue;
       line = key == 'C' ? "next" : "back";
       break;
     }

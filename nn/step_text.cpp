@@ -131,6 +131,7 @@ std::string check_text(const DifferenceCheck& check, const Style& style) {
   const double largest = std::max(std::abs(check.analytic), std::abs(check.numeric));
   const std::string numbers = fmt::format("backward {}, difference {}", number_text(check.analytic), number_text(check.numeric, 1e4 * largest));
   if (check.passed) return style.good("✓") + " " + fmt::format("{} = its central difference", number_text(check.analytic));
+  if (check.unresolved) return fmt::format("? {}: its difference cannot be told from rounding of the loss here", number_text(check.analytic));
   if (check.kink)
     return fmt::format("~ not differentiable here: slopes {} to the left and {} to the right; backward took {}", number_text(check.left, 1e4 * std::abs(check.right)),
                        number_text(check.right, 1e4 * std::abs(check.left)), number_text(check.analytic));

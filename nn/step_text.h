@@ -41,10 +41,10 @@ struct Style {
   std::string wrapped(const std::string& text, const char* code) const { return color ? "\x1b[" + std::string(code) + "m" + text + "\x1b[0m" : text; }
 };
 
-/// "ok", "WRONG" with both numbers, or that there is no derivative there.
+/// A tick, a cross with both numbers, or why neither can be said.
 std::string check_text(const DifferenceCheck& check, const Style& style);
 
-/// "step 3 of 12   matmul1 = matmul(x, w)": what an entry does, by name.
+/// "matmul1 = matmul(x, w)": what an entry does, by name.
 std::string call_text(const Stepper& stepper, std::size_t entry);
 /// The list as a graph in Graphviz's language: tensors are ellipses, calls boxes; those around `position` if it is not empty.
 std::string graph_text(const Stepper& stepper, std::optional<std::size_t> around);

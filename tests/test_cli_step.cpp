@@ -45,6 +45,8 @@ TEST_CASE("cli: step reads commands from a pipe, ends with them, and computes in
   const ProgramResult narrow = piped("check w\\n", "step --example=matmul --dtype=f32");
   CHECK(contains(narrow.output, "4 of 4 elements agree"));
   CHECK(!contains(narrow.output, "✗"));
+  CHECK(contains(piped("what-if x += 1e-9\\n", "step --expr='L = x + 1; x = 1' --dtype=f32").output, "computed    0:"));  // lost in f32
+  CHECK(!contains(piped("what-if x += 1e-9\\n", "step --expr='L = x + 1; x = 1'").output, "computed    0:"));
 }
 
 TEST_CASE("cli: step through a checkpoint on a text") {
@@ -77,6 +79,8 @@ TEST_CASE("cli: step writes pages for a browser") {
   }
   check_refused(run_program("step --html=/no/such/folder/page.html"), 1, {"/no/such/folder"});
   check_refused(run_program("step --all"), 2, {"--html=DIRECTORY"});
+  check_refused(run_program("step --all --example=scalar --html=" + all), 2, {"--all writes every example"});
+  check_refused(run_program("step --html=" + all), 2, {"is a directory", "--all"});
   check_refused(run_program("step --lesson=paths --html=" + page), 2, {"--html goes with"});
 }
 

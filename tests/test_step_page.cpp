@@ -6,6 +6,7 @@
 #include <fstream>
 #include <set>
 
+#include "core/text.h"
 #include "nn/gpt.h"
 #include "ops/ops.h"
 #include "tests/tape_cases.h"
@@ -17,11 +18,6 @@ using namespace hedgehog::test;
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-Tensor named(Tensor x, std::string name) {
-  x->name = std::move(name);
-  return x;
-}
 
 /// L = (x y + 3)^2.
 Program scalar_program() {
@@ -157,7 +153,8 @@ TEST_CASE("step page: terms, sums and checks of the gradients it explains") {
   CHECK(one["check"]["passed"] == true);
   CHECK(x["direction"]["passed"] == true);
   CHECK(data["tensors"][x["gradient"].get<std::size_t>()]["name"] == "x.grad");
-  for (const Json& t : data_of(step_page(Stepper(gpt_program())))["tensors"]) {
+  const Json block = data_of(step_page(Stepper(gpt_program())));
+  for (const Json& t : block["tensors"]) {
     if (!t.contains("explained")) continue;
     CAPTURE(t["name"].get<std::string>());
     CHECK(t["direction"]["passed"] == true);

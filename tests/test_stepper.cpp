@@ -230,3 +230,90 @@ TEST_CASE("stepper: names, unknown names and elements that are not there") {
   CHECK(mentions(error_of([&] { (void)stepper.why(p.w, 6); }), "elements count from 0 to 5"));
   CHECK(mentions(error_of([&] { (void)stepper.why(p.x, 0); }), "no gradient reaches 'x'"));
 }
+
+TEST_CASE("stepper: a check that rounding hides is no tick, and a steep smooth function is no kink") {
+  const Tensor x = leaf({}, {1e16}, "x"), y = leaf({}, {1}, "y");
+  const Stepper large(record([&] {
+    const Tensor loss = x + y;
+    backward(loss);
+    return Tensors{loss};
+  }));
+  CHECK(!large.check(y, 0).passed);
+  CHECK(large.check(y, 0).unresolved);
+  const auto steep = [](const std::function<Tensor(const Tensor&)>& f, double at) {
+    const Tensor v = leaf({}, {at}, "v");
+    return Stepper(record([&] {
+             const Tensor loss = f(v);
+             backward(loss);
+             return Tensors{loss};
+           }))
+        .check(v, 0);
+  };
+  CHECK(steep([](const Tensor& v) { return log(v); }, 1e-6).passed);
+  CHECK(steep([](const Tensor& v) { return reciprocal(v); }, 1e-5).passed);
+  CHECK(steep([](const Tensor& v) { return sqrt(v); }, 1e-10).passed);
+  CHECK(steep([](const Tensor& v) { return relu(v); }, 0).kink);
+}
+
+TEST_CASE("stepper: in f32 right gradients pass, wrong ones and those that cannot be told do not, and terms add up") {
+  const auto check = [](bool mistake) {
+    const Tensor v = parameter({4}, "v");
+    v.copy_from({0.5, -1, 2, 0.25});
+    const Stepper stepper(record([&] {
+      const Tensor e = exp(v);
+      const Tensor z = sum(e);
+      const Tensor loss = sum(square(e) / (mistake ? detach(z) : z));
+      backward(loss);
+      return Tensors{loss};
+    }));
+    CHECK(stepper.why(v, 2).adds_up(std::abs(stepper.why(v, 2).gradient)));
+    return stepper.check(v, 2);
+  };
+  CHECK(check(false).passed);
+  CHECK(!check(true).passed);
+}
+
+TEST_CASE("stepper: two backward passes in one program have one loss, the sum, and parts of a tensor may be results") {
+  const Tensor w = leaf({4}, {1, 2, -1, 3}, "w");
+  const Stepper twice(record([&] {
+    const Tensor first = sum(square(w));
+    backward(first);
+    const Tensor second = sum(exp(w));
+    backward(second);
+    return Tensors{first, second};
+  }));
+  CHECK(twice.loss() == doctest::Approx(15 + std::exp(1) + std::exp(2) + std::exp(-1) + std::exp(3)));
+  for (std::int64_t i = 0; i < 4; ++i) CHECK(twice.check(w, i).passed);
+  const Tensor c = constant({2, 2}, {1, 2, 3, 4}, Dtype::f64, "c"), x = leaf({2, 4}, {1, 2, 3, 4, 5, 6, 7, 8}, "x");
+  const Stepper parts(record([&] {
+    const Tensors two = split(square(x), {2, 2});
+    backward({two[0], two[1]}, {c, {}});
+    return two;
+  }));
+  CHECK(parts.loss() == doctest::Approx(1 * 1 + 2 * 4 + 3 * 25 + 4 * 36 + 9 + 16 + 49 + 64));
+  for (std::int64_t i = 0; i < 8; ++i) {
+    CHECK(parts.check(x, i).passed);
+    const Why why = parts.why(parts.find("square1"), i);
+    CHECK(why.sum() == why.gradient);
+  }
+}
+
+TEST_CASE("stepper: a detached look at a tensor has no gradient, and cannot be changed") {
+  const Tensor u = leaf({2}, {1, 2}, "u");
+  const Stepper stepper(record([&] {
+    const Tensor loss = sum(u * detach(u));
+    backward(loss);
+    return Tensors{loss};
+  }));
+  const Tensor look = stepper.find("u.detached");
+  CHECK(mentions(error_of([&] { (void)stepper.why(look, 0); }), "no gradient reaches 'u.detached'"));
+  CHECK(mentions(error_of([&] { (void)stepper.what_if(look, 0, 0.1); }), "detached look at 'u'"));
+  const Stepper rows(record([&] {
+    const Tensor loss = sum(gather_last(reshape(u, {1, 2}), constant({1}, {1}, Dtype::i32, "index")));
+    backward(loss);
+    return Tensors{loss};
+  }));
+  CHECK(mentions(error_of([&] { (void)rows.what_if(rows.find("index"), 0, -0.5); }), "whole numbers"));
+  CHECK(rows.what_if(rows.find("index"), 0, -1).actual == doctest::Approx(-1));
+  CHECK(!rows.what_if(rows.find("index"), 0, -1).differentiable);
+}

@@ -91,7 +91,7 @@ std::optional<double> number_of(const std::string& text) {
 /// Computes names on demand, each once.
 class Evaluation {
  public:
-  Evaluation(const Statements& statements, const std::map<std::string, Tensor>& leaves) : statements_(statements), leaves_(leaves) {}
+  Evaluation(const Statements& statements, const std::map<std::string, Tensor>& leaves, Dtype dtype) : statements_(statements), leaves_(leaves), dtype_(dtype) {}
 
   Term name(const std::string& name) {
     if (const auto leaf = leaves_.find(name); leaf != leaves_.end()) return {0, leaf->second};
@@ -111,7 +111,6 @@ class Evaluation {
     Evaluation& all;
     const std::string& text;
     std::size_t at;
-    int depth = 0;
 
     [[noreturn]] void wrong(const std::string& expected) const {
       const std::string found = at < text.size() ? fmt::format("'{}'", valid_utf8(text.substr(at, 1))) : "the end";
@@ -160,9 +159,9 @@ class Evaluation {
     }
     Term power() {
       if (take('-')) {
-        if (++depth > kDeepest) throw UsageError("the formula is nested too deeply");
+        if (++all.depth_ > kDeepest) throw UsageError("the formula is nested too deeply");
         const Term t = power();
-        --depth;
+        --all.depth_;
         return t.tensor ? Term{0, negate(t.tensor)} : Term{-t.number, {}};
       }
       const Term base = atom();
@@ -178,7 +177,7 @@ class Evaluation {
       return {0, negative ? reciprocal(result) : result};
     }
     Term atom() {
-      if (++depth > kDeepest) throw UsageError("the formula is nested too deeply");
+      if (++all.depth_ > kDeepest) throw UsageError("the formula is nested too deeply");
       take(' ');
       Term term;
       if (take('(')) {
@@ -193,7 +192,7 @@ class Evaluation {
         if (error != std::errc{} || !std::isfinite(term.number)) wrong("a number, a name or '('");
         at = std::size_t(end - text.data());
       }
-      --depth;
+      --all.depth_;
       return term;
     }
     Term call(const std::string& name) {
@@ -206,7 +205,7 @@ class Evaluation {
       }
       const Term argument = sum();
       if (!take(')')) wrong("')'");
-      return {0, function->second(argument.tensor ? argument.tensor : constant({}, {argument.number}, Dtype::f64))};
+      return {0, function->second(argument.tensor ? argument.tensor : constant({}, {argument.number}, all.dtype_))};
     }
     template <class Operation>
     static Term combine(const Term& a, const Term& b, Operation&& of) {
@@ -219,26 +218,28 @@ class Evaluation {
 
   const Statements& statements_;
   const std::map<std::string, Tensor>& leaves_;
+  Dtype dtype_;
+  int depth_ = 0;  // of parentheses, over all names that are open
   std::map<std::string, Term> known_;
   std::set<std::string> open_;
 };
 
 }  // namespace
 
-Program expression_program(const std::string& text) {
+Program expression_program(const std::string& text, Dtype dtype) {
   const Statements statements(text);
   std::map<std::string, Tensor> leaves;
   for (const std::string& name : statements.order())
     if (const std::optional<double> value = number_of(*statements.find(name))) {
-      leaves[name] = parameter({}, name, Dtype::f64);
+      leaves[name] = parameter({}, name, dtype);
       leaves[name].fill(*value);
     }
   const std::string& result = statements.order().front();
   if (leaves.contains(result)) throw UsageError(fmt::format("'{}' is only a number; the first statement is what is differentiated", result));
   Program program = record([&] {
-    const Term loss = Evaluation(statements, leaves).name(result);
+    const Term loss = Evaluation(statements, leaves, dtype).name(result);
     if (!loss.tensor || !loss.tensor.wants_gradient() || loss.tensor.role() != Role::activation)
-      throw UsageError(fmt::format("'{}' depends on no name that has a value; write it as L = (x*y + 3)^2; x = 2; y = -1", result));
+      throw UsageError(fmt::format("'{}' is computed from no name with a value; write it as L = (x*y + 3)^2; x = 2; y = -1", result));
     backward(loss.tensor);
     return Tensors{loss.tensor};
   });

@@ -9,9 +9,9 @@ namespace hedgehog {
 ///
 /// The first statement is what is differentiated; statements before the values may name parts: "L = p^2; p = x*y + 3; x = 2; y = -1".
 /// There are + - * / and ^ (a whole exponent), parentheses, and exp, log, tanh, sigmoid, sqrt, relu, gelu, silu, square. A name that is given a
-/// number is a parameter, f64.
+/// number is a parameter.
 ///
 /// Throws UsageError saying where the formula is wrong.
-Program expression_program(const std::string& text);
+Program expression_program(const std::string& text, Dtype dtype = Dtype::f64);
 
 }  // namespace hedgehog

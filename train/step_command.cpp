@@ -32,7 +32,7 @@ Dtype dtype_of(const Config& config) {
 
 /// An example's name, or a formula.
 Program program_of(const std::string& what, Dtype dtype) {
-  return what.find('=') == std::string::npos ? find_step_example(what).program(dtype) : expression_program(what);
+  return what.find('=') == std::string::npos ? find_step_example(what).program(dtype) : expression_program(what, dtype);
 }
 
 Program first_program(const Config& config, Dtype dtype) {
@@ -40,7 +40,7 @@ Program first_program(const Config& config, Dtype dtype) {
     if (!config.has("text")) throw UsageError("step --checkpoint needs --text=\"…\", a few tokens to step through");
     return checkpoint_program(config.text("checkpoint"), config.text("text"), dtype);
   }
-  return config.has("expr") ? expression_program(config.text("expr")) : program_of(config.text("example"), dtype);
+  return config.has("expr") ? expression_program(config.text("expr"), dtype) : program_of(config.text("example"), dtype);
 }
 
 void list_examples() {
@@ -52,6 +52,8 @@ void list_examples() {
 }
 
 void write_page(const Stepper& stepper, const std::string& title, const std::filesystem::path& file) {
+  std::error_code ignored;
+  if (std::filesystem::is_directory(file, ignored)) throw UsageError(fmt::format("{} is a directory; name a file for the page, or add --all", file.string()));
   replace_file(file, step_page(stepper, {.title = title}));
 }
 
@@ -80,7 +82,8 @@ bool run_lines(StepSession& session, const std::string& text, bool lesson) {
   std::istringstream lines(text);
   std::string line;
   while (std::getline(lines, line)) {
-    if (!lesson && (line.empty() || line[0] == '#')) continue;
+    const std::size_t begin = line.find_first_not_of(" \t\r");
+    if (!lesson && (begin == std::string::npos || line[begin] == '#')) continue;
     const bool command = !lesson || line.starts_with("> ");
     if (!command) {
       fmt::print("{}\n", line);
@@ -100,7 +103,7 @@ int step_command(Config& config) {
   const int sources = int(config.was_set("example")) + int(config.has("expr")) + int(config.has("text") || config.was_set("checkpoint")) + int(config.has("lesson"));
   if (sources > 1) throw UsageError("step takes one of --example, --expr, --lesson, and --checkpoint with --text");
   if (config.has("lesson") && config.has("script")) throw UsageError("step takes --lesson or --script, not both");
-  if (config.text("example") == "list") {
+  if (config.text("example") == "list" || (config.has("lesson") && config.text("lesson") == "list")) {
     list_examples();
     return kGood;
   }
@@ -109,6 +112,7 @@ int step_command(Config& config) {
   StepSessionOptions options;
   options.open = [dtype](const std::string& what) { return program_of(what, dtype); };
   options.html = [](const Stepper& stepper, const std::string& file) { write_page(stepper, "Step by step", file); };
+  if (config.flag("all") && sources > 0) throw UsageError("step --all writes every example; leave --example, --expr, --lesson and --checkpoint out");
   if (config.flag("all") && !config.has("html")) throw UsageError("step --all needs --html=DIRECTORY for its pages");
   if (config.has("html")) {
     if (config.has("lesson") || config.has("script")) throw UsageError("step writes a page of a program: --html goes with --example, --expr, --checkpoint, or --all");

@@ -35,7 +35,7 @@ Json statistics_json(const Statistics& s) {
 
 Json check_json(const DifferenceCheck& c) {
   return {{"analytic", number(c.analytic)}, {"numeric", number(c.numeric)}, {"error", chart_number(c.error)}, {"left", number(c.left)},
-          {"right", number(c.right)},       {"passed", c.passed},           {"kink", c.kink}};
+          {"right", number(c.right)},       {"passed", c.passed},           {"kink", c.kink},               {"unresolved", c.unresolved}};
 }
 
 /// "h.0.attn.c_attn.weight" belongs to layer "h.0", "wte.weight" to "wte".

@@ -153,7 +153,7 @@ function draw_graph_anew() {
     svg(node, "rect", { x, y, width: wide, height: tall, rx: 6 });
     svg(node, "title", {}, `${argument}: ${tensor.name} (${tensor.shape.join(", ")})`);
     const one = version_at(tensor, state.at)?.numbers, checks = tensor.primal === undefined ? [] : checks_of(tensors[primal(t)]);
-    const found = kind => checks.some(c => verdict(c) === kind), mark = !checks.length ? "" : found("bad") ? " ✗" : found("kink") ? " ◇" : " ✓";
+    const found = kind => checks.some(c => verdict(c) === kind), mark = !checks.length ? "" : found("bad") ? " ✗" : found("kink") ? " ◇" : found("good") ? " ✓" : " ?";
     const value = `${one?.length === 1 ? ` = ${short(one[0])}` : ""}${mark}`;
     svg(node, "text", { x: x + 10, y: y + 18 }, fit(tensor.name, wide - 20 - measure.measureText(value).width) + value);
     const from = made_by[t].filter(s => s < state.at).at(-1), shape = tensor.shape.length ? ` (${tensor.shape.join(", ")})` : "";
@@ -227,7 +227,7 @@ function draw_checks(parent, tensor) {
   const line = (what, check) => {
     const kind = verdict(check), row = html(body, "tr");
     html(row, "th", "", what).scope = "row";
-    html(html(row, "td"), "span", `tag ${kind}`, { good: "✓ agrees", kink: "◇ not differentiable here", bad: "✗ differs" }[kind]);
+    html(html(row, "td"), "span", `tag ${kind}`, { good: "✓ agrees", kink: "◇ not differentiable here", hidden: "? hidden by rounding", bad: "✗ differs" }[kind]);
     html(row, "td", "", exact(check.analytic));
     html(row, "td", "", kind === "kink" ? `${short(check.left)} left, ${short(check.right)} right` : exact(check.numeric));
     html(row, "td", "", kind === "kink" ? "–" : check.passed && check.error > 1e-6 ? "rounding of the loss" : short(check.error));
@@ -295,7 +295,8 @@ function draw_tensor_anew() {
   const all = checks_of(tensor), bad = all.filter(c => verdict(c) === "bad").length;
   if (bad) html(heading, "span", "tag bad", `✗ ${bad} of ${plural(all.length, "check")} failed`);
   else if (all.some(c => verdict(c) === "kink")) html(heading, "span", "tag kink", "◇ not differentiable everywhere");
-  else if (all.length) html(heading, "span", "tag good", "✓ gradient checked");
+  else if (all.some(c => verdict(c) === "good")) html(heading, "span", "tag good", "✓ gradient checked");
+  else if (all.length) html(heading, "span", "tag", "? hidden by rounding");
   const facts = html(card, "p", "facts");
   html(facts, "span", "", `${tensor.role} of shape (${tensor.shape.join(", ")}), ${tensor.dtype}`);
   step_links(facts, "written by step", made_by[t]);

@@ -111,7 +111,7 @@ steps.forEach((step, i) => {
   for (const [, t] of (step.reads || []).concat(step.upstream || [])) if (read_by[t].at(-1) !== i + 1) read_by[t].push(i + 1);
   for (const [, t] of (step.writes || []).concat(step.gradients || [])) if (made_by[t].at(-1) !== i + 1) made_by[t].push(i + 1);
 });
-const verdict = check => check.passed ? "good" : check.kink ? "kink" : "bad";
+const verdict = check => check.passed ? "good" : check.kink ? "kink" : check.unresolved ? "hidden" : "bad";
 const checks_of = tensor => (tensor.explained || []).map(e => e.check).concat(tensor.direction).filter(c => c);
 
 const state = { at: 0, tensor: null, pinned: false, playing: null, element: 0, head: 0, token: null, same: false, open: {} };

@@ -35,9 +35,9 @@ Program with_backward(const std::function<Tensor()>& loss) {
   });
 }
 
-Program scalar(Dtype) { return expression_program("L = p^2; p = x*y + 3; x = 2; y = -1"); }
+Program scalar(Dtype dtype) { return expression_program("L = p^2; p = x*y + 3; x = 2; y = -1", dtype); }
 
-Program paths(Dtype) { return expression_program("L = a*b; a = x*y; b = x + y; x = 2; y = 3"); }
+Program paths(Dtype dtype) { return expression_program("L = a*b; a = x*y; b = x + y; x = 2; y = 3", dtype); }
 
 Program matrix(Dtype dtype) {
   const Tensor x = constant({3, 2}, {1, 2, 3, 4, -1, 0.5}, dtype, "x"), w = parameter({2, 2}, "w", dtype), target = constant({3, 2}, {1, 0, 0, 1, 1, 1}, dtype, "target");
