@@ -150,7 +150,7 @@ void StepSession::show() {
   if (s.position() == 0) {
     const std::optional<std::size_t> begin = s.backward_begins();
     const std::string title = steppers_.size() > 1 ? "inside " + steppers_.back().title + ": " : "";
-    if (begin) say(fmt::format("{}{} steps forward, to a loss of {}, and {} that bring its gradients back; {} tensors", title, *begin, number_text(s.loss()), s.size() - *begin, s.names().size()));
+    if (begin) say(fmt::format("{}{} steps forward, to {} of {}, and {} that bring its gradients back; {} tensors", title, *begin, steppers_.size() > 1 ? "a sum of results times their gradients" : "a loss", number_text(s.loss()), s.size() - *begin, s.names().size()));
     else say(fmt::format("{}{} steps; {} tensors", title, s.size(), s.names().size()));
     if (steppers_.size() == 1) say("next goes one step on, check proves the gradients, help lists what else there is");
     // inside an op, what is detached is so on purpose
@@ -338,18 +338,18 @@ void StepSession::check(const std::string& what) {
     return say(fmt::format("dL/d{}  {}", element_text(e.tensor, x.shape(), i), check_text(s.check(x, i), style_)));
   }
   say(fmt::format("along a random direction  {}", check_text(s.check_direction(x), style_)));
-  std::int64_t right = 0, kinks = 0;
+  std::int64_t right = 0, untold = 0;
   // each takes the loss three times
   const std::int64_t count = std::min({kElements, x.size(), std::int64_t(std::clamp(kWorkOfChecks / std::max(s.work_of_loss(), 1.0), 2.0, 1e9))});
   for (std::int64_t i = 0; i < count; ++i) {
     const DifferenceCheck c = s.check(x, i);
     right += c.passed;
-    kinks += c.kink || c.unresolved;
+    untold += c.kink || c.unresolved;
     if (!c.passed) say(fmt::format("dL/d{}  {}", element_text(e.tensor, x.shape(), i), check_text(c, style_)));
   }
-  const bool good = right + kinks == count;
+  const bool good = right + untold == count;
   say(fmt::format("{} {} of {} elements agree with central differences{}{}", good ? style_.good("✓") : style_.bad("✗"), right, count,
-                  kinks ? fmt::format(", {} cannot be told", kinks) : "", count < x.size() ? fmt::format(" (of the first {} of {})", count, x.size()) : ""));
+                  untold ? fmt::format(", {} cannot be told", untold) : "", count < x.size() ? fmt::format(" (of the first {} of {})", count, x.size()) : ""));
 }
 
 void StepSession::check_all() {

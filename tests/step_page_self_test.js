@@ -18,6 +18,32 @@ addEventListener("load", async () => {
   const width = what => check(`${what}: the page is wider than the window, ${document.documentElement.scrollWidth} > ${innerWidth}`,
     document.documentElement.scrollWidth <= innerWidth);
 
+  // WCAG 2.1: luminance of sRGB, (lighter + 0.05) / (darker + 0.05) at least 4.5
+  const channels = color => (color.match(/[\d.]+/g) ?? []).map(Number);
+  const luminance = color => channels(color).slice(0, 3).map(v => v / 255)
+    .map(v => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)).reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = node => {
+    const box = node.ownerSVGElement && node.parentNode.querySelector("rect");
+    if (box) return getComputedStyle(box).fill;
+    for (let at = node; at; at = at.parentElement) {
+      const color = getComputedStyle(at).backgroundColor;
+      if (color !== "transparent" && channels(color)[3] !== 0) return color;
+    }
+    return "rgb(255, 255, 255)";
+  };
+  const contrast = what => {
+    let seen = 0;
+    for (const node of document.body.querySelectorAll("*")) {
+      if (![...node.childNodes].some(child => child.nodeType === 3 && child.textContent.trim()) || !node.getClientRects().length) continue;
+      if (node.closest("[aria-disabled=true], script, style")) continue;  // what is out of use need not be legible
+      const style = getComputedStyle(node), ink = luminance(node.ownerSVGElement ? style.fill : style.color), paper = luminance(behind(node));
+      const ratio = (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05);
+      check(`${what}: contrast of "${node.textContent.trim().slice(0, 30)}" is ${ratio.toFixed(2)}`, ratio >= 4.5);
+      ++seen;
+    }
+    check(`${what}: no text was looked at`, seen > 20);
+  };
+
   check("it opens at step 1", at() === Math.min(1, last));
   width("start");
   const stride = Math.max(1, Math.floor(last / 60)), before = performance.now();
@@ -119,6 +145,7 @@ addEventListener("load", async () => {
   key("End");
   for (const details of document.querySelectorAll("main details")) details.open = true;
   await pause(100);
+  contrast("tables open");
   check("the table has numbers", document.querySelectorAll("#tensor .numbers td").length > 0);
   width("tables open");
   const map = document.querySelector("#tensor canvas");

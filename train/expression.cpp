@@ -130,31 +130,19 @@ class Evaluation {
       return term;
     }
     Term sum() {
-      Term left = product();
-      while (true) {
-        if (take('+')) {
-          const Term right = product();
-          left = combine(left, right, [](const auto& a, const auto& b) { return a + b; });
-        } else if (take('-')) {
-          const Term right = product();
-          left = combine(left, right, [](const auto& a, const auto& b) { return a - b; });
-        } else {
-          return left;
-        }
-      }
+      return chain(&Reader::product, '+', [](const auto& a, const auto& b) { return a + b; }, '-', [](const auto& a, const auto& b) { return a - b; });
     }
     Term product() {
-      Term left = power();
+      return chain(&Reader::power, '*', [](const auto& a, const auto& b) { return a * b; }, '/', [](const auto& a, const auto& b) { return a / b; });
+    }
+    /// part {first part | second part}, from the left.
+    template <class First, class Second>
+    Term chain(Term (Reader::*part)(), char first, const First& of_first, char second, const Second& of_second) {
+      Term left = (this->*part)();
       while (true) {
-        if (take('*')) {
-          const Term right = power();
-          left = combine(left, right, [](const auto& a, const auto& b) { return a * b; });
-        } else if (take('/')) {
-          const Term right = power();
-          left = combine(left, right, [](const auto& a, const auto& b) { return a / b; });
-        } else {
-          return left;
-        }
+        if (take(first)) left = combine(left, (this->*part)(), of_first);
+        else if (take(second)) left = combine(left, (this->*part)(), of_second);
+        else return left;
       }
     }
     Term power() {

@@ -55,13 +55,19 @@ std::string range_text(const Statistics& s) {
   return text;
 }
 
-/// Arguments that the entry read, with the names of the record.
+std::string result_name(const Entry& e, std::size_t j) { return j < e.op->results.size() ? e.op->results[j] : std::to_string(j); }
+
+/// What the entry read, with the names of the record.
 std::vector<std::pair<std::string, Tensor>> read_by(const Entry& e) {
   std::vector<std::pair<std::string, Tensor>> all;
   for (std::size_t a = 0; a < e.inputs.size(); ++a)
     if (floating(e.inputs[a]) && (!e.backward || (e.op->reads.inputs >> a & 1u))) all.emplace_back(e.op->arguments[a].name, e.inputs[a]);
+  for (std::size_t j = 0; j < e.outputs.size() && e.backward; ++j)
+    if (floating(e.outputs[j]) && (e.op->reads.outputs >> j & 1u)) all.emplace_back("result " + result_name(e, j), e.outputs[j]);
+  for (std::size_t s = 0; s < e.saved.size() && e.backward; ++s)
+    if (floating(e.saved[s]) && (e.op->saved_reads() >> s & 1u)) all.emplace_back("saved " + (s < e.op->saved_names.size() ? e.op->saved_names[s] : std::to_string(s)), e.saved[s]);
   for (std::size_t j = 0; j < e.dy.size(); ++j)
-    if (e.dy[j]) all.emplace_back("gradient of result " + (j < e.op->results.size() ? e.op->results[j] : std::to_string(j)), e.dy[j]);
+    if (e.dy[j]) all.emplace_back("gradient of result " + result_name(e, j), e.dy[j]);
   return all;
 }
 
@@ -70,11 +76,11 @@ std::vector<std::pair<std::string, Tensor>> written_by(const Entry& e) {
   for (std::size_t a = 0; a < e.dx.size(); ++a)
     if (floating(e.dx[a])) all.emplace_back("gradient of " + e.op->arguments[a].name, e.dx[a]);
   for (std::size_t j = 0; j < e.outputs.size() && !e.backward; ++j)
-    if (floating(e.outputs[j])) all.emplace_back(j < e.op->results.size() ? e.op->results[j] : std::to_string(j), e.outputs[j]);
+    if (floating(e.outputs[j])) all.emplace_back(result_name(e, j), e.outputs[j]);
   return all;
 }
 
-std::string call_name(const Entry& e) { return fmt::format("{} {} in '{}'", e.op->name, e.backward ? "backward" : "forward", e.scope); }
+std::string call_name(const Entry& e) { return fmt::format("{} {}{}", e.op->name, e.backward ? "backward" : "forward", e.scope.empty() ? "" : " in '" + e.scope + "'"); }
 
 std::string lines_of(const std::vector<std::pair<std::string, Tensor>>& tensors, Replayed& replayed) {
   std::string text;

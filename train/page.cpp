@@ -48,8 +48,8 @@ std::string page_html(const std::string& title, const std::string& before, const
       "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
       "script-src 'unsafe-inline'\">\n<title>{}</title>\n<style>{}</style>\n</head>\n<body>\n<h1>{}</h1>\n{}"
       "<div id=\"charts\"><noscript>The charts need JavaScript.</noscript></div>\n{}"
-      "<script type=\"application/json\" id=\"data\">{}</script>\n<script>{}</script>\n</body>\n</html>\n",
-      heading, kReportStyle, heading, before, after, script_json({{"charts", charts}}), kReportScript);
+      "<script type=\"application/json\" id=\"data\">{}</script>\n<script>{}{}</script>\n</body>\n</html>\n",
+      heading, kReportStyle, heading, before, after, script_json({{"charts", charts}}), kNodeScript, kReportScript);
 }
 
 Json chart_number(double value) {

@@ -37,12 +37,9 @@ td, th { border-bottom: 1px solid var(--line); padding: .15rem 1.2rem .15rem 0; 
 td:last-child { font-variant-numeric: tabular-nums; }
 )css";
 
-/// Draws every chart of the JSON in #data: {"charts": [{"title", "x", "log", "zero", "series": [{"name", "x", "y", "style"}],
-/// "floor"}]}. "x" names what the x axis counts; without it steps. A series' style is "faint", "line", "points", or "layer" (one of many, a
-/// colour of its own); null values are gaps.
-inline constexpr const char* kReportScript = R"js(
+/// Makers of nodes, SVG and HTML, that every page's script begins with.
+inline constexpr const char* kNodeScript = R"js(
 "use strict";
-const W = 900, H = 300, L = 70, R = 36, T = 12, B = 40;
 const make = (parent, name, attributes = {}, text) => {
   const node = document.createElementNS("http://www.w3.org/2000/svg", name);
   for (const key in attributes) node.setAttribute(key, attributes[key]);
@@ -57,6 +54,13 @@ const html = (parent, name, className, text) => {
   parent.appendChild(node);
   return node;
 };
+)js";
+
+/// Draws every chart of the JSON in #data: {"charts": [{"title", "x", "log", "zero", "series": [{"name", "x", "y", "style"}],
+/// "floor"}]}. "x" names what the x axis counts; without it steps. A series' style is "faint", "line", "points", or "layer" (one of many, a
+/// colour of its own); null values are gaps.
+inline constexpr const char* kReportScript = R"js(
+const W = 900, H = 300, L = 70, R = 36, T = 12, B = 40;
 const show = v => v === null ? "–" : v !== 0 && (Math.abs(v) >= 1e6 || Math.abs(v) < 1e-4)
   ? v.toExponential(2) : Math.abs(v) >= 1000 ? Math.round(v).toLocaleString("en") : String(+v.toPrecision(5));
 const ticks = (low, high, count) => {

@@ -20,9 +20,9 @@ std::string step_page(const Stepper& stepper, const StepPageOptions& options) {
       "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n"
       "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
       "script-src 'unsafe-inline'\">\n<title>{}</title>\n<style>{}{}</style>\n</head>\n<body>\n{}"
-      "<script type=\"application/json\" id=\"data\">{}</script>\n<script>{}{}{}</script>\n</body>\n</html>\n",
+      "<script type=\"application/json\" id=\"data\">{}</script>\n<script>{}{}{}{}</script>\n</body>\n</html>\n",
       heading, kReportStyle, kStepPageStyle, fmt::format(kStepPageBody, fmt::arg("title", heading)),
-      script_json(step_page_data(stepper, options)), kStepPageScript, kStepPagePanels, kStepPageAttention);
+      script_json(step_page_data(stepper, options)), kNodeScript, kStepPageScript, kStepPagePanels, kStepPageAttention);
 }
 
 }  // namespace hedgehog

@@ -133,11 +133,11 @@ function draw_graph_anew() {
   const wide = stacked ? width - 30 : Math.min(320, (width - 260) / 2), tall = 44, gap = 10;
   const stack = list => list.length * (tall + gap) - gap;
   const high = stacked ? stack(left) + stack(right) + tall + 64 : Math.max(stack(left), stack(right), tall) + 4;
-  const picture = svg(card, "svg", { viewBox: `0 0 ${width} ${high}`, height: high, role: "group",
+  const picture = make(card, "svg", { viewBox: `0 0 ${width} ${high}`, height: high, role: "group",
     "aria-label": `${step.op} with what it reads and writes` });
-  const marker = svg(svg(picture, "defs"), "marker",
+  const marker = make(make(picture, "defs"), "marker",
     { id: "tip", viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 8, markerHeight: 8, orient: "auto" });
-  svg(marker, "path", { d: "M0 0 L8 4 L0 8 z" });
+  make(marker, "path", { d: "M0 0 L8 4 L0 8 z" });
   const measure = document.createElement("canvas").getContext("2d");
   measure.font = `13px ${getComputedStyle(document.body).fontFamily}`;
   const fit = (text, room) => {
@@ -145,19 +145,19 @@ function draw_graph_anew() {
     while (text.length > 1 && measure.measureText(`${text}…`).width > room) text = text.slice(0, -1);
     return `${text}…`;
   };
-  const arrow = d => svg(picture, "path", { d, "marker-end": "url(#tip)" });
+  const arrow = d => make(picture, "path", { d, "marker-end": "url(#tip)" });
   const box = (x, y, [argument, t]) => {
     const tensor = tensors[t], chosen = primal(t) === state.tensor ? "chosen" : "";
-    const node = svg(picture, "a", { id: `node-${argument}-${t}`, href: `#step=${state.at}`, class: chosen });
+    const node = make(picture, "a", { id: `node-${argument}-${t}`, href: `#step=${state.at}`, class: chosen });
     node.setAttribute("aria-label", `${argument}: ${tensor.name}, shape ${tensor.shape.join(" by ") || "one number"}`);
-    svg(node, "rect", { x, y, width: wide, height: tall, rx: 6 });
-    svg(node, "title", {}, `${argument}: ${tensor.name} (${tensor.shape.join(", ")})`);
+    make(node, "rect", { x, y, width: wide, height: tall, rx: 6 });
+    make(node, "title", {}, `${argument}: ${tensor.name} (${tensor.shape.join(", ")})`);
     const one = version_at(tensor, state.at)?.numbers, checks = tensor.primal === undefined ? [] : checks_of(tensors[primal(t)]);
     const found = kind => checks.some(c => verdict(c) === kind), mark = !checks.length ? "" : found("bad") ? " ✗" : found("kink") ? " ◇" : found("good") ? " ✓" : " ?";
     const value = `${one?.length === 1 ? ` = ${short(one[0])}` : ""}${mark}`;
-    svg(node, "text", { x: x + 10, y: y + 18 }, fit(tensor.name, wide - 20 - measure.measureText(value).width) + value);
+    make(node, "text", { x: x + 10, y: y + 18 }, fit(tensor.name, wide - 20 - measure.measureText(value).width) + value);
     const from = made_by[t].filter(s => s < state.at).at(-1), shape = tensor.shape.length ? ` (${tensor.shape.join(", ")})` : "";
-    svg(node, "text", { x: x + 10, y: y + 35, class: "small" }, fit(`${argument}${shape}${from ? `, from step ${from}` : ""}`, wide - 16));
+    make(node, "text", { x: x + 10, y: y + 35, class: "small" }, fit(`${argument}${shape}${from ? `, from step ${from}` : ""}`, wide - 16));
     node.addEventListener("click", event => { event.preventDefault(); choose(t); });
   };
   const op_wide = stacked ? width - 30 : Math.min(180, width - 2 * wide - 80), op_x = stacked ? 30 : (width - op_wide) / 2;
@@ -176,10 +176,10 @@ function draw_graph_anew() {
     else arrow(`M${op_x + op_wide} ${aim} C${op_x + op_wide + 40} ${aim} ${x - 42} ${middle} ${x - 2} ${middle}`);
     box(x, y, item);
   });
-  const op = svg(picture, "g", { class: `op ${step.direction}` });
-  svg(op, "rect", { x: op_x, y: op_y, width: op_wide, height: tall, rx: 20 });
-  svg(op, "text", { x: op_x + op_wide / 2, y: op_y + 18, "text-anchor": "middle" }, fit(step.op, op_wide - 20));
-  svg(op, "text", { x: op_x + op_wide / 2, y: op_y + 35, "text-anchor": "middle", class: "small" }, step.direction);
+  const op = make(picture, "g", { class: `op ${step.direction}` });
+  make(op, "rect", { x: op_x, y: op_y, width: op_wide, height: tall, rx: 20 });
+  make(op, "text", { x: op_x + op_wide / 2, y: op_y + 18, "text-anchor": "middle" }, fit(step.op, op_wide - 20));
+  make(op, "text", { x: op_x + op_wide / 2, y: op_y + 35, "text-anchor": "middle", class: "small" }, step.direction);
 }
 
 function step_links(parent, label, list) {

@@ -50,24 +50,9 @@ The strip above the slider is blue for forward, orange for backward, and pink wh
 
 /// Timeline, keys, tree, search and links. The JSON of #data is as step_page_data() says; `state` is what the reader looks at.
 inline constexpr const char* kStepPageScript = R"js(
-"use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 const steps = data.steps, tensors = data.tensors, count = steps.length;
 const $ = id => document.getElementById(id);
-const html = (parent, name, className, text) => {
-  const node = document.createElement(name);
-  if (className) node.className = className;
-  if (text !== undefined) node.textContent = text;
-  parent.appendChild(node);
-  return node;
-};
-const svg = (parent, name, attributes = {}, text) => {
-  const node = document.createElementNS("http://www.w3.org/2000/svg", name);
-  for (const key in attributes) node.setAttribute(key, attributes[key]);
-  if (text !== undefined) node.textContent = text;
-  parent.appendChild(node);
-  return node;
-};
 /// A table that scrolls by itself where the page is too narrow.
 const wide_table = (parent, label, className = "wide") => {
   const place = html(parent, "div", className), table = html(place, "table", "numbers");
