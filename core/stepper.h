@@ -112,8 +112,6 @@ class Stepper {
   Tensor find(const std::string& name) const;
   /// The same, empty where find throws.
   Tensor find_or_empty(const std::string& name) const;
-  /// FLOPs of computing the loss once.
-  double work_of_loss() const;
   /// The window on the gradient of x; empty if none reaches it.
   Tensor gradient_of(const Tensor& x) const;
   /// The tensor whose gradient this is; empty for others.
@@ -130,19 +128,25 @@ class Stepper {
   // questions about one element of x, counted in order
 
   /// At most `most` terms of each op are computed one by one, those of results that change with the element and have the largest upstream
-  /// gradients. Throws Error if no gradient reaches x.
+  /// gradients; fewer where that takes more than 2 GFLOP. Throws UsageError if no gradient reaches x, or it has no such element; so do check,
+  /// check_direction and what_if.
   Why why(const Tensor& x, std::int64_t element, std::int64_t most = 4096) const;
   /// A term's dy/dx by a central difference of the op's forward.
   double local_difference(const Contribution& term, std::int64_t element_of_x) const;
+  /// dL/dx[element] against a central difference of the loss (see DifferenceCheck).
   DifferenceCheck check(const Tensor& x, std::int64_t element) const;
   /// The same along a random direction of unit length, for the whole tensor.
   DifferenceCheck check_direction(const Tensor& x, std::uint64_t seed = 1) const;
+  /// x[element] + change: predicted = dL/dx[element] change, and the loss computed anew. Without a gradient nothing is predicted. Throws
+  /// UsageError for a detached look at a tensor, and for a change of an i32 that is not whole.
   WhatIf what_if(const Tensor& x, std::int64_t element, double change) const;
-  /// The loss when x, once it is computed, is changed.
+  /// The loss when x, once it is computed, is changed; without x as it was. Throws Error if there is no backward pass.
   double loss(const Tensor& x = {}, const std::function<void(std::vector<double>&)>& change = {}) const;
+  /// FLOPs of computing the loss once.
+  double work_of_loss() const;
 
-  /// The primitive ops of the entry's op on the same numbers, with their backward where the entry's has one. Throws Error for an op that
-  /// is a primitive.
+  /// The primitive ops of the entry's op on the same numbers, with their backward where the entry's has one. Throws UsageError for an op
+  /// that is a primitive.
   Program expand(std::size_t entry) const;
 
   /// Classic mistakes that this program shows, one sentence each.

@@ -168,11 +168,4 @@ std::vector<std::byte> Trace::bytes(const Tensor& x, std::size_t position) const
 
 std::vector<double> Trace::value(const Tensor& x, std::size_t position) const { return elements_at(x, bytes(x, position).data()); }
 
-std::size_t Trace::memory() const {
-  std::size_t total = 0;
-  for (const auto& [block, patches] : patches_)
-    for (const Patch& p : patches) total += p.bytes.size();
-  return total;
-}
-
 }  // namespace hedgehog

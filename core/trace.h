@@ -71,8 +71,6 @@ class Trace {
   std::vector<std::byte> bytes(const Tensor& x, std::size_t position) const;
   /// Leaves as they were at the start.
   const TraceMemory& leaves() const { return leaves_; }
-  /// Bytes kept.
-  std::size_t memory() const;
 
  private:
   struct Patch {
