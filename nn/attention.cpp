@@ -42,6 +42,10 @@ Attention::Attention(Parameters& parameters, const std::string& name, const Opti
                                   Init::uniform(2 / std::sqrt(double(options.short_convolution))), 0);
     if (!parameters.declared()) start_values_unmixed(parameters);
   }
+  if (options.qk_norm) {
+    norm_q_ = Norm(parameters, name + ".q_norm", "rms", queries_ / options.heads, false);
+    norm_k_ = Norm(parameters, name + ".k_norm", "rms", queries_ / options.heads, false);
+  }
   if (options.mimetic && !parameters.declared()) start_mimetic(parameters);
   if (options.window > 0 && options.kind != "softmax") {
     log_factor_ = parameters.add(name + ".log_factor", {options.heads}, Init::zeros(), 0, true);
@@ -101,9 +105,13 @@ void Attention::start_mimetic(Parameters& parameters) {
 AttentionHeads Attention::heads_of(const Tensor& packed, const Tensor& rotary) const {
   const std::int64_t B = packed.shape()[0], T = packed.shape()[1], C = options_.width, Q = queries_, H = options_.heads;
   auto heads = [&](const Tensor& part) { return reshape(part, {B, T, H, part.shape().last() / H}); };
-  if (!rotary) {
+  if (!rotary || options_.qk_norm) {
     const Tensors parts = split(packed, {Q, Q, C});
-    return {named(heads(parts[0]), "q"), named(heads(parts[1]), "k"), named(heads(parts[2]), "v"), {}};
+    const auto placed = [&](const Tensor& part, const Norm& norm) {
+      const Tensor x = options_.qk_norm ? norm(heads(part)) : heads(part);
+      return rotary ? hedgehog::rotary(x, rotary) : x;
+    };
+    return {named(placed(parts[0], norm_q_), "q"), named(placed(parts[1], norm_k_), "k"), named(heads(parts[2]), "v"), {}};
   }
   // queries and keys turn by the same angles: in one pass, as twice the heads
   const Tensors parts = split(packed, {2 * Q, C});
@@ -224,7 +232,7 @@ Tensor Attention::step(const Tensor& x, const Norm& norm, const AttentionState& 
   o.map = features_.map();
   if (!features_.any()) o.rotary = rotary;
   const bool softmax = options_.kind == "softmax";
-  if (!softmax && options_.window == 0 && !convolution_ && !features_.any() && !decay_gate_)
+  if (!softmax && options_.window == 0 && !convolution_ && !options_.qk_norm && !features_.any() && !decay_gate_)
     return output(norm_linear_attention_step(x, norm.weight, norm.bias, qkv_.weight, qkv_.bias, state.attention,
                                              {.heads = options_.heads, .norm = norm.kind, .attention = o}),
                   x, {});

@@ -40,9 +40,16 @@ struct AttentionState {
 /// Whether the feature maps of this attention have a matrix a head for queries and one for keys; `asked`: as map_weights.
 bool has_map_weights(const std::string& attention, bool asked);
 
-/// Multi-head causal attention: packed projection, short convolution of queries, keys and values (if asked), rotary
-/// positions, softmax or linear attention, output projection. The projection is one tensor (B, T, 2 Q + C); q, k, v are windows of it.
+/// Multi-head causal attention: packed projection, short convolution of queries, keys and values, norm of queries and keys (both if asked),
+/// rotary positions, softmax or linear attention, output projection. The projection is one tensor (B, T, 2 Q + C); q, k, v are windows of it.
 /// Q is C but for "taylor", whose queries and keys are narrower.
+///
+/// With qk_norm queries and keys are RMS-normed before positions turn them and maps see them, all heads with the same D gains:
+///
+///   q_i <- gain_q q_i / sqrt(mean(q_i^2) + 1e-5)     k_j likewise
+///
+/// so that scores stay in range however large the projection grows. Source: Henry et al. 2020, arXiv:2010.04245, with gains a dimension as
+/// in OLMo 2 and Qwen3.
 ///
 /// With a decay gate every head h learns one number g_h >= 0, by which it forgets a token:
 ///
@@ -69,6 +76,7 @@ class Attention {
     double map_init_gain = 1;
     bool map_weights = false;            // of exp, elu and relu, which have none of their own
     std::int64_t short_convolution = 0;  // tokens that it spans; 0: none
+    bool qk_norm = false;                // queries and keys are RMS-normed
     bool mimetic = false;                // keys start as queries, the output projection as the values' transpose
     double mimetic_output = 1;           // times this
     Init init, output_init;
@@ -96,7 +104,7 @@ class Attention {
   AttentionState empty_state(std::int64_t batch, std::int64_t capacity, Dtype dtype) const;
 
  private:
-  /// Windows of the packed projection, queries and keys turned if there is a table.
+  /// Windows of the packed projection; queries and keys are normed if asked, and turned if there is a table.
   AttentionHeads heads_of(const Tensor& packed, const Tensor& rotary) const;
   void start_values_unmixed(Parameters& parameters);
   void start_decay(Parameters& parameters);
@@ -120,6 +128,7 @@ class Attention {
   Linear qkv_, output_;
   AttentionFeatures features_;
   Tensor convolution_;              // (K, 2 Q + C), of queries, keys and values
+  Norm norm_q_, norm_k_;            // (D), or none
   Tensor map_q_, map_k_;            // (H, D, D), of the Hedgehog maps and T2R; of others with map_weights
   Tensor map_bias_q_, map_bias_k_;  // (H, D), of T2R
   Tensor log_factor_;               // (H), of the window

@@ -94,6 +94,7 @@ Block make_block(Parameters& p, const GptOptions& o, std::int64_t layer) {
                                .map_init_gain = o.map_init_gain,
                                .map_weights = o.map_weights,
                                .short_convolution = o.short_convolution,
+                               .qk_norm = o.qk_norm,
                                .mimetic = o.init == "mimetic",
                                .mimetic_output = std::sqrt(2 / double(o.layers)),
                                .init = weight_init(o, o.width),
@@ -260,6 +261,7 @@ std::int64_t parameter_count(const GptOptions& options) {
       has_map_weights(options.attention, options.map_weights) ? 2 * options.heads * d * (d + (options.attention == "t2r" ? 1 : 0)) : 0;
   const std::int64_t norm = c * (options.bias && options.norm == "layer" ? 2 : 1), bias = options.bias ? packed + 6 * c : 0;
   const std::int64_t factors = (options.window > 0 && options.attention != "softmax") || options.decay_gate ? options.heads : 0;
+  const std::int64_t qk_norm = options.qk_norm ? 2 * options.query_width() : 0;
   const std::int64_t positions = options.positions == "learned" ? options.context * c : 0;
   std::int64_t lora = 0;
   if (options.lora)
@@ -267,7 +269,7 @@ std::int64_t parameter_count(const GptOptions& options) {
          {std::pair{"attention", c + packed}, {"attention_output", 2 * c}, {"mlp", 5 * c}, {"mlp_output", 5 * c}})
       if (options.lora->has(target)) lora += options.lora->rank * both;
   return Gpt::table_rows(options) * c * (options.tied_head ? 1 : 2) + positions +
-         options.layers * ((packed + 9 * c) * c + maps + packed * options.short_convolution + bias + factors + 2 * norm + lora) + norm;
+         options.layers * ((packed + 9 * c) * c + maps + packed * options.short_convolution + qk_norm + bias + factors + 2 * norm + lora) + norm;
 }
 
 }  // namespace hedgehog

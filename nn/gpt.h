@@ -19,6 +19,7 @@ struct GptOptions {
   std::int64_t vocabulary_multiple = 1;  // tables get rows up to a multiple of this, which tensor cores like; the surplus is never scored
   std::string attention = "hedgehog";  // softmax, or a feature map of linear attention
   std::int64_t window = 0;             // tokens that attention sees by softmax, linear attention those before; softmax none; 0: no window
+  bool qk_norm = false;                // queries and keys are RMS-normed before positions and maps (nn/attention.h)
   bool decay_gate = false;             // every head learns how fast keys lose weight with the distance (nn/attention.h)
   FeatureOptions features;             // of the attentions "taylor", "performer" and "cosformer"
   std::string positions = "rotary";    // rotary, learned, none
@@ -76,7 +77,8 @@ struct DecodingState {
 ///
 /// Parameter names are GPT-2's: wte.weight, wpe.weight, h.0.ln_1.weight, h.0.attn.c_attn.weight (in, out), …, ln_f.weight;
 /// the feature maps are h.0.attn.map_q.weight and map_k.weight (H, D, D), for T2R with map_q.bias and map_k.bias (H, D); the short
-/// convolution is h.0.attn.conv.weight (K, 3 C), the decay gate h.0.attn.decay_gate (H); an untied classifier is lm_head.weight (V, C). V is rounded up to a multiple of vocabulary_multiple.
+/// convolution is h.0.attn.conv.weight (K, 3 C), the norms of queries and keys h.0.attn.q_norm.weight and k_norm.weight (D), the decay gate
+/// h.0.attn.decay_gate (H); an untied classifier is lm_head.weight (V, C). V is rounded up to a multiple of vocabulary_multiple.
 class Gpt {
  public:
   /// Throws ShapeError naming the option if the sizes do not fit together.

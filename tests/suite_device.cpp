@@ -115,6 +115,13 @@ void for_each_small_model(F&& f) {
     o.decay_gate = true;
     f(o);
   }
+  for (const char* attention : {"hedgehog", "softmax"})
+    for (const Dtype dtype : {Dtype::f32, Dtype::bf16}) {
+      CAPTURE("norms of queries and keys");
+      GptOptions o = small_model(attention, dtype);
+      o.qk_norm = true;
+      f(o);
+    }
 }
 
 }  // namespace

@@ -73,3 +73,43 @@ TEST_CASE("attention heads: the model is the same with them, and features and at
     }
   }
 }
+
+TEST_CASE("attention heads: with qk_norm queries and keys are gain x / rms(x), and positions turn them after that") {
+  const no_grad guard;
+  for (const char* attention : {"softmax", "hedgehog", "taylor"})
+    for (const char* positions : {"none", "rotary"}) {
+      CAPTURE(std::string(attention));
+      CAPTURE(std::string(positions));
+      GptOptions o = model_of(attention).options();
+      o.positions = positions;
+      o.features.taylor_dim = 4;
+      const Gpt plain(o);
+      o.qk_norm = true;
+      Gpt model(o);
+      Parameters& all = model.parameters();
+      CHECK(all.count() == parameter_count(o));
+      CHECK(all.count() == plain.parameters().count() + 2 * 2 * o.query_width());
+      for (const Tensor& p : plain.parameters().all()) all.assign(all.find(p.name()), p.to_vector());
+      const std::int64_t D = o.query_width();
+      for (const char* side : {"q", "k"}) {
+        std::vector<double> gain;
+        for (std::int64_t d = 0; d < D; ++d) gain.push_back(side[0] == 'q' ? 0.5 + double(d) : 2 - double(d % (D / 2)));
+        if (std::string(positions) == "rotary")  // gains that a rotation of the halves keeps
+          for (std::int64_t d = 0; d < D; ++d) gain[std::size_t(d)] = gain[std::size_t(d % (D / 2))];
+        all.assign(all.find(std::string("h.0.attn.") + side + "_norm.weight"), gain);
+        const auto of = [&](const Gpt& m) {
+          const AttentionHeads h = m.heads(some_tokens())[0];
+          return (side[0] == 'q' ? h.q : h.k).to_vector();
+        };
+        // both are turned alike, and a turn keeps the root mean square
+        const std::vector<double> x = of(plain), y = of(model);
+        REQUIRE(x.size() == y.size());
+        for (std::size_t row = 0; row < x.size(); row += std::size_t(D)) {
+          double squares = 0;
+          for (std::size_t d = 0; d < std::size_t(D); ++d) squares += x[row + d] * x[row + d];
+          for (std::size_t d = 0; d < std::size_t(D); ++d)
+            CHECK(y[row + d] == doctest::Approx(gain[d] * x[row + d] / std::sqrt(squares / double(D) + 1e-5)).epsilon(1e-12));
+        }
+      }
+    }
+}

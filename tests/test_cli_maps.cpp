@@ -12,7 +12,7 @@ TEST_CASE("cli: a model of each feature map trains, samples, and resumes with th
   const TemporaryDirectory d;
   d.file("text.txt", some_text());
   const std::string at = d.path().string();
-  for (const char* options : {"--attention=t2r", "--attention=taylor --taylor_dim=4", "--attention=cosformer --short_convolution=4 --init=mimetic",
+  for (const char* options : {"--attention=t2r --qk_norm", "--attention=taylor --taylor_dim=4", "--attention=cosformer --short_convolution=4 --init=mimetic",
                               "--attention=performer --performer_features=6 --performer_hyperbolic --init=mimetic",
                               "--attention=taylor --taylor_dim=2 --short_convolution=3 --init=mimetic --bias"}) {
     CAPTURE(options);
@@ -50,7 +50,7 @@ TEST_CASE("cli: sizes of feature maps belong to their attention, are kept by che
   std::string text = bytes_of(d / "other/last/state.json");
   const std::size_t model = text.find("\"model\"");
   REQUIRE(model != std::string::npos);
-  for (const char* name : {"\"taylor_dim\"", "\"performer_features\"", "\"performer_hyperbolic\"", "\"cosformer_length\"", "\"map_weights\""}) {
+  for (const char* name : {"\"taylor_dim\"", "\"performer_features\"", "\"performer_hyperbolic\"", "\"cosformer_length\"", "\"map_weights\"", "\"qk_norm\""}) {
     const std::size_t found = text.find(name, model);
     REQUIRE(found != std::string::npos);
     text.erase(found, text.find('\n', found) + 1 - found);

@@ -38,6 +38,7 @@ void decoding_gives_the_logits() {
         CAPTURE(std::string(name_of(dtype)));
         GptOptions o = small_gpt(attention);
         o.dtype = dtype;
+        o.qk_norm = dtype == Dtype::f64;
         o.positions = positions;
         o.tied_head = o.positions == "learned";
         o.short_convolution = o.tied_head ? 0 : 4;
@@ -160,7 +161,7 @@ TEST_CASE("a checkpoint restores weights, moments and step state to the bit") {
     CAPTURE(micro_batches);
     GptOptions options = small_gpt(attention);
     options.dropout = dropout;
-    options.map_weights = std::string(attention) == "elu";
+    options.map_weights = options.qk_norm = std::string(attention) == "elu";
     Gpt model(options);
     const StepShape shape{3, 12, micro_batches, false};
     TrainingStep step(model, shape, {}, 9);

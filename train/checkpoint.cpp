@@ -51,7 +51,7 @@ json number(double x) { return std::isfinite(x) ? json(x) : json(nullptr); }
 json model_json(const GptOptions& o) {
   return {{"layers", o.layers},       {"heads", o.heads},           {"width", o.width},
           {"context", o.context},     {"vocabulary", o.vocabulary}, {"attention", o.attention},
-          {"window", o.window},       {"decay_gate", o.decay_gate},
+          {"window", o.window},       {"decay_gate", o.decay_gate},   {"qk_norm", o.qk_norm},
           {"positions", o.positions}, {"norm", o.norm},             {"activation", o.activation},
           {"bias", o.bias},           {"dropout", o.dropout},       {"init", o.init},
           {"vocabulary_multiple", o.vocabulary_multiple},
@@ -125,6 +125,7 @@ GptOptions model_options(const Fields& f) {
   o.vocabulary_multiple = f.integer("vocabulary_multiple", 1, 1 << 16);
   o.attention = f.get<std::string>("attention", "text");
   if (f.has("window")) o.window = f.integer("window", 0, std::int64_t(1) << 40);  // earlier checkpoints have none
+  if (f.has("qk_norm")) o.qk_norm = f.get<bool>("qk_norm", "true or false");
   if (f.has("decay_gate")) o.decay_gate = f.get<bool>("decay_gate", "true or false");
   o.positions = f.get<std::string>("positions", "text");
   o.norm = f.get<std::string>("norm", "text");

@@ -97,6 +97,7 @@ std::vector<Option> model_options() {
       integer("window", "0", "tokens", "model",
               "each token sees itself and those just before it by softmax, this many, and what lies further back by --attention; 0 for no window",
               kModelCommands, 0, 1 << 24),
+      flag("qk_norm", "false", "model", "queries and keys are normed (RMS, with gains) before positions and maps", kModelCommands),
       flag("decay_gate", "false", "model",
            "keys lose weight with every token, by a factor that each head learns; with the Hedgehog maps, exp and performer, without a window",
            kModelCommands),

@@ -44,8 +44,8 @@ std::vector<Variant> variants_of(const ReproduceRequest& request) {
 /// nanoGPT's recipe on Shakespeare's characters; about 30M parameters on byte pairs of a text that is given.
 std::string training_of(const ReproduceRequest& request) {
   if (request.small()) return "preset=char-cpu evaluate_every=200";
-  return "layers=8 heads=8 width=512 context=1024 batch=16 positions=rotary init=gpt2 map_init_gain=3 weight_decay=0.1 beta2=0.95 "
-         "warmup=200";
+  return "layers=8 heads=8 width=512 context=1024 batch=16 positions=rotary qk_norm=true init=gpt2 map_init_gain=3 weight_decay=0.1 "
+         "beta2=0.95 warmup=200";
 }
 
 /// Peak learning rates that each variant chooses from by short runs; empty: the recipe's.

@@ -226,6 +226,7 @@ GptOptions gpt_options(const Config& config, std::int64_t vocabulary) {
   o.vocabulary = vocabulary;
   o.attention = config.text("attention");
   o.window = config.integer("window");
+  o.qk_norm = config.flag("qk_norm");
   o.decay_gate = config.flag("decay_gate");
   o.positions = config.text("positions");
   o.norm = config.text("norm");

@@ -16,7 +16,7 @@ namespace fs = std::filesystem;
 const char* const kFixed[] = {"data",          "preset",        "attention",  "layers", "heads",     "width",
                               "context",       "positions",     "norm",       "bias",   "activation", "init",
                               "tied_head",     "embedding_init", "short_convolution", "map_init_gain", "tokenizer", "vocabulary",
-                              "window",        "decay_gate",    "taylor_dim",    "performer_features", "performer_hyperbolic", "performer_redraw",
+                              "window",        "decay_gate",    "qk_norm",       "taylor_dim",    "performer_features", "performer_hyperbolic", "performer_redraw",
                               "cosformer_length",
                               "dtype",         "dropout",       "seed",       "batch",  "gradient_accumulation", "out", "minutes"};
 
