@@ -9,10 +9,11 @@
 namespace hedgehog {
 namespace {
 
-/// phi_q . phi_k of queries and keys near 0, for heads of D: with this factor the window starts with the weight that a token before it
-/// has, where exp(score) is 1.
-double usual_weight(const std::string& map, double D) {
-  if (map == "hedgehog") return 2 * D;
+/// phi_q . phi_k as it is at the start, for heads of D: with this factor the window starts with the weight that a token before it has, where
+/// exp(score) is 1. Queries and keys are near 0, or with a norm normal numbers: then the mean of exp(g (q + k)), g the maps' gain, is exp(g^2).
+double usual_weight(const std::string& map, double D, double normed_gain) {
+  if (map == "hedgehog") return 2 * D * std::exp(normed_gain * normed_gain);
+  if (map == "exp") return D * std::exp(normed_gain * normed_gain);
   if (map == "hedgehog-softmax") return 2 / D;
   if (map == "hedgehog-joint") return 1 / (2 * D);
   if (map == "relu" || map == "t2r") return D / 6;  // of normal numbers: D / (2 pi)
@@ -49,7 +50,8 @@ Attention::Attention(Parameters& parameters, const std::string& name, const Opti
   if (options.mimetic && !parameters.declared()) start_mimetic(parameters);
   if (options.window > 0 && options.kind != "softmax") {
     log_factor_ = parameters.add(name + ".log_factor", {options.heads}, Init::zeros(), 0, true);
-    const double weight = usual_weight(options.kind, double(options.width / options.heads));
+    const double gain = has_map_weights(options.kind, options.map_weights) ? options.map_init_gain : 1;
+    const double weight = usual_weight(options.kind, double(options.width / options.heads), options.qk_norm ? gain : 0);
     if (!parameters.declared()) parameters.assign(log_factor_, std::vector<double>(std::size_t(options.heads), std::log(weight)));
   }
   if (options.decay_gate) {

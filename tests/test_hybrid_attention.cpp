@@ -137,6 +137,7 @@ TEST_CASE("hybrid attention: a model with a window decodes what it computes at o
     GptOptions options;
     options.layers = 2, options.heads = 2, options.width = 16, options.context = T, options.vocabulary = 11, options.attention = attention;
     options.dtype = Dtype::f64, options.embedding_init = 1, options.window = 5, options.short_convolution = 2;
+    options.qk_norm = options.attention != "elu";
     Gpt model(options);
     CHECK(parameter_count(options) == model.parameters().count());
     std::vector<double> ids;
@@ -168,6 +169,29 @@ TEST_CASE("hybrid attention: a model starts with equal weights near and far wher
     const std::vector<double> values = v.to_vector(), o_all = hybrid_attention(none, none, v, o).to_vector();
     for (std::size_t i = 0; i < values.size(); ++i) mean[i % std::size_t(width)] += values[i] / 8;
     for (std::size_t c = 0; c < mean.size(); ++c) CHECK(o_all[7 * mean.size() + c] == doctest::Approx(mean[c]));
+  }
+}
+
+TEST_CASE("hybrid attention: with normed queries and keys a model starts with equal weights near and far on average") {
+  const no_grad guard;
+  constexpr std::int64_t kPairs = 20000, kWidth = 16;
+  for (const auto& [map, gain] : {std::pair("hedgehog", 1.0), {"hedgehog", 0.5}, {"hedgehog-softmax", 1.0}, {"hedgehog-joint", 1.0}, {"exp", 1.0}}) {
+    CAPTURE(std::string(map));
+    CAPTURE(gain);
+    GptOptions options;
+    options.layers = 1, options.heads = 2, options.width = kWidth, options.attention = map, options.window = 3, options.dtype = Dtype::f64;
+    options.qk_norm = true, options.map_init_gain = gain;
+    const Gpt model(options);
+    const Parameters& all = model.parameters();
+    const auto features = [&](const char* weight, std::uint32_t id) {
+      const Tensor x = draws({1, kPairs, 2, kWidth / 2}, id);
+      return feature_map(x, std::string(map) == "exp" ? Tensor{} : all.find(weight), {}, map);
+    };
+    const Tensor products = features("h.0.attn.map_q.weight", 1) * features("h.0.attn.map_k.weight", 2);
+    const double weight = sum(products).to_vector()[0] / (2 * kPairs), start = all.find("h.0.attn.log_factor").to_vector()[0];
+    // the normalised maps, whose products are at most 2, start as at 0; of exp(q + k) the deviation is sqrt(e^2 - 1) of the mean, over 16 x 20,000
+    const double tolerance = std::string(map).starts_with("hedgehog-") ? 0.05 : 5 * std::sqrt((std::exp(2) - 1) / (kPairs * kWidth));
+    CHECK(std::abs(std::log(weight) - start) <= tolerance);
   }
 }
 
