@@ -2,16 +2,18 @@
 
 #include "cuda/early_launch.cuh"
 #include "cuda/packet.cuh"
+#include "ops/rotary_scaling.h"
 
 namespace hedgehog::cuda {
 namespace {
 
-/// table[t] = (cos, sin) of (t + offset) base^(-2 i / D), computed and reduced in f64. A thread for each angle.
+/// table[t] = (cos, sin) of (t + offset) scaled(base^(-2 i / D)), computed and reduced in f64. A thread for each angle.
 template <class T>
-__global__ void rotary_table_forward_kernel(const std::int32_t* offset, double base, std::int64_t length, std::int64_t half, T* table) {
+__global__ void rotary_table_forward_kernel(const std::int32_t* offset, double base, RotaryScaling scaling, std::int64_t length,
+                                            std::int64_t half, T* table) {
   start_next_kernel();
   const std::int64_t begin = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x, stride = std::int64_t(gridDim.x) * blockDim.x;
-  auto frequency = [&](std::int64_t n) { return pow(base, -double(n - quotient(n, half) * half) / double(half)); };
+  auto frequency = [&](std::int64_t n) { return scaling.scaled(pow(base, -double(n - quotient(n, half) * half) / double(half))); };
   double turn = frequency(begin);
   wait_for_kernels();
   const std::int64_t first = offset ? *offset : 0;
@@ -28,11 +30,12 @@ __global__ void rotary_table_forward_kernel(const std::int32_t* offset, double b
 void table_forward(const Call& c) {
   const Ref& table = c.outputs[0];
   const std::int64_t length = table.shape[0], half = table.shape[1] / 2;
-  const double base = c.attributes.real("base");
+  const Attributes& a = c.attributes;
+  const RotaryScaling scaling{.factor = a.real("factor"), .low = a.real("low"), .high = a.real("high"), .original = a.real("original")};
   auto launch = [&](auto zero) {
     using T = decltype(zero);
-    launch_early("rotary_table", rotary_table_forward_kernel<T>, blocks_for(length * half, 128), 128, 0, c.inputs[0].as<std::int32_t>(), base,
-                 length, half, table.as<T>());
+    launch_early("rotary_table", rotary_table_forward_kernel<T>, blocks_for(length * half, 128), 128, 0, c.inputs[0].as<std::int32_t>(),
+                 a.real("base"), scaling, length, half, table.as<T>());
   };
   table.dtype == Dtype::f64 ? launch(double{}) : launch(float{});
 }

@@ -33,19 +33,21 @@ bool has_map_weights(const std::string& attention, bool asked) {
 }
 
 Attention::Attention(Parameters& parameters, const std::string& name, const Options& options)
-    : options_(options), queries_(options.heads * query_width(options.kind, options.features, options.width / options.heads)),
-      qkv_(parameters, name + ".c_attn", options.width, 2 * queries_ + options.width, options.bias, options.init),
-      output_(parameters, name + ".c_proj", options.width, options.width, options.bias, options.output_init),
-      features_(options.kind, options.features, options.width / options.heads, parameters.dtype(), options.seed, options.layer,
-                parameters.declared()) {
+    : options_(options), features_(options.kind, options.features, options.width / options.heads, parameters.dtype(), options.seed,
+                                   options.layer, parameters.declared()) {
+  if (options_.key_heads == 0) options_.key_heads = options.heads;
+  const std::int64_t width = options.width / options.heads, query_width = hedgehog::query_width(options.kind, options.features, width);
+  queries_ = options.heads * query_width, keys_ = options_.key_heads * query_width, values_ = options_.key_heads * width;
+  qkv_ = Linear(parameters, name + ".c_attn", options.width, packed(), options.attention_bias, options.init);
+  output_ = Linear(parameters, name + ".c_proj", options.width, options.width, options.bias, options.output_init);
   if (options.short_convolution > 0) {
-    convolution_ = parameters.add(name + ".conv.weight", {options.short_convolution, 2 * queries_ + options.width},
+    convolution_ = parameters.add(name + ".conv.weight", {options.short_convolution, packed()},
                                   Init::uniform(2 / std::sqrt(double(options.short_convolution))), 0);
     if (!parameters.declared()) start_values_unmixed(parameters);
   }
   if (options.qk_norm) {
-    norm_q_ = Norm(parameters, name + ".q_norm", "rms", queries_ / options.heads, false);
-    norm_k_ = Norm(parameters, name + ".k_norm", "rms", queries_ / options.heads, false);
+    norm_q_ = Norm(parameters, name + ".q_norm", "rms", query_width, false, options.norm_eps);
+    norm_k_ = Norm(parameters, name + ".k_norm", "rms", query_width, false, options.norm_eps);
   }
   if (options.mimetic && !parameters.declared()) start_mimetic(parameters);
   if (options.window > 0 && options.kind != "softmax") {
@@ -69,14 +71,14 @@ Attention::Attention(Parameters& parameters, const std::string& name, const Opti
 
 void Attention::add_lora(Parameters& parameters, const std::string& name, const LoraOptions& o, std::int64_t first_id) {
   const std::int64_t C = options_.width;
-  if (o.has("attention")) qkv_.lora = Lora(parameters, name + ".c_attn", C, 2 * queries_ + C, o, first_id);
+  if (o.has("attention")) qkv_.lora = Lora(parameters, name + ".c_attn", C, packed(), o, first_id);
   if (o.has("attention_output")) output_.lora = Lora(parameters, name + ".c_proj", C, C, o, first_id + 1);
 }
 
 // Queries and keys start with positive weights: tokens in like company are then alike, which is where recall begins. Values
 // start as the token itself, so that what is recalled is what was said there.
 void Attention::start_values_unmixed(Parameters& parameters) {
-  const std::int64_t first = 2 * queries_, all = first + options_.width;
+  const std::int64_t first = queries_ + keys_, all = packed();
   std::vector<double> weight = parameters.values(convolution_);
   for (std::int64_t j = 0; j < options_.short_convolution; ++j)
     for (std::int64_t c = first; c < all; ++c) weight[std::size_t(j * all + c)] = j == 0 ? 1 : 0;
@@ -105,21 +107,29 @@ void Attention::start_mimetic(Parameters& parameters) {
 }
 
 AttentionHeads Attention::heads_of(const Tensor& packed, const Tensor& rotary) const {
-  const std::int64_t B = packed.shape()[0], T = packed.shape()[1], C = options_.width, Q = queries_, H = options_.heads;
-  auto heads = [&](const Tensor& part) { return reshape(part, {B, T, H, part.shape().last() / H}); };
+  const std::int64_t B = packed.shape()[0], T = packed.shape()[1], H = options_.heads, Hkv = options_.key_heads;
+  auto heads = [&](const Tensor& part, std::int64_t n) { return reshape(part, {B, T, n, part.shape().last() / n}); };
   if (!rotary || options_.qk_norm) {
-    const Tensors parts = split(packed, {Q, Q, C});
-    const auto placed = [&](const Tensor& part, const Norm& norm) {
-      const Tensor x = options_.qk_norm ? norm(heads(part)) : heads(part);
+    const Tensors parts = split(packed, {queries_, keys_, values_});
+    const auto placed = [&](const Tensor& part, std::int64_t n, const Norm& norm) {
+      const Tensor x = options_.qk_norm ? norm(heads(part, n)) : heads(part, n);
       return rotary ? hedgehog::rotary(x, rotary) : x;
     };
-    return {named(placed(parts[0], norm_q_), "q"), named(placed(parts[1], norm_k_), "k"), named(heads(parts[2]), "v"), {}};
+    return {named(placed(parts[0], H, norm_q_), "q"), named(placed(parts[1], Hkv, norm_k_), "k"), named(heads(parts[2], Hkv), "v"), {}};
   }
-  // queries and keys turn by the same angles: in one pass, as twice the heads
-  const Tensors parts = split(packed, {2 * Q, C});
-  const Tensor turned = hedgehog::rotary(reshape(parts[0], {B, T, 2 * H, Q / H}), rotary);
-  const Tensors both = split(reshape(turned, {B, T, 2 * Q}), {Q, Q});
-  return {named(heads(both[0]), "q"), named(heads(both[1]), "k"), named(heads(parts[1]), "v"), {}};
+  // queries and keys turn by the same angles: in one pass, as the heads of both
+  const Tensors parts = split(packed, {queries_ + keys_, values_});
+  const Tensor turned = hedgehog::rotary(heads(parts[0], H + Hkv), rotary);
+  const Tensors both = split(reshape(turned, {B, T, queries_ + keys_}), {queries_, keys_});
+  return {named(heads(both[0], H), "q"), named(heads(both[1], Hkv), "k"), named(heads(parts[1], Hkv), "v"), {}};
+}
+
+Tensor Attention::for_all_heads(const Tensor& x) const {
+  if (!x || x.shape()[2] == options_.heads) return x;
+  const Shape& s = x.shape();
+  const std::int64_t group = options_.heads / s[2];
+  const Tensor ones = constant({group, 1}, std::vector<double>(std::size_t(group), 1), x.dtype(), "group");
+  return reshape(reshape(x, {s[0], s[1], s[2], 1, s[3]}) * ones, {s[0], s[1], options_.heads, s[3]});
 }
 
 Tensor Attention::output(const Tensor& o, const Tensor& residual, const Tensor& dropout_step) const {
@@ -137,7 +147,7 @@ Tensor Attention::operator()(const Tensor& x, const Tensor& residual, const Atte
   const bool on_load = !context.heads && options_.kind != "softmax" && options_.window == 0 && !features_.any() && !decay_gate_;
   AttentionHeads heads = heads_of(packed, on_load ? Tensor{} : context.rotary);
   heads.o = named(on_load ? linear(heads, context, context.rotary) : attend(heads, context), "o");
-  if (context.heads) context.heads->push_back(heads);
+  if (context.heads) context.heads->push_back({heads.q, for_all_heads(heads.k), for_all_heads(heads.v), heads.o});
   return output(heads.o, residual, context.step);
 }
 
@@ -198,7 +208,8 @@ MappedHeads Attention::mapped(const AttentionHeads& heads, const Tensor& positio
   const auto of = [&](const Tensor& x, const Tensor& weight, const Tensor& bias) {
     return features_.any() ? features_(wide(x)) : feature_map(wide(x), wide(weight), wide(bias), map, 1, logarithmic);
   };
-  MappedHeads both{of(heads.q, map_q_, map_bias_q_), of(heads.k, map_k_, map_bias_k_), logarithmic};
+  // every query head has a map of keys of its own
+  MappedHeads both{of(heads.q, map_q_, map_bias_q_), of(for_all_heads(heads.k), map_k_, map_bias_k_), logarithmic};
   if (!positions) return both;
   const Tensor gate = reshape(decay_gate_, {options_.heads, 1});
   both.k = both.k + positions * logsumexp(concat({gate, gate * 0.0}), -1, true);  // softplus, without overflow
@@ -219,12 +230,13 @@ Tensor Attention::decaying(const AttentionHeads& heads, const AttentionContext& 
   LinearAttentionOptions o;
   o.map = "exp";
   o.document_start = context.document_start;
-  return cast(linear_attention(features.q, features.k, wide(heads.v), o).o, heads.v.dtype());
+  return cast(linear_attention(features.q, features.k, wide(for_all_heads(heads.v)), o).o, heads.v.dtype());
 }
 
 Tensor Attention::decaying_step(const AttentionHeads& heads, const AttentionState& state, const Tensor& position) const {
   const MappedHeads features = mapped(heads, cast(position, decay_gate_.dtype()));
-  return cast(linear_attention_step(features.q, features.k, wide(heads.v), state.attention, {.map = "exp"}), heads.v.dtype());
+  const Tensor v = wide(for_all_heads(heads.v));
+  return cast(linear_attention_step(features.q, features.k, v, state.attention, {.map = "exp"}), heads.v.dtype());
 }
 
 Tensor Attention::step(const Tensor& x, const Norm& norm, const AttentionState& state, const Tensor& position, const Tensor& rotary) const {
@@ -236,7 +248,8 @@ Tensor Attention::step(const Tensor& x, const Norm& norm, const AttentionState& 
   const bool softmax = options_.kind == "softmax";
   if (!softmax && options_.window == 0 && !convolution_ && !options_.qk_norm && !features_.any() && !decay_gate_)
     return output(norm_linear_attention_step(x, norm.weight, norm.bias, qkv_.weight, qkv_.bias, state.attention,
-                                             {.heads = options_.heads, .norm = norm.kind, .attention = o}),
+                                             {.heads = options_.heads, .key_heads = options_.key_heads, .norm = norm.kind, .eps = norm.eps,
+                                              .attention = o}),
                   x, {});
   Tensor packed = qkv_.step(x, norm);
   if (convolution_) packed = short_convolution_step(packed, convolution_, state.convolution);
@@ -251,13 +264,13 @@ Tensor Attention::step(const Tensor& x, const Norm& norm, const AttentionState& 
 }
 
 AttentionState Attention::empty_state(std::int64_t batch, std::int64_t capacity, Dtype dtype) const {
-  const std::int64_t H = options_.heads, D = options_.width / H;
+  const std::int64_t H = options_.heads, Hkv = options_.key_heads, D = options_.width / H;
   AttentionState s;  // zeros are the empty state
   const bool softmax = options_.kind == "softmax";
-  if (options_.window > 0) s.window = state({batch, options_.window, 2, H, D}, dtype, "window_cache");
-  s.attention = softmax && options_.window == 0 ? state({batch, capacity, 2, H, D}, dtype, "key_value_cache")
+  if (options_.window > 0) s.window = state({batch, options_.window, 2, Hkv, D}, dtype, "window_cache");
+  s.attention = softmax && options_.window == 0 ? state({batch, capacity, 2, Hkv, D}, dtype, "key_value_cache")
                                            : state({batch, H, softmax ? D : features_.count(), D + 2}, accumulator_of(dtype), "attention_state");
-  if (convolution_) s.convolution = state({batch, options_.short_convolution - 1, 2 * queries_ + options_.width}, accumulator_of(dtype), "convolution_state");
+  if (convolution_) s.convolution = state({batch, options_.short_convolution - 1, packed()}, accumulator_of(dtype), "convolution_state");
   return s;
 }
 

@@ -8,7 +8,7 @@
 namespace hedgehog {
 
 /// What one layer of attention works on: queries and keys, turned by their positions, and values, each (B, T, H, D); o is what it makes
-/// of them.
+/// of them. Where keys and values are shared by query heads, k and v have fewer heads in attention itself; those who look are given all.
 struct AttentionHeads {
   Tensor q, k, v, o;
 };
@@ -41,8 +41,9 @@ struct AttentionState {
 bool has_map_weights(const std::string& attention, bool asked);
 
 /// Multi-head causal attention: packed projection, short convolution of queries, keys and values, norm of queries and keys (both if asked),
-/// rotary positions, softmax or linear attention, output projection. The projection is one tensor (B, T, 2 Q + C); q, k, v are windows of it.
-/// Q is C but for "taylor", whose queries and keys are narrower.
+/// rotary positions, softmax or linear attention, output projection. The projection is one tensor (B, T, Q + K + V); q, k, v are windows of it.
+/// Q is C but for "taylor", whose queries and keys are narrower; K and V are as wide as Q and C, or with grouped queries as the part of their
+/// heads that key_heads is.
 ///
 /// With qk_norm queries and keys are RMS-normed before positions turn them and maps see them, all heads with the same D gains:
 ///
@@ -66,17 +67,20 @@ class Attention {
  public:
   struct Options {
     std::int64_t heads = 1, width = 1;
+    std::int64_t key_heads = 0;     // of keys and values, a divisor of heads; 0: as many
     std::string kind = "hedgehog";  // softmax, or a map of linear attention
     FeatureOptions features;
     std::int64_t layer = 0;         // number of the layer, for random features
     std::uint64_t seed = 1;         // of random features
     bool decay_gate = false;        // keys lose weight with every token, see above
     std::int64_t window = 0;        // tokens that are seen by softmax, linear attention is for those before; 0: one kind sees all
-    bool bias = false;
+    bool bias = false;              // of the output projection
+    bool attention_bias = false;    // of queries, keys and values
     double map_init_gain = 1;
     bool map_weights = false;            // of exp, elu and relu, which have none of their own
     std::int64_t short_convolution = 0;  // tokens that it spans; 0: none
     bool qk_norm = false;                // queries and keys are RMS-normed
+    double norm_eps = 1e-5;              // of these norms
     bool mimetic = false;                // keys start as queries, the output projection as the values' transpose
     double mimetic_output = 1;           // times this
     Init init, output_init;
@@ -122,12 +126,15 @@ class Attention {
   Tensor hybrid(const AttentionHeads& heads, const AttentionContext& context) const;
   Tensor hybrid_step(const AttentionHeads& heads, const AttentionState& state, const Tensor& position) const;
   Tensor output(const Tensor& o, const Tensor& residual, const Tensor& dropout_step) const;
+  std::int64_t packed() const { return queries_ + keys_ + values_; }
+  /// Keys or values (B, T, Hkv, D) once for every query head, (B, T, H, D).
+  Tensor for_all_heads(const Tensor& x) const;
 
   Options options_;
-  std::int64_t queries_ = 0;  // Q, width of all queries together
+  std::int64_t queries_ = 0, keys_ = 0, values_ = 0;  // Q, K, V: widths of all heads together
   Linear qkv_, output_;
   AttentionFeatures features_;
-  Tensor convolution_;              // (K, 2 Q + C), of queries, keys and values
+  Tensor convolution_;              // (tokens, Q + K + V), of queries, keys and values
   Norm norm_q_, norm_k_;            // (D), or none
   Tensor map_q_, map_k_;            // (H, D, D), of the Hedgehog maps and T2R; of others with map_weights
   Tensor map_bias_q_, map_bias_k_;  // (H, D), of T2R

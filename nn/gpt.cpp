@@ -29,6 +29,13 @@ void check(const GptOptions& o) {
     refuse(fmt::format("layers, heads, width, context and vocabulary must be at least 1, got {}, {}, {}, {}, {}", o.layers, o.heads,
                        o.width, o.context, o.vocabulary));
   if (o.width % o.heads) refuse(fmt::format("heads must divide width, got {} heads and width {}", o.heads, o.width));
+  if (o.key_heads < 0 || o.heads % o.shared_heads())
+    refuse(fmt::format("key_heads must divide heads, or be 0 for as many, got {} and {} heads", o.key_heads, o.heads));
+  if (o.key_heads && o.key_heads != o.heads && o.init == "mimetic")
+    refuse(fmt::format("init 'mimetic' starts keys as queries, so it needs as many key heads as heads, got {} and {}", o.key_heads, o.heads));
+  if (o.mlp_width < 0) refuse(fmt::format("mlp_width must be 0, for 4 times the width, or at least 1, got {}", o.mlp_width));
+  if (!(o.norm_eps > 0) || !(o.rotary_base > 0))
+    refuse(fmt::format("norm_eps and rotary_base must be above 0, got {} and {}", o.norm_eps, o.rotary_base));
   const FeatureOptions& f = o.features;
   if (f.taylor_dim < 1 || f.taylor_dim > 30)
     refuse(fmt::format("taylor_dim must be from 1 to 30, whose 496 features linear attention takes, got {}", f.taylor_dim));
@@ -80,10 +87,11 @@ Block make_block(Parameters& p, const GptOptions& o, std::int64_t layer) {
   const std::string name = fmt::format("h.{}", layer);
   auto dropout = [&](std::int64_t place) { return Dropout{o.dropout, 1 + 2 * layer + place}; };
   Block block;
-  block.norm_1 = Norm(p, name + ".ln_1", o.norm, o.width, o.bias);
+  block.norm_1 = Norm(p, name + ".ln_1", o.norm, o.width, o.bias, o.norm_eps);
   block.attention = Attention(p, name + ".attn",
                               {.heads = o.heads,
                                .width = o.width,
+                               .key_heads = o.shared_heads(),
                                .kind = o.attention,
                                .features = features_of(o),
                                .layer = layer,
@@ -91,19 +99,23 @@ Block make_block(Parameters& p, const GptOptions& o, std::int64_t layer) {
                                .decay_gate = o.decay_gate,
                                .window = o.window,
                                .bias = o.bias,
+                               .attention_bias = o.bias || o.attention_bias,
                                .map_init_gain = o.map_init_gain,
                                .map_weights = o.map_weights,
                                .short_convolution = o.short_convolution,
                                .qk_norm = o.qk_norm,
+                               .norm_eps = o.norm_eps,
                                .mimetic = o.init == "mimetic",
                                .mimetic_output = std::sqrt(2 / double(o.layers)),
                                .init = weight_init(o, o.width),
                                .output_init = residual_init(o, o.width),
                                .dropout = dropout(0)});
-  block.norm_2 = Norm(p, name + ".ln_2", o.norm, o.width, o.bias);
-  block.mlp.fc = Linear(p, name + ".mlp.c_fc", o.width, 4 * o.width, o.bias, weight_init(o, o.width));
-  block.mlp.out = Linear(p, name + ".mlp.c_proj", 4 * o.width, o.width, o.bias, residual_init(o, 4 * o.width));
+  block.norm_2 = Norm(p, name + ".ln_2", o.norm, o.width, o.bias, o.norm_eps);
+  const std::int64_t hidden = o.hidden_width();
+  block.mlp.fc = Linear(p, name + ".mlp.c_fc", o.width, (o.gated_mlp ? 2 : 1) * hidden, o.bias, weight_init(o, o.width));
+  block.mlp.out = Linear(p, name + ".mlp.c_proj", hidden, o.width, o.bias, residual_init(o, hidden));
   block.mlp.activation = o.activation;
+  block.mlp.gated = o.gated_mlp;
   block.mlp.dropout = dropout(1);
   return block;
 }
@@ -134,7 +146,7 @@ Gpt::Gpt(const GptOptions& options, bool declared) : options_(options) {
     position_table_ = p.add("wpe.weight", {options_.context, options_.width}, Init::normal(options_.embedding_init), 1);
   embedding_dropout_ = {options_.dropout, 0};
   for (std::int64_t i = 0; i < options_.layers; ++i) blocks_.push_back(make_block(p, options_, i));
-  final_norm_ = Norm(p, "ln_f", options_.norm, options_.width, options_.bias);
+  final_norm_ = Norm(p, "ln_f", options_.norm, options_.width, options_.bias, options_.norm_eps);
   head_ = options_.tied_head ? token_table_
                              : p.add("lm_head.weight", {rows, options_.width}, weight_init(options_, options_.width), 1);
   if (options_.init == "mimetic" && !options_.tied_head && !declared) {
@@ -146,13 +158,13 @@ Gpt::Gpt(const GptOptions& options, bool declared) : options_(options) {
 }
 
 void Gpt::add_lora(const LoraOptions& o) {
-  const std::int64_t C = options_.width;
+  const std::int64_t C = options_.width, M = options_.hidden_width();
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
     const std::string name = fmt::format("h.{}", i);
     const std::int64_t id = 1 + 2 * options_.layers + 4 * std::int64_t(i);  // after the other dropouts
     blocks_[i].attention.add_lora(*parameters_, name + ".attn", o, id);
-    if (o.has("mlp")) blocks_[i].mlp.fc.lora = Lora(*parameters_, name + ".mlp.c_fc", C, 4 * C, o, id + 2);
-    if (o.has("mlp_output")) blocks_[i].mlp.out.lora = Lora(*parameters_, name + ".mlp.c_proj", 4 * C, C, o, id + 3);
+    if (o.has("mlp")) blocks_[i].mlp.fc.lora = Lora(*parameters_, name + ".mlp.c_fc", C, (options_.gated_mlp ? 2 : 1) * M, o, id + 2);
+    if (o.has("mlp_output")) blocks_[i].mlp.out.lora = Lora(*parameters_, name + ".mlp.c_proj", M, C, o, id + 3);
   }
 }
 
@@ -237,7 +249,7 @@ void Gpt::redraw_before(std::int64_t step) {
 }
 
 Tensor Gpt::rotary_angles(std::int64_t length, const Tensor& offset) const {
-  return rotary_table(length, options_.query_width(), 10000, offset, accumulator_of(options_.dtype));
+  return rotary_table(length, options_.query_width(), options_.rotary_base, offset, accumulator_of(options_.dtype), options_.rotary_scaling);
 }
 
 Tensor Gpt::decode(const Tensor& tokens, DecodingState& state) const {
@@ -250,26 +262,29 @@ Tensor Gpt::decode(const Tensor& tokens, DecodingState& state) const {
     x = blocks_[i].mlp.step(x, blocks_[i].norm_2);
   }
   const Scope scope("classifier");
-  const Tensor all = norm_linear(x, final_norm_.weight, final_norm_.bias, head_, {}, {.norm = final_norm_.kind, .transpose_weight = true});
+  const Tensor all = norm_linear(x, final_norm_.weight, final_norm_.bias, head_, {},
+                                 {.norm = final_norm_.kind, .transpose_weight = true, .eps = final_norm_.eps});
   return reshape(of_vocabulary(all), {tokens.shape()[0], options_.vocabulary});
 }
 
 std::int64_t parameter_count(const GptOptions& options) {
   check(options);
-  const std::int64_t c = options.width, d = c / options.heads, packed = 2 * options.heads * options.query_width() + c;
+  const std::int64_t c = options.width, d = c / options.heads, shared = options.shared_heads(), m = options.hidden_width();
+  const std::int64_t packed = (options.heads + shared) * options.query_width() + shared * d, fc = (options.gated_mlp ? 2 : 1) * m;
   const std::int64_t maps =
       has_map_weights(options.attention, options.map_weights) ? 2 * options.heads * d * (d + (options.attention == "t2r" ? 1 : 0)) : 0;
-  const std::int64_t norm = c * (options.bias && options.norm == "layer" ? 2 : 1), bias = options.bias ? packed + 6 * c : 0;
+  const std::int64_t norm = c * (options.bias && options.norm == "layer" ? 2 : 1);
+  const std::int64_t bias = options.bias ? packed + c + fc + c : options.attention_bias ? packed : 0;
   const std::int64_t factors = (options.window > 0 && options.attention != "softmax") || options.decay_gate ? options.heads : 0;
   const std::int64_t qk_norm = options.qk_norm ? 2 * options.query_width() : 0;
   const std::int64_t positions = options.positions == "learned" ? options.context * c : 0;
   std::int64_t lora = 0;
   if (options.lora)
-    for (const auto& [target, both] :
-         {std::pair{"attention", c + packed}, {"attention_output", 2 * c}, {"mlp", 5 * c}, {"mlp_output", 5 * c}})
+    for (const auto& [target, both] : {std::pair{"attention", c + packed}, {"attention_output", 2 * c}, {"mlp", c + fc}, {"mlp_output", m + c}})
       if (options.lora->has(target)) lora += options.lora->rank * both;
-  return Gpt::table_rows(options) * c * (options.tied_head ? 1 : 2) + positions +
-         options.layers * ((packed + 9 * c) * c + maps + packed * options.short_convolution + qk_norm + bias + factors + 2 * norm + lora) + norm;
+  const std::int64_t block =
+      packed * c + c * c + c * fc + m * c + maps + packed * options.short_convolution + qk_norm + bias + factors + 2 * norm + lora;
+  return Gpt::table_rows(options) * c * (options.tied_head ? 1 : 2) + positions + options.layers * block + norm;
 }
 
 }  // namespace hedgehog

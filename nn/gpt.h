@@ -13,6 +13,7 @@ namespace hedgehog {
 struct GptOptions {
   std::int64_t layers = 2;
   std::int64_t heads = 2;
+  std::int64_t key_heads = 0;  // heads of keys and values, each for as many query heads (grouped-query attention); 0: as many as heads
   std::int64_t width = 64;
   std::int64_t context = 128;
   std::int64_t vocabulary = 256;
@@ -23,9 +24,15 @@ struct GptOptions {
   bool decay_gate = false;             // every head learns how fast keys lose weight with the distance (nn/attention.h)
   FeatureOptions features;             // of the attentions "taylor", "performer" and "cosformer"
   std::string positions = "rotary";    // rotary, learned, none
+  double rotary_base = 10000;
+  RotaryScaling rotary_scaling = {};
   std::string norm = "layer";          // layer, rms
+  double norm_eps = 1e-5;
   std::string activation = "gelu";     // gelu, silu, relu
-  bool bias = false;
+  bool gated_mlp = false;              // (nn/layers.h); with silu: SwiGLU
+  std::int64_t mlp_width = 0;          // numbers between the two layers of the MLP; 0: 4 width
+  bool bias = false;                   // of linear layers and norms
+  bool attention_bias = false;         // of queries, keys and values alone, as Qwen2 has them
   double dropout = 0;
   bool tied_head = true;               // the classifier's matrix is the token embedding's
   double embedding_init = 0.02;        // standard deviation of the embeddings at the start
@@ -40,6 +47,9 @@ struct GptOptions {
   std::uint64_t seed = 1;
   std::optional<LoraOptions> lora = {};  // low-rank updates, for finetuning: merge_lora() before decoding or saving
 
+  /// Heads of keys and values, numbers between the layers of the MLP: the defaults resolved.
+  std::int64_t shared_heads() const { return key_heads ? key_heads : heads; }
+  std::int64_t hidden_width() const { return mlp_width ? mlp_width : 4 * width; }
   /// Width of a head's queries and keys.
   std::int64_t query_width() const { return hedgehog::query_width(attention, features, width / heads); }
   /// Most tokens that the model tells apart: the context of learned positions, cosFormer's length; else as good as no limit.
@@ -75,7 +85,8 @@ struct DecodingState {
 ///     return Tensors{loss};
 ///   });
 ///
-/// Parameter names are GPT-2's: wte.weight, wpe.weight, h.0.ln_1.weight, h.0.attn.c_attn.weight (in, out), …, ln_f.weight;
+/// Parameter names are GPT-2's: wte.weight, wpe.weight, h.0.ln_1.weight, h.0.attn.c_attn.weight (in, out), …, ln_f.weight; a gated MLP has
+/// both halves of its first layer in h.0.mlp.c_fc.weight (C, 2 M);
 /// the feature maps are h.0.attn.map_q.weight and map_k.weight (H, D, D), for T2R with map_q.bias and map_k.bias (H, D); the short
 /// convolution is h.0.attn.conv.weight (K, 3 C), the norms of queries and keys h.0.attn.q_norm.weight and k_norm.weight (D), the decay gate
 /// h.0.attn.decay_gate (H); an untied classifier is lm_head.weight (V, C). V is rounded up to a multiple of vocabulary_multiple.

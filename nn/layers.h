@@ -23,13 +23,14 @@ struct Linear {
   Tensor step(const Tensor& x, const Norm& norm, const std::string& activation = "none") const;
 };
 
-/// Layer norm ("layer") or RMS norm ("rms") over the last axis.
+/// Layer norm ("layer") or RMS norm ("rms") over the last axis; eps as theirs.
 struct Norm {
   std::string kind;
   Tensor weight, bias;
+  double eps = 1e-5;
 
   Norm() = default;
-  Norm(Parameters& parameters, const std::string& name, const std::string& kind, std::int64_t width, bool with_bias);
+  Norm(Parameters& parameters, const std::string& name, const std::string& kind, std::int64_t width, bool with_bias, double eps = 1e-5);
   Tensor operator()(const Tensor& x) const;
 };
 
@@ -41,10 +42,14 @@ struct Dropout {
   Tensor operator()(const Tensor& x, const Tensor& step) const;
 };
 
-/// The two-layer perceptron of a block: out(activation(fc(x))) + residual.
+/// The perceptron of a block: out(activation(fc(x))) + residual. Gated, fc makes two halves (Shazeer 2020, arXiv:2002.05202; with silu
+/// SwiGLU):
+///
+///   out(activation(g) * u) + residual,   (g, u) = fc(x)
 struct Mlp {
   Linear fc, out;
   std::string activation;
+  bool gated = false;
   Dropout dropout;
   Tensor operator()(const Tensor& x, const Tensor& residual, const Tensor& step) const;
   /// Decoding: out(activation(fc(norm(x)))) + x.

@@ -15,6 +15,10 @@ extern const Op kRotaryTable, kRotary;
 
 namespace {
 
+RotaryScaling scaling_of(const Attributes& a) {
+  return {.factor = a.real("factor"), .low = a.real("low"), .high = a.real("high"), .original = a.real("original")};
+}
+
 Layout infer_table(const Attributes& a, std::span<const Meta> in) {
   const std::int64_t length = a.integer("length"), dimension = a.integer("dimension");
   const std::string& dtype = a.text("dtype");
@@ -23,6 +27,10 @@ Layout infer_table(const Attributes& a, std::span<const Meta> in) {
     fail(kRotaryTable,
          fmt::format("dimension must be even and at least 2, since features turn in pairs, but is {}; choose another head size", dimension));
   if (!(a.real("base") > 0)) fail(kRotaryTable, fmt::format("base must be above 0, but is {}; 10000 is usual", a.real("base")));
+  const RotaryScaling s = scaling_of(a);
+  if (!(s.factor >= 1 && s.low > 0 && s.high > s.low && s.original >= 0))
+    fail(kRotaryTable, fmt::format("scaling needs factor >= 1, 0 < low < high and original >= 0, but has {}, {}, {} and {}", s.factor, s.low,
+                                   s.high, s.original));
   if (dtype != "f32" && dtype != "f64") fail(kRotaryTable, fmt::format("dtype must be f32 or f64, but is '{}'", dtype));
   if (in[0].given && !(in[0].dtype == Dtype::i32 && in[0].shape == Shape{1}))
     fail(kRotaryTable, fmt::format("offset must be i32 (1), but is {} {}", name_of(in[0].dtype), in[0].shape.text()));
@@ -36,7 +44,8 @@ void table_forward(const Call& c) {
   const std::int64_t length = c.outputs[0].shape[0], half = c.outputs[0].shape[1] / 2;
   const std::int64_t offset = c.inputs[0] ? c.inputs[0].as<std::int32_t>()[0] : 0;
   double* const frequencies = static_cast<double*>(c.workspace);
-  for (std::int64_t i = 0; i < half; ++i) frequencies[i] = std::pow(c.attributes.real("base"), -double(i) / double(half));
+  const RotaryScaling scaling = scaling_of(c.attributes);
+  for (std::int64_t i = 0; i < half; ++i) frequencies[i] = scaling.scaled(std::pow(c.attributes.real("base"), -double(i) / double(half)));
   parallel_for(length, std::max<std::int64_t>(1, 512 / half), [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t t = begin; t < end; ++t) {
       T* const row = c.outputs[0].as<T>() + t * 2 * half;
@@ -130,16 +139,18 @@ const Op kRotaryTable{
     .arguments = {{"offset", true, false}},
     .results = {"table"},
     .constant_outputs = bits(0),
-    .attributes = {{"length", 1}, {"dimension", 2}, {"base", 10000.0}, {"dtype", "f32"}},
+    .attributes = {{"length", 1}, {"dimension", 2}, {"base", 10000.0}, {"dtype", "f32"}, {"factor", 1.0}, {"low", 1.0}, {"high", 4.0},
+                   {"original", 0.0}},
     .infer = infer_table,
     .forward = {[](const Call& c) { dispatch(c.outputs[0].dtype, [&](auto zero) { table_forward<decltype(zero)>(c); }); }},
     .cost = [](const Attributes&, std::span<const Meta>, std::span<const Meta> out) {
       return std::pair{Work{20.0 * double(out[0].shape.size())}, Work{}};
     },
-    .formula_forward = "angle[t, i] = (t + offset) base^(-2 i / D);  table[t] = (cos angle[t], sin angle[t])",
+    .formula_forward = "angle[t, i] = (t + offset) f_i,  f_i = scaled(base^(-2 i / D));  table[t] = (cos angle[t], sin angle[t])",
     .samples = {{"smallest", {}, {omitted()}},
                 {"table", {{"length", 5}, {"dimension", 6}, {"base", 100.0}, {"dtype", "f64"}}, {omitted()}},
-                {"offset", {{"length", 3}, {"dimension", 4}}, {integers({1}, 3, 9)}}},
+                {"offset", {{"length", 3}, {"dimension", 4}}, {integers({1}, 3, 9)}},
+                {"scaled", {{"length", 9}, {"dimension", 16}, {"base", 1000.0}, {"factor", 8.0}, {"original", 64.0}}, {omitted()}}},
 };
 
 const Op kRotary{
@@ -171,9 +182,12 @@ const Op kRotary{
     .faults = {{"direction", "the gradient turns the same way as forward", [](const Call& c) { backward_rotary(c, 1); }, {}, {}}},
 };
 
-Tensor rotary_table(std::int64_t length, std::int64_t dimension, double base, const Tensor& offset, Dtype dtype, SourceLine where) {
-  return apply(kRotaryTable, {{"length", length}, {"dimension", dimension}, {"base", base}, {"dtype", name_of(dtype)}}, {offset},
-               where)[0];
+Tensor rotary_table(std::int64_t length, std::int64_t dimension, double base, const Tensor& offset, Dtype dtype,
+                    const RotaryScaling& s, SourceLine where) {
+  return apply(kRotaryTable,
+               {{"length", length}, {"dimension", dimension}, {"base", base}, {"dtype", name_of(dtype)}, {"factor", s.factor},
+                {"low", s.low}, {"high", s.high}, {"original", s.original}},
+               {offset}, where)[0];
 }
 
 Tensor rotary(const Tensor& x, const Tensor& table, const std::string& layout, SourceLine where) {
@@ -182,7 +196,7 @@ Tensor rotary(const Tensor& x, const Tensor& table, const std::string& layout, S
 
 Tensor rotary(const Tensor& x, double base, const std::string& layout, const Tensor& offset, SourceLine where) {
   if (!x || x.shape().rank() != 4) fail(kRotary, "x must have 4 axes (B, T, H, D); reshape it");
-  return rotary(x, rotary_table(x.shape()[1], x.shape()[3], base, offset, accumulator_of(x.dtype()), where), layout, where);
+  return rotary(x, rotary_table(x.shape()[1], x.shape()[3], base, offset, accumulator_of(x.dtype()), {}, where), layout, where);
 }
 
 }  // namespace hedgehog

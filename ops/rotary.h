@@ -2,12 +2,13 @@
 #include <string>
 
 #include "core/tape.h"
+#include "ops/rotary_scaling.h"
 
 namespace hedgehog {
 
 /// Cosines and sines of rotary positions, made once and shared by all layers.
 ///
-///   angle[t, i] = (t + offset) * base^(-2 i / D),   computed and reduced in f64
+///   angle[t, i] = (t + offset) * f_i,   f_i = scaled(base^(-2 i / D)),   computed and reduced in f64
 ///   table[t]    = (cos angle[t, 0..D/2), sin angle[t, 0..D/2))
 ///
 /// length     T, tokens
@@ -15,11 +16,13 @@ namespace hedgehog {
 /// base       above 0, default 10000
 /// offset     i32 (1), position of t = 0 in tokens (an input or a state, for decoding), or none: 0
 /// dtype      f32 | f64, of the tensors to be rotated; f32 for bf16
+/// scaling    of the frequencies f_i (ops/rotary_scaling.h)
 /// returns    (T, D), without gradient
 ///
-/// Throws:    ShapeError if D is odd, T or D below 1, base not above 0, or offset not i32 (1).
+/// Throws:    ShapeError if D is odd, T or D below 1, base not above 0, offset not i32 (1), or the scaling has a factor below 1, no
+///            0 < low < high, or a negative context.
 Tensor rotary_table(std::int64_t length, std::int64_t dimension, double base = 10000, const Tensor& offset = {},
-                    Dtype dtype = Dtype::f32, SourceLine where = SourceLine::current());
+                    Dtype dtype = Dtype::f32, const RotaryScaling& scaling = {}, SourceLine where = SourceLine::current());
 
 /// Rotates pairs of features by angles that grow with the position, so that products of two rotated vectors depend on
 /// the distance of their positions only.

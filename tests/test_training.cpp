@@ -38,7 +38,10 @@ void decoding_gives_the_logits() {
         CAPTURE(std::string(name_of(dtype)));
         GptOptions o = small_gpt(attention);
         o.dtype = dtype;
-        o.qk_norm = dtype == Dtype::f64;
+        if (dtype == Dtype::f64) {  // and with all that the Llama family has
+          o.qk_norm = o.gated_mlp = o.attention_bias = true;
+          o.key_heads = 1, o.mlp_width = 24, o.norm_eps = 1e-3, o.rotary_base = 500, o.rotary_scaling = {2, 1, 4, 8};
+        }
         o.positions = positions;
         o.tied_head = o.positions == "learned";
         o.short_convolution = o.tied_head ? 0 : 4;
@@ -161,7 +164,10 @@ TEST_CASE("a checkpoint restores weights, moments and step state to the bit") {
     CAPTURE(micro_batches);
     GptOptions options = small_gpt(attention);
     options.dropout = dropout;
-    options.map_weights = options.qk_norm = std::string(attention) == "elu";
+    if (std::string(attention) == "elu") {
+      options.map_weights = options.qk_norm = options.gated_mlp = options.attention_bias = true;
+      options.key_heads = 1, options.mlp_width = 24, options.norm_eps = 1e-3, options.rotary_base = 500, options.rotary_scaling = {2, 1, 4, 8};
+    }
     Gpt model(options);
     const StepShape shape{3, 12, micro_batches, false};
     TrainingStep step(model, shape, {}, 9);

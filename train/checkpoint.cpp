@@ -49,7 +49,11 @@ Tensor slice(const FlatParameters& flat, const Tensor& buffer, std::size_t i, co
 json number(double x) { return std::isfinite(x) ? json(x) : json(nullptr); }
 
 json model_json(const GptOptions& o) {
+  const RotaryScaling& s = o.rotary_scaling;
   return {{"layers", o.layers},       {"heads", o.heads},           {"width", o.width},
+          {"key_heads", o.key_heads}, {"gated_mlp", o.gated_mlp},   {"mlp_width", o.mlp_width},
+          {"norm_eps", o.norm_eps},   {"attention_bias", o.attention_bias}, {"rotary_base", o.rotary_base},
+          {"rotary_scaling", {s.factor, s.low, s.high, s.original}},
           {"context", o.context},     {"vocabulary", o.vocabulary}, {"attention", o.attention},
           {"window", o.window},       {"decay_gate", o.decay_gate},   {"qk_norm", o.qk_norm},
           {"positions", o.positions}, {"norm", o.norm},             {"activation", o.activation},
@@ -104,11 +108,12 @@ class Fields {
     return Fields(*found, file_, prefix_ + name + ".");
   }
 
- private:
   [[noreturn]] void bad(const char* name, const char* expected) const {
     throw FileError(fmt::format("[checkpoint] {}: field '{}{}' must be {}; the file is damaged or not a hedgehog checkpoint",
                                 file_.string(), prefix_, name, expected));
   }
+
+ private:
   const json& object_;
   fs::path file_;
   std::string prefix_;
@@ -125,6 +130,17 @@ GptOptions model_options(const Fields& f) {
   o.vocabulary_multiple = f.integer("vocabulary_multiple", 1, 1 << 16);
   o.attention = f.get<std::string>("attention", "text");
   if (f.has("window")) o.window = f.integer("window", 0, std::int64_t(1) << 40);  // earlier checkpoints have none
+  if (f.has("key_heads")) {
+    o.key_heads = f.integer("key_heads", 0, 4096);
+    o.gated_mlp = f.get<bool>("gated_mlp", "true or false");
+    o.mlp_width = f.integer("mlp_width", 0, 1 << 22);
+    o.norm_eps = f.get<double>("norm_eps", "a number");
+    o.attention_bias = f.get<bool>("attention_bias", "true or false");
+    o.rotary_base = f.get<double>("rotary_base", "a number");
+    const auto scaling = f.get<std::vector<double>>("rotary_scaling", "a list of numbers");
+    if (scaling.size() != 4) f.bad("rotary_scaling", "a list of 4 numbers");
+    o.rotary_scaling = {scaling[0], scaling[1], scaling[2], scaling[3]};
+  }
   if (f.has("qk_norm")) o.qk_norm = f.get<bool>("qk_norm", "true or false");
   if (f.has("decay_gate")) o.decay_gate = f.get<bool>("decay_gate", "true or false");
   o.positions = f.get<std::string>("positions", "text");

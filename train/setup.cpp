@@ -226,6 +226,10 @@ GptOptions gpt_options(const Config& config, std::int64_t vocabulary) {
   o.vocabulary = vocabulary;
   o.attention = config.text("attention");
   o.window = config.integer("window");
+  o.key_heads = config.integer("key_heads");
+  o.gated_mlp = config.flag("gated_mlp");
+  o.mlp_width = config.integer("mlp_width");
+  o.rotary_base = config.real("rotary_base");
   o.qk_norm = config.flag("qk_norm");
   o.decay_gate = config.flag("decay_gate");
   o.positions = config.text("positions");
@@ -244,6 +248,10 @@ GptOptions gpt_options(const Config& config, std::int64_t vocabulary) {
   o.seed = std::uint64_t(config.has("seed") ? config.integer("seed") : 1);
   if (o.width % o.heads)
     throw UsageError(fmt::format("--heads={} must divide --width={}", o.heads, o.width));
+  if (o.key_heads && o.heads % o.key_heads)
+    throw UsageError(fmt::format("--key_heads={} must divide --heads={}, or be 0 for as many", o.key_heads, o.heads));
+  if (o.key_heads && o.key_heads != o.heads && o.init == "mimetic")
+    throw UsageError(fmt::format("--init=mimetic starts keys as queries: --key_heads={} must be --heads={}", o.key_heads, o.heads));
   if (o.positions == "rotary" && o.attention != "taylor" && o.width / o.heads % 2)
     throw UsageError(fmt::format("rotary positions need an even head width, but width / heads = {}; choose other --heads or "
                                  "--positions=learned",

@@ -17,7 +17,7 @@ const char* const kFixed[] = {"data",          "preset",        "attention",  "l
                               "context",       "positions",     "norm",       "bias",   "activation", "init",
                               "tied_head",     "embedding_init", "short_convolution", "map_init_gain", "tokenizer", "vocabulary",
                               "window",        "decay_gate",    "qk_norm",       "taylor_dim",    "performer_features", "performer_hyperbolic", "performer_redraw",
-                              "cosformer_length",
+                              "cosformer_length", "key_heads",  "gated_mlp", "mlp_width", "rotary_base",
                               "dtype",         "dropout",       "seed",       "batch",  "gradient_accumulation", "out", "minutes"};
 
 /// The run whose `last` a checkpoint is. Log and checkpoints go on from the last step only: another checkpoint would cut the
