@@ -43,22 +43,22 @@ Attention::Attention(Parameters& parameters, const std::string& name, const Opti
   if (options.short_convolution > 0) {
     convolution_ = parameters.add(name + ".conv.weight", {options.short_convolution, packed()},
                                   Init::uniform(2 / std::sqrt(double(options.short_convolution))), 0);
-    if (!parameters.declared()) start_values_unmixed(parameters);
+    if (parameters.drawn()) start_values_unmixed(parameters);
   }
   if (options.qk_norm) {
     norm_q_ = Norm(parameters, name + ".q_norm", "rms", query_width, false, options.norm_eps);
     norm_k_ = Norm(parameters, name + ".k_norm", "rms", query_width, false, options.norm_eps);
   }
-  if (options.mimetic && !parameters.declared()) start_mimetic(parameters);
+  if (options.mimetic && parameters.drawn()) start_mimetic(parameters);
   if (options.window > 0 && options.kind != "softmax") {
     log_factor_ = parameters.add(name + ".log_factor", {options.heads}, Init::zeros(), 0, true);
     const double gain = has_map_weights(options.kind, options.map_weights) ? options.map_init_gain : 1;
     const double weight = usual_weight(options.kind, double(options.width / options.heads), options.qk_norm ? gain : 0);
-    if (!parameters.declared()) parameters.assign(log_factor_, std::vector<double>(std::size_t(options.heads), std::log(weight)));
+    if (parameters.drawn()) parameters.assign(log_factor_, std::vector<double>(std::size_t(options.heads), std::log(weight)));
   }
   if (options.decay_gate) {
     decay_gate_ = parameters.add(name + ".decay_gate", {options.heads}, Init::zeros(), 0, true);
-    if (!parameters.declared()) start_decay(parameters);
+    if (parameters.drawn()) start_decay(parameters);
   }
   if (!has_map_weights(options.kind, options.map_weights)) return;
   const std::int64_t D = options.width / options.heads;

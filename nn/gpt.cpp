@@ -134,11 +134,12 @@ std::int64_t GptOptions::longest() const {
   return most;
 }
 
-Gpt Gpt::declared(const GptOptions& options) { return Gpt(options, true); }
+Gpt Gpt::blank(const GptOptions& options) { return Gpt(options, Parameters::Start::blank); }
+Gpt Gpt::declared(const GptOptions& options) { return Gpt(options, Parameters::Start::declared); }
 
-Gpt::Gpt(const GptOptions& options, bool declared) : options_(options) {
+Gpt::Gpt(const GptOptions& options, Parameters::Start start) : options_(options) {
   check(options_);
-  parameters_ = std::make_unique<Parameters>(options_.dtype, options_.seed, declared);
+  parameters_ = std::make_unique<Parameters>(options_.dtype, options_.seed, start);
   Parameters& p = *parameters_;
   const std::int64_t rows = table_rows(options_);
   token_table_ = p.add("wte.weight", {rows, options_.width}, Init::normal(options_.embedding_init), 1);
@@ -149,7 +150,7 @@ Gpt::Gpt(const GptOptions& options, bool declared) : options_(options) {
   final_norm_ = Norm(p, "ln_f", options_.norm, options_.width, options_.bias, options_.norm_eps);
   head_ = options_.tied_head ? token_table_
                              : p.add("lm_head.weight", {rows, options_.width}, weight_init(options_, options_.width), 1);
-  if (options_.init == "mimetic" && !options_.tied_head && !declared) {
+  if (options_.init == "mimetic" && !options_.tied_head && p.drawn()) {
     std::vector<double> like = p.values(token_table_);
     for (double& x : like) x /= options_.embedding_init * std::sqrt(double(options_.width));
     p.assign(head_, like);

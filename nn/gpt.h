@@ -93,7 +93,9 @@ struct DecodingState {
 class Gpt {
  public:
   /// Throws ShapeError naming the option if the sizes do not fit together.
-  explicit Gpt(const GptOptions& options) : Gpt(options, false) {}
+  explicit Gpt(const GptOptions& options) : Gpt(options, Parameters::Start::drawn) {}
+  /// All parameters 0, for those who have others to put there.
+  static Gpt blank(const GptOptions& options);
   /// A model of shapes without memory: programs of it are recorded and planned, never run.
   static Gpt declared(const GptOptions& options);
 
@@ -128,7 +130,7 @@ class Gpt {
   const Parameters& parameters() const { return *parameters_; }
 
  private:
-  Gpt(const GptOptions& options, bool declared);
+  Gpt(const GptOptions& options, Parameters::Start start);
   void add_lora(const LoraOptions& options);
   /// What the first block reads; puts the table of rotary positions into `context`.
   Tensor embed(const Tensor& tokens, AttentionContext& context) const;

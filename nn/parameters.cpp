@@ -36,7 +36,7 @@ Tensor Parameters::add(const std::string& name, Shape shape, Init init, double d
     if (t.name() == name) throw Error(fmt::format("[parameters] the name '{}' is taken; choose another", name));
   const Dtype dtype = wide ? accumulator_of(dtype_) : dtype_;
   Tensor p;
-  if (declared_) {
+  if (declared()) {
     p = declare(shape, dtype, Role::parameter, name);
     p->wants_gradient = true;
     p->gradient = declare(shape, accumulator_of(dtype_), Role::gradient, name + ".gradient");
@@ -45,10 +45,10 @@ Tensor Parameters::add(const std::string& name, Shape shape, Init init, double d
   }
   if (dtype_ == Dtype::bf16)
     masters_.push_back(wide        ? p
-                       : declared_ ? declare(shape, Dtype::f32, Role::parameter, name)
+                       : declared() ? declare(shape, Dtype::f32, Role::parameter, name)
                                    : allocate(shape, Dtype::f32, Role::parameter, name));
   tensors_.push_back(p);
-  if (!declared_) assign(p, draw(shape, init, Random{seed_, std::uint32_t(tensors_.size() - 1), 0x70617261u}));
+  if (drawn()) assign(p, draw(shape, init, Random{seed_, std::uint32_t(tensors_.size() - 1), 0x70617261u}));
   decay_.push_back(decay);
   return p;
 }
@@ -110,7 +110,7 @@ const FlatParameters& Parameters::flatten() {
   }
   const bool rounded = dtype_ == Dtype::bf16;
   const Dtype dtype = accumulator_of(dtype_);
-  if (declared_) {
+  if (declared()) {
     flat_.weights = declare({offset}, dtype, Role::parameter, "weights");
     if (rounded) flat_.copies = declare({offset}, dtype_, Role::parameter, "copies");
     flat_.gradients = declare({offset}, dtype, Role::gradient, "gradients");

@@ -37,9 +37,11 @@ struct FlatParameters {
 /// wide one is f32 there too, and its own master.
 class Parameters {
  public:
-  /// `declared`: shapes without memory, to record and plan with.
-  explicit Parameters(Dtype dtype = Dtype::f32, std::uint64_t seed = 1, bool declared = false)
-      : dtype_(dtype), seed_(seed), declared_(declared) {}
+  /// drawn: as each one's Init says; blank: zeros, to be overwritten; declared: shapes without memory, to record and plan with.
+  enum class Start : std::uint8_t { drawn, blank, declared };
+
+  explicit Parameters(Dtype dtype = Dtype::f32, std::uint64_t seed = 1, Start start = Start::drawn)
+      : dtype_(dtype), seed_(seed), start_(start) {}
 
   /// A new parameter. `decay` scales the optimiser's weight decay (0 for maps, biases and norms). `wide`: f32 where the
   /// others are bf16, as norms ask for. Throws Error if the name is taken.
@@ -60,7 +62,8 @@ class Parameters {
   /// Number of elements.
   std::int64_t count() const;
   Dtype dtype() const { return dtype_; }
-  bool declared() const { return declared_; }
+  bool drawn() const { return start_ == Start::drawn; }
+  bool declared() const { return start_ == Start::declared; }
 
   /// Moves all parameters and gradients into flat buffers (the first time) and returns them. Parameters cannot be added
   /// afterwards.
@@ -72,7 +75,7 @@ class Parameters {
 
   Dtype dtype_;
   std::uint64_t seed_;
-  bool declared_;
+  Start start_;
   Tensors tensors_, masters_;
   std::vector<double> decay_;
   FlatParameters flat_;

@@ -13,6 +13,7 @@
 #include "train/safetensors.h"
 #include "train/atomic_directory.h"
 #include "train/files.h"
+#include "train/json_fields.h"
 #include "version.h"
 
 namespace hedgehog {
@@ -71,55 +72,8 @@ json model_json(const GptOptions& o) {
           {"dtype", name_of(o.dtype)}, {"seed", o.seed}};
 }
 
-/// Typed access to state.json; errors name file and field.
-class Fields {
- public:
-  Fields(const json& object, fs::path file, std::string prefix) : object_(object), file_(std::move(file)), prefix_(std::move(prefix)) {
-    if (!object_.is_object()) bad("", "an object");
-  }
-  template <class T>
-  T get(const char* name, const char* expected) const {
-    auto found = object_.find(name);
-    if (found == object_.end()) bad(name, expected);
-    try {
-      return found->get<T>();
-    } catch (const json::exception&) {
-      bad(name, expected);
-    }
-  }
-  bool has(const char* name) const { return object_.contains(name); }
-  std::int64_t integer(const char* name, std::int64_t low, std::int64_t high) const {
-    auto found = object_.find(name);
-    if (found == object_.end() || !found->is_number_integer()) bad(name, "an integer");
-    const auto x = found->get<std::int64_t>();
-    if (x < low || x > high) bad(name, fmt::format("an integer from {} to {}", low, high).c_str());
-    return x;
-  }
-  double real_or_infinity(const char* name) const {
-    auto found = object_.find(name);
-    if (found == object_.end()) bad(name, "a number");
-    if (found->is_null()) return INFINITY;
-    if (!found->is_number()) bad(name, "a number");
-    return found->get<double>();
-  }
-  Fields object(const char* name) const {
-    auto found = object_.find(name);
-    if (found == object_.end()) bad(name, "an object");
-    return Fields(*found, file_, prefix_ + name + ".");
-  }
 
-  [[noreturn]] void bad(const char* name, const char* expected) const {
-    throw FileError(fmt::format("[checkpoint] {}: field '{}{}' must be {}; the file is damaged or not a hedgehog checkpoint",
-                                file_.string(), prefix_, name, expected));
-  }
-
- private:
-  const json& object_;
-  fs::path file_;
-  std::string prefix_;
-};
-
-GptOptions model_options(const Fields& f) {
+GptOptions model_options(const JsonFields& f) {
   constexpr std::int64_t kMost = 1 << 24;
   GptOptions o;
   o.layers = f.integer("layers", 1, 4096);
@@ -190,14 +144,14 @@ json state_json(const GptOptions& options, const RunState& run) {
 }
 
 void read_state(const json& root, const fs::path& file, GptOptions& options, RunState& run) {
-  const Fields top(root, file, "");
+  const JsonFields top(root, file, "checkpoint", "the file is damaged or not a hedgehog checkpoint");
   if (top.get<std::string>("hedgehog", "\"checkpoint\"") != "checkpoint")
     throw FileError(fmt::format("[checkpoint] {} is not a hedgehog checkpoint", file.string()));
   if (const auto format = top.integer("format", 0, INT32_MAX); format != kFormat)
     throw FileError(fmt::format("[checkpoint] {} has format {}, this program reads format {}; use the version that wrote it",
                                 file.string(), format, kFormat));
   options = model_options(top.object("model"));
-  const Fields f = top.object("run");
+  const JsonFields f = top.object("run");
   run.step = f.integer("step", 0, INT64_MAX);
   run.tokens = f.integer("tokens", 0, INT64_MAX);
   run.seconds = f.get<double>("seconds", "a number");
@@ -305,7 +259,7 @@ Checkpoint load_checkpoint(const fs::path& directory, bool moments) {
     throw FileError(fmt::format("[checkpoint] {} holds {} parameters, but the model that state.json describes has {}; one of them is damaged",
                                 weights.path().string(), held, expected));
   try {
-    c.model = std::make_unique<Gpt>(options);
+    c.model = std::make_unique<Gpt>(Gpt::blank(options));
   } catch (const ShapeError& e) {
     throw FileError(fmt::format("[checkpoint] {}: {}", state_file.string(), e.what()));
   }

@@ -1,15 +1,10 @@
 #include "train/safetensors.h"
 
-#include <fcntl.h>
 #include <fmt/core.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <bit>
-#include <cerrno>
 #include <cstring>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -262,41 +257,9 @@ class HeaderReader {
 
 }  // namespace
 
-SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : path_(path) {
-  map_file();
-  try {
-    HeaderReader(path_, bytes_, size_).read(tensors_, metadata_);
-  } catch (...) {
-    unmap();
-    throw;
-  }
+SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : file_(path) {
+  HeaderReader(path, file_.bytes().data(), file_.bytes().size()).read(tensors_, metadata_);
   for (size_t i = 0; i < tensors_.size(); ++i) index_[tensors_[i].name] = i;
-}
-
-SafetensorsFile::~SafetensorsFile() { unmap(); }
-
-void SafetensorsFile::map_file() {
-  const auto fail = [&](const char* reason) {
-    throw FileError(fmt::format("cannot read '{}': {}", path_.string(), reason));
-  };
-  const int descriptor = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (descriptor < 0) fail(std::strerror(errno));
-  struct stat status{};
-  if (::fstat(descriptor, &status) != 0 || !S_ISREG(status.st_mode)) {
-    ::close(descriptor);
-    fail(S_ISDIR(status.st_mode) ? "it is a directory" : "it is not a regular file");
-  }
-  size_ = size_t(status.st_size);
-  void* mapping = size_ == 0 ? nullptr : ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, descriptor, 0);
-  const int error = errno;
-  ::close(descriptor);
-  if (mapping == MAP_FAILED) fail(std::strerror(error));
-  bytes_ = static_cast<const std::byte*>(mapping);
-}
-
-void SafetensorsFile::unmap() {
-  if (bytes_ != nullptr) ::munmap(const_cast<std::byte*>(bytes_), size_);
-  bytes_ = nullptr;
 }
 
 std::vector<std::string> SafetensorsFile::names() const {
@@ -309,7 +272,7 @@ bool SafetensorsFile::contains(std::string_view name) const { return index_.find
 
 const TensorRecord& SafetensorsFile::get(std::string_view name) const {
   const auto found = index_.find(name);
-  if (found == index_.end()) throw FileError(fmt::format("'{}' has no tensor '{}'", path_.string(), name));
+  if (found == index_.end()) throw FileError(fmt::format("'{}' has no tensor '{}'", path().string(), name));
   return tensors_[found->second];
 }
 

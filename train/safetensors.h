@@ -8,6 +8,8 @@
 #include <string_view>
 #include <vector>
 
+#include "train/mapped_file.h"
+
 namespace hedgehog {
 
 /// One tensor of a safetensors file: what it is called, what it holds, and where its bytes are.
@@ -50,9 +52,6 @@ void write_safetensors(const std::filesystem::path& path, std::span<const Tensor
 class SafetensorsFile {
  public:
   explicit SafetensorsFile(const std::filesystem::path& path);
-  SafetensorsFile(const SafetensorsFile&) = delete;
-  SafetensorsFile& operator=(const SafetensorsFile&) = delete;
-  ~SafetensorsFile();
 
   /// Names of all tensors, in the order of their bytes in the file.
   std::vector<std::string> names() const;
@@ -60,15 +59,10 @@ class SafetensorsFile {
   /// The record of one tensor. Throws FileError naming the file and the tensor if there is none.
   const TensorRecord& get(std::string_view name) const;
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
-  const std::filesystem::path& path() const { return path_; }
+  const std::filesystem::path& path() const { return file_.path(); }
 
  private:
-  void map_file();
-  void unmap();
-
-  std::filesystem::path path_;
-  const std::byte* bytes_ = nullptr;
-  size_t size_ = 0;
+  MappedFile file_;
   std::vector<TensorRecord> tensors_;
   std::map<std::string, size_t, std::less<>> index_;
   std::map<std::string, std::string> metadata_;

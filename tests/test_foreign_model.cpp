@@ -1,0 +1,215 @@
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <cstring>
+#include <nlohmann/json.hpp>
+
+#include "core/error.h"
+#include "tests/bpe_cases.h"
+#include "tests/counters.h"
+#include "tests/op_cases.h"
+#include "tests/temporary_directory.h"
+#include "train/files.h"
+#include "train/foreign_model.h"
+#include "train/generation.h"
+
+// Models of other libraries give here what they give there: fixtures of tests/data/make_model_fixtures.py.
+
+namespace hedgehog {
+namespace {
+
+using namespace test;
+namespace fs = std::filesystem;
+using Json = nlohmann::json;
+
+const fs::path kModels = fs::path(HH_SOURCE_DIR) / "tests/data/models";
+
+ForeignModel open_folder(const fs::path& folder, Dtype dtype) {
+  ForeignModel model;
+  model.options = read_hugging_face_config(folder / "config.json", model.family);
+  model.options.dtype = dtype;
+  model.weights = safetensors_folder(folder);
+  return model;
+}
+
+struct Expected {
+  Tensor ids;
+  std::vector<double> logits;
+};
+
+Expected expected_of(const fs::path& folder) {
+  const Json json = Json::parse(read_file(folder / "expected.json"));
+  std::vector<double> ids, logits;
+  for (const auto& row : json["ids"]) for (double id : row) ids.push_back(id);
+  for (const auto& row : json["logits"]) for (const auto& token : row) for (double x : token) logits.push_back(x);
+  const std::int64_t rows = std::int64_t(json["ids"].size());
+  return {constant({rows, std::int64_t(ids.size()) / rows}, ids, Dtype::i32), logits};
+}
+
+/// The largest difference of logits, relative to the largest logit.
+double error_of(const Gpt& model, const Expected& expected) {
+  const no_grad guard;
+  const std::vector<double> found = model.logits(model.hidden(expected.ids)).to_vector();
+  REQUIRE(found.size() == expected.logits.size());
+  double most = 0;
+  for (std::size_t i = 0; i < found.size(); ++i) most = std::max(most, std::abs(found[i] - expected.logits[i]));
+  return most / largest(expected.logits);
+}
+
+/// A copy of a fixture that may be damaged.
+struct Copy {
+  TemporaryDirectory directory;
+  fs::path folder;
+  explicit Copy(const char* name) : folder(directory / name) { fs::copy(kModels / name, folder, fs::copy_options::recursive); }
+  template <class Change>
+  void config(const Change& change) const {
+    Json json = Json::parse(read_file(folder / "config.json"));
+    change(json);
+    write_file(folder / "config.json", json.dump());
+  }
+  std::string message() const {
+    return message_of<FileError>([&] { load_foreign_model(open_folder(folder, Dtype::f32)); });
+  }
+};
+
+}  // namespace
+
+TEST_CASE("foreign models: logits are those of the original library") {
+  for (const char* name : {"gpt2", "llama", "llama-grouped", "llama3", "llama-linear", "mistral", "qwen2"}) {
+    CAPTURE(std::string(name));
+    const Expected expected = expected_of(kModels / name);
+    // there RMS norms and rotary angles, which reach 24, are in f32 always; logits have nine decimals
+    const Gpt exact = load_foreign_model(open_folder(kModels / name, Dtype::f64)), single = load_foreign_model(open_folder(kModels / name, Dtype::f32));
+    CHECK(exact.parameters().count() == parameter_count(exact.options()));
+    CHECK(error_of(exact, expected) <= (std::string(name) == "gpt2" ? 1e-9 : 32 * 0x1p-24));
+    CHECK(error_of(single, expected) <= 1e-5);
+  }
+  ForeignModel foreign = open_llama2c(kModels / "llama2c.bin");
+  CHECK(error_of(load_foreign_model(foreign), expected_of(kModels / "llama-grouped")) <= 1e-5);
+}
+
+TEST_CASE("foreign models: decoding token by token gives the same logits") {
+  for (const char* name : {"gpt2", "llama-grouped", "llama3", "mistral", "qwen2"}) {
+    CAPTURE(std::string(name));
+    const Gpt model = load_foreign_model(open_folder(kModels / name, Dtype::f64));
+    const Expected expected = expected_of(kModels / name);
+    const std::vector<double> ids = expected.ids.to_vector();
+    const std::size_t V = std::size_t(model.options().vocabulary);
+    Generator generator(model, 24);
+    double most = 0;
+    for (std::size_t t = 0; t < 24; ++t) {
+      const auto id = std::int32_t(ids[t]);
+      generator.read(std::span(&id, 1));
+      const std::vector<double> logits = generator.logits();
+      for (std::size_t v = 0; v < V; ++v) most = std::max(most, std::abs(logits[v] - expected.logits[t * V + v]));
+    }
+    CHECK(most <= 32 * 0x1p-24 * largest(expected.logits));
+  }
+}
+
+TEST_CASE("foreign models: the real stories260K says what its README says") {
+  const fs::path folder = shared_data() / "stories260k";
+  if (!fs::exists(folder)) return skip("../shared/data/stories260k is not here");
+  const Gpt model = load_foreign_model(open_llama2c(folder / "stories260K.bin"));
+  CHECK(model.parameters().count() == 260032);
+  // pieces by id: a score, a length and the text each, behind the longest length
+  const std::string file = read_file(folder / "tok512.bin");
+  std::vector<std::string> pieces;
+  for (std::size_t at = 4; at + 8 <= file.size();) {
+    std::int32_t length = 0;
+    std::memcpy(&length, file.data() + at + 4, 4);
+    pieces.push_back(file.substr(at + 8, std::size_t(length)));
+    at += 8 + std::size_t(length);
+  }
+  REQUIRE(pieces.size() == 512);
+  const std::string said =
+      " Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, she saw a big, red ball. "
+      "She wanted to play with it, but it was too high.";
+  std::string text;
+  Generator generator(model, 256);
+  const std::int32_t begin = 1;
+  generator.read(std::span(&begin, 1));
+  generator.generate(200, {.temperature = 0}, {.seed = 1}, [&](std::int32_t id) {
+    text += pieces[std::size_t(id)];
+    return text.size() < said.size();
+  });
+  CHECK(text == said);
+}
+
+TEST_CASE("foreign models: what is damaged or unknown is refused with file, field and a way on") {
+  const auto contains = [](const std::string& text, std::initializer_list<const char*> parts) {
+    CAPTURE(text);
+    for (const char* part : parts) CHECK(text.find(part) != std::string::npos);
+  };
+  {
+    const Copy c("llama");
+    c.config([](Json& j) { j["model_type"] = "mamba"; });
+    contains(c.message(), {"config.json", "'mamba'", "gpt2, llama"});
+    c.config([](Json& j) { j["model_type"] = "llama", j["num_key_value_heads"] = 3; });
+    contains(c.message(), {"key_heads must divide heads"});
+    c.config([](Json& j) { j["num_key_value_heads"] = 4, j["hidden_size"] = 1e300; });
+    contains(c.message(), {"'hidden_size' must be an integer"});
+    c.config([](Json& j) { j["hidden_size"] = 24, j["head_dim"] = 6; });
+    contains(c.message(), {"'model.embed_tokens.weight' must have 24 columns", "have 16"});
+    c.config([](Json& j) { j["hidden_size"] = 16, j["head_dim"] = 4, j["num_hidden_layers"] = 3; });
+    contains(c.message(), {"lacks the tensor 'model.layers.2.", "norm"});
+    c.config([](Json& j) { j["num_hidden_layers"] = 1; });
+    contains(c.message(), {"holds a tensor 'model.layers.1.", "architecture is another one"});
+    c.config([](Json& j) { j["num_hidden_layers"] = 2, j["head_dim"] = 8; });
+    contains(c.message(), {"'head_dim' is 8", "only 4"});
+    c.config([](Json& j) { j["head_dim"] = 4, j["hidden_act"] = "gelu"; });
+    contains(c.message(), {"'hidden_act' is 'gelu'", "silu"});
+    c.config([](Json& j) { j["hidden_act"] = "silu", j["rope_parameters"] = Json::object({{"rope_type", "yarn"}, {"factor", 4.0}}); });
+    contains(c.message(), {"rotary scaling 'yarn'", "llama3"});
+    c.config([](Json& j) { j["rope_parameters"] = Json::object({{"rope_type", "linear"}}); });
+    contains(c.message(), {"'rope_parameters.factor' must be a number"});
+    c.config([](Json& j) { j["rope_parameters"] = 3; });
+    contains(c.message(), {"'rope_parameters.' must be an object"});
+    write_file(c.folder / "config.json", std::string(100000, '['));
+    contains(c.message(), {"config.json"});
+    fs::remove(c.folder / "config.json");
+    contains(c.message(), {"config.json"});
+  }
+  {
+    const Copy c("llama-grouped");
+    const std::string index = read_file(c.folder / "model.safetensors.index.json");
+    Json json = Json::parse(index);
+    const std::string part = json["weight_map"].begin().value();
+    json["weight_map"]["model.norm.weight"] = "../" + part;
+    write_file(c.folder / "model.safetensors.index.json", json.dump());
+    contains(c.message(), {"'weight_map.model.norm.weight' must name a file beside it"});
+    json["weight_map"]["model.norm.weight"] = "model-00099-of-00099.safetensors";
+    write_file(c.folder / "model.safetensors.index.json", json.dump());
+    contains(c.message(), {"model-00099-of-00099.safetensors"});
+    json = Json::parse(index);
+    json["weight_map"]["extra"] = part;
+    write_file(c.folder / "model.safetensors.index.json", json.dump());
+    contains(c.message(), {"'extra' should be in"});
+    write_file(c.folder / "model.safetensors.index.json", index);
+    const std::string bytes = read_file(c.folder / part);
+    write_file(c.folder / part, bytes.substr(0, bytes.size() / 2));
+    contains(c.message(), {part.c_str()});
+  }
+  const TemporaryDirectory d;
+  const auto damaged = [&](const std::string& bytes) {
+    write_file(d / "m.bin", bytes);
+    return message_of<FileError>([&] { open_llama2c(d / "m.bin"); });
+  };
+  const std::string good = read_file(kModels / "llama2c.bin");
+  const auto with = [&](int field, std::int32_t value) {
+    std::string bytes = good;
+    std::memcpy(bytes.data() + 4 * field, &value, 4);
+    return bytes;
+  };
+  contains(damaged(""), {"m.bin", "0 bytes"});
+  contains(damaged(good.substr(0, 20)), {"20 bytes"});
+  contains(damaged(good.substr(0, good.size() - 4)), {"asks for", std::to_string(good.size()).c_str()});
+  contains(damaged(good + "1234"), {"asks for"});
+  contains(damaged(with(0, -3)), {"'dim' at byte 0", "-3"});
+  contains(damaged(with(2, 5000)), {"'n_layers' at byte 8", "5000"});
+  contains(damaged(with(5, INT32_MIN)), {"'vocab_size' at byte 20"});
+  contains(damaged(with(6, 1 << 24)), {"asks for"});
+  contains(damaged(with(3, 3)), {"heads must divide width"});
+}
+
+}  // namespace hedgehog

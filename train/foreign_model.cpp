@@ -1,0 +1,51 @@
+#include "train/foreign_model.h"
+
+#include <fmt/format.h>
+
+#include "core/device.h"
+#include "core/error.h"
+
+namespace hedgehog {
+namespace {
+
+namespace fs = std::filesystem;
+
+bool is_file(const fs::path& path) {
+  std::error_code ignored;
+  return fs::is_regular_file(path, ignored);
+}
+
+TokenizerPointer tokenizer_of(const fs::path& folder) {
+  if (is_file(folder / "tokenizer.json")) return load_tokenizer(folder / "tokenizer.json");
+  if (is_file(folder / "vocab.json") && is_file(folder / "merges.txt")) return make_tokenizer(folder.string(), "", 0);
+  throw FileError(fmt::format("[import] {} has no tokenizer: neither tokenizer.json nor vocab.json with merges.txt", folder.string()));
+}
+
+ForeignModel open_hugging_face(const fs::path& folder) {
+  ForeignModel model;
+  model.options = read_hugging_face_config(folder / "config.json", model.family);
+  model.weights = safetensors_folder(folder);
+  model.tokenizer = tokenizer_of(folder);
+  return model;
+}
+
+}  // namespace
+
+bool is_foreign_model(const fs::path& path) { return is_file(path / "config.json") || is_file(path); }
+
+ForeignModel open_foreign_model(const fs::path& path) {
+  if (is_file(path) && path.extension() != ".bin")
+    throw FileError(fmt::format("[import] {} is a file of no known kind; give a folder of Hugging Face with a config.json, or a llama2.c model (.bin)",
+                                path.string()));
+  ForeignModel model = is_file(path) ? open_llama2c(path) : open_hugging_face(path);
+  GptOptions& o = model.options;
+  // tables are often padded behind the last token
+  if (model.tokenizer->size() > o.vocabulary)
+    throw FileError(fmt::format("[import] {}: the tokenizer has {} tokens, but the model {}; they do not belong together", path.string(),
+                                model.tokenizer->size(), o.vocabulary));
+  o.vocabulary = model.tokenizer->size();
+  if (!current_device().host()) o.dtype = Dtype::bf16;
+  return model;
+}
+
+}  // namespace hedgehog

@@ -1,0 +1,166 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <set>
+
+#include "core/device.h"
+#include "core/error.h"
+#include "core/parallel.h"
+#include "train/foreign_model.h"
+
+namespace hedgehog {
+namespace {
+
+/// A foreign tensor that becomes columns of a parameter of ours, of all its rows.
+///
+/// transposed    the file has (out, in), a parameter (in, out)
+/// paired_heads  above 0: the outputs of so many heads turn as neighbours (2 i, 2 i + 1) and become a head's halves (i, i + D / 2)
+/// table         rows are tokens; a file may have more of them than there are tokens, which pad it
+struct Piece {
+  std::string name;
+  bool transposed = false;
+  std::int64_t paired_heads = 0;
+  bool table = false;
+};
+
+using Parts = std::map<std::string, std::vector<Piece>>;
+
+Parts gpt2_parts(const GptOptions& o, const ForeignWeights& weights) {
+  // a file of the bare model has no such prefix
+  const std::string prefix = weights.find("transformer.wte.weight") ? "transformer." : "";
+  Parts parts{{"wte.weight", {{prefix + "wte.weight", false, 0, true}}}, {"wpe.weight", {{prefix + "wpe.weight"}}}};
+  const auto add = [&](const std::string& name) {
+    for (const char* kind : {".weight", ".bias"}) parts[name + kind] = {{prefix + name + kind}};
+  };
+  for (std::int64_t i = 0; i < o.layers; ++i)
+    for (const char* part : {"ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj"}) add(fmt::format("h.{}.{}", i, part));
+  add("ln_f");
+  if (!o.tied_head) parts["lm_head.weight"] = {{"lm_head.weight", false, 0, true}};
+  return parts;
+}
+
+Parts llama_parts(const GptOptions& o, const ForeignWeights& weights, bool paired) {
+  const std::string prefix = weights.find("embed_tokens.weight") ? "" : "model.";
+  Parts parts{{"wte.weight", {{prefix + "embed_tokens.weight", false, 0, true}}}, {"ln_f.weight", {{prefix + "norm.weight"}}}};
+  for (std::int64_t i = 0; i < o.layers; ++i) {
+    const std::string ours = fmt::format("h.{}.", i), theirs = fmt::format("{}layers.{}.", prefix, i), attention = theirs + "self_attn.";
+    const std::int64_t q = paired ? o.heads : 0, k = paired ? o.shared_heads() : 0;
+    parts[ours + "ln_1.weight"] = {{theirs + "input_layernorm.weight"}};
+    parts[ours + "ln_2.weight"] = {{theirs + "post_attention_layernorm.weight"}};
+    parts[ours + "attn.c_attn.weight"] = {{attention + "q_proj.weight", true, q}, {attention + "k_proj.weight", true, k},
+                                          {attention + "v_proj.weight", true}};
+    if (o.attention_bias)
+      parts[ours + "attn.c_attn.bias"] = {{attention + "q_proj.bias", false, q}, {attention + "k_proj.bias", false, k}, {attention + "v_proj.bias"}};
+    parts[ours + "attn.c_proj.weight"] = {{attention + "o_proj.weight", true}};
+    parts[ours + "mlp.c_fc.weight"] = {{theirs + "mlp.gate_proj.weight", true}, {theirs + "mlp.up_proj.weight", true}};
+    parts[ours + "mlp.c_proj.weight"] = {{theirs + "mlp.down_proj.weight", true}};
+  }
+  if (!o.tied_head) parts["lm_head.weight"] = {{"lm_head.weight", false, 0, true}};
+  return parts;
+}
+
+/// Tensors that files hold though they are no weights: masks of GPT-2, frequencies of rotary positions, the tied classifier.
+bool is_left_out(const std::string& name, const GptOptions& o) {
+  return name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias") || name.ends_with("rotary_emb.inv_freq") ||
+         (o.tied_head && name == "lm_head.weight");
+}
+
+/// Where output r of so many paired heads goes among `outputs`.
+std::int64_t unpaired(std::int64_t r, std::int64_t outputs, std::int64_t heads) {
+  if (heads == 0) return r;
+  const std::int64_t width = outputs / heads, within = r % width;
+  return r - within + within / 2 + within % 2 * (width / 2);
+}
+
+/// The columns that a piece has. Throws FileError unless its shape is that of `rows` rows.
+std::int64_t columns_of(const ForeignTensor& t, const Piece& piece, std::int64_t rows, bool vector) {
+  const std::size_t axes = vector ? 1 : 2;
+  const bool fits = t.shape.size() == axes &&
+                    (vector || (piece.table ? t.shape[0] >= rows : t.shape[piece.transposed ? 1 : 0] == rows));
+  if (!fits)
+    throw FileError(fmt::format("[import] {} must have {}, but is {}", t.place,
+                                vector             ? "one axis"
+                                : piece.table      ? fmt::format("at least {} rows", rows)
+                                : piece.transposed ? fmt::format("the shape (outputs, {})", rows)
+                                                   : fmt::format("the shape ({}, outputs)", rows),
+                                t.shape_text()));
+  return vector ? t.shape[0] : t.shape[piece.transposed ? 0 : 1];
+}
+
+std::string names_of(const std::vector<Piece>& pieces) {
+  std::string names;
+  for (const Piece& piece : pieces) names += fmt::format("{}'{}'", names.empty() ? "" : ", ", piece.name);
+  return names;
+}
+
+/// Writes a piece of `columns` into columns [first, first + columns) of `to`, rows of `stride`.
+void write_piece(const ForeignTensor& t, const Piece& piece, std::int64_t rows, std::int64_t columns, float* to, std::int64_t stride) {
+  if (!piece.transposed) {
+    parallel_for(rows, 64, [&](std::int64_t begin, std::int64_t end) {
+      std::vector<float> row(static_cast<std::size_t>(columns));
+      for (std::int64_t r = begin; r < end; ++r) {
+        t.read(r * columns, columns, row.data());
+        for (std::int64_t c = 0; c < columns; ++c) to[r * stride + unpaired(c, columns, piece.paired_heads)] = row[std::size_t(c)];
+      }
+    });
+    return;
+  }
+  constexpr std::int64_t kBlock = 16;  // outputs: a cache line of a row of ours
+  parallel_for((columns + kBlock - 1) / kBlock, 1, [&](std::int64_t begin, std::int64_t end) {
+    std::vector<float> block(static_cast<std::size_t>(kBlock * rows));
+    for (std::int64_t b = begin; b < end; ++b) {
+      const std::int64_t first = b * kBlock, count = std::min(kBlock, columns - first);
+      t.read(first * rows, count * rows, block.data());
+      std::int64_t place[kBlock];
+      for (std::int64_t c = 0; c < count; ++c) place[c] = unpaired(first + c, columns, piece.paired_heads);
+      for (std::int64_t r = 0; r < rows; ++r)
+        for (std::int64_t c = 0; c < count; ++c) to[r * stride + place[c]] = block[std::size_t(c * rows + r)];
+    }
+  });
+}
+
+}  // namespace
+
+Gpt load_foreign_model(const ForeignModel& foreign) {
+  const ForeignWeights& weights = *foreign.weights;
+  GptOptions options = foreign.options;
+  Gpt model = Gpt::blank(options);
+  const Parts parts = foreign.family == "gpt2" ? gpt2_parts(options, weights) : llama_parts(options, weights, foreign.paired);
+  std::set<std::string> used;
+  const Tensors& all = model.parameters().masters();
+  std::vector<float> buffer;
+  for (const Tensor& parameter : all) {
+    const bool vector = parameter.shape().rank() == 1, host = parameter.root()->storage->device().host() && parameter.dtype() == Dtype::f32;
+    const std::int64_t width = parameter.shape().last();
+    if (!host) buffer.assign(std::size_t(parameter.size()), 0);
+    float* const to = host ? parameter.as<float>() : buffer.data();
+    std::int64_t first = 0;
+    for (const Piece& piece : parts.at(parameter.name())) {
+      const auto found = weights.find(piece.name);
+      if (!found) throw FileError(fmt::format("[import] {} lacks the tensor '{}'", weights.place(), piece.name));
+      const std::int64_t rows = vector ? 1 : piece.table ? options.vocabulary : parameter.shape()[0];
+      const std::int64_t columns = columns_of(*found, piece, rows, vector);
+      if (first + columns > width || (piece.paired_heads && columns % (2 * piece.paired_heads)))
+        throw FileError(fmt::format("[import] {} is {}, which does not fit the {} columns that the config gives '{}'", found->place,
+                                    found->shape_text(), width, parameter.name()));
+      write_piece(*found, piece, rows, columns, to + first, width);
+      first += columns;
+      used.insert(piece.name);
+    }
+    if (first != width)
+      throw FileError(fmt::format("[import] {}: {} must have {} columns, as the config says, but have {}", weights.place(),
+                                  names_of(parts.at(parameter.name())), width, first));
+    if (!host && parameter.dtype() == Dtype::f32) parameter.write(buffer.data(), 0, parameter.size());
+    if (parameter.dtype() == Dtype::f64) parameter.copy_from({buffer.begin(), buffer.end()});
+  }
+  model.parameters().refresh_copies();
+  for (const std::string& name : weights.names())
+    if (!used.contains(name) && !is_left_out(name, options))
+      throw FileError(fmt::format("[import] {} holds a tensor '{}' that a model of this config does not have; its architecture is another one",
+                                  weights.place(), name));
+  return model;
+}
+
+}  // namespace hedgehog
