@@ -32,6 +32,11 @@ void check_expansion(const Stepper& whole, std::size_t at, std::size_t forward, 
     check_same(inside.trace().value(results[j], inside.size()), whole.trace().value(e.outputs[j], forward + 1));
     ++compared;
   }
+  // results are called as they are outside, but for an argument that is returned, and a detached look at something inside
+  for (const Tensor& y : whole.used_outputs(forward)) {
+    const Tensor& result = results.at(std::size_t(std::find(e.outputs.begin(), e.outputs.end(), y) - e.outputs.begin()));
+    if (result.role() == Role::activation && !(result->base && !result.wants_gradient())) CHECK(inside.name(result) == whole.short_name(y));
+  }
   for (std::size_t a = 0; a < e.inputs.size(); ++a) {
     if (!e.inputs[a]) continue;
     const std::string& name = e.op->arguments[a].name;

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "core/stepper.h"
+#include "core/text.h"
 #include "core/trace.h"
 #include "ops/ops.h"
 #include "tests/tape_cases.h"
@@ -192,6 +193,24 @@ TEST_CASE("stepper: a fused op opens into primitive ops with the same results an
     }
   }
   CHECK(mentions(error_of([&] { (void)stepper.expand(norm + 1); }), "primitive"));
+}
+
+TEST_CASE("stepper: inside an expanded op its results keep their names, the loss too") {
+  const Tensor x = leaf({2, 3}, {1, -2, 3, 0.5, 0.25, -1}, "x"), w = leaf({4, 3}, std::vector<double>(12, 0.5), "w"), targets = constant({2}, {0, 3}, Dtype::i32, "targets");
+  const Stepper stepper(record([&] {
+    const Scope scope("classifier");
+    const Tensor loss = named(classifier_cross_entropy(x, w, targets).loss, "L");
+    backward(loss);
+    return Tensors{loss};
+  }));
+  CHECK(stepper.short_name(stepper.find("classifier/L")) == "L");
+  for (const std::size_t at : {std::size_t(0), stepper.size() - 1}) {
+    const Stepper inside(stepper.expand(at));
+    REQUIRE(inside.seeds().size() == 1);
+    CHECK(inside.name(inside.seeds()[0].result) == "L");
+    CHECK(inside.loss() == doctest::Approx(stepper.loss()).epsilon(1e-12));
+    CHECK(inside.trace().known(inside.find("L.grad"), inside.size()));
+  }
 }
 
 TEST_CASE("stepper: classic mistakes are said") {
