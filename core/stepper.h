@@ -51,7 +51,8 @@ struct Why {
 ///   numeric = (L(x + h) - L(x - h)) / 2h,   error = |analytic - numeric| / max(|analytic|, |numeric|)
 ///
 /// h = 1e-5 max(1, |x|) (f32: 1e-2), then a hundredth of it, then 1e-4 |x|, until one agrees to 1e-6 (f32: 5e-3) and what rounding
-/// leaves, 16 last places of L over h. A step at which that is more than a hundredth of the gradient tells nothing.
+/// leaves, 16 last places of L over h. A step at which that is more than a hundredth of the gradient tells nothing. A gradient that is
+/// rounding beside the largest of its tensor, under 1e-13 of it, counts as 0, and need not be told from it.
 struct DifferenceCheck {
   double analytic = 0, numeric = 0, error = 0;
   double left = 0, right = 0;  // slopes to either side
@@ -168,7 +169,7 @@ class Stepper {
   void pair_gradients();
   void find_loss();
   Tensor root_gradient(const Tensor& x) const;
-  DifferenceCheck compare(double analytic, const std::function<double(double)>& loss_at, const std::vector<double>& steps) const;
+  DifferenceCheck compare(double analytic, double largest_gradient, const std::function<double(double)>& loss_at, const std::vector<double>& steps) const;
 
   Trace trace_;
   std::size_t position_ = 0;

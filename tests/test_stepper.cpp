@@ -336,3 +336,22 @@ TEST_CASE("stepper: a detached look at a tensor has no gradient, and cannot be c
   CHECK(rows.what_if(rows.find("index"), 0, -1).actual == doctest::Approx(-1));
   CHECK(!rows.what_if(rows.find("index"), 0, -1).differentiable);
 }
+
+TEST_CASE("stepper: a gradient of 0 that is only rounding is proved beside larger ones, and not where rounding hides those too") {
+  const auto check = [](double scale, bool mistake) {
+    const Tensor x = leaf({2}, {1, 1}, "x");
+    const Stepper stepper(record([&] {
+      // dL/dx[0] = scale 1e-17, which is 0 for a difference: L is about 1
+      const Tensor loss = sum(x * constant({2}, {1e-17, 1}, Dtype::f64, "c")) * scale + sum(mistake ? detach(x) * constant({2}, {1, 0}, Dtype::f64, "d") : constant({1}, {1}, Dtype::f64, "one"));
+      backward(loss);
+      return Tensors{loss};
+    }));
+    return stepper.check(x, 0);
+  };
+  CHECK(check(1, false).passed);
+  CHECK(check(1, false).analytic == 0);
+  CHECK(!check(1, true).passed);
+  CHECK(!check(1, true).unresolved);
+  CHECK(!check(1e-12, false).passed);
+  CHECK(check(1e-12, false).unresolved);
+}
