@@ -59,6 +59,7 @@ struct DifferenceCheck {
   bool passed = false;
   bool kink = false;  // the two sides have slopes of their own and the gradient lies between: not differentiable here
   bool unresolved = false;  // rounding of the loss hides the difference at every step
+  bool wrong() const { return !passed && !kink && !unresolved; }
 };
 
 /// What a change does to the loss.

@@ -94,6 +94,7 @@ bool step_through(Program program, std::FILE* in, std::FILE* out, StepSessionOpt
   // before the first prompt, so that no key is taken the other way
   const auto raw = keys ? std::make_unique<RawTerminal>(fileno(in)) : nullptr;
   session.show();
+  fmt::print(out, "{}\n", session.hint());
   std::string line;
   for (bool more = true; more;) {
     fmt::print(out, "{}", session.prompt());
