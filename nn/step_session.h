@@ -104,8 +104,8 @@ class StepSession {
   bool failed_ = false, done_ = false;
 };
 
-/// Opens the stepper on a program: on a terminal with colour, cursor keys and lines that can be mended, else line by line. Returns when the input ends, or at
-/// `quit`.
+/// Opens the stepper on a program: on a terminal with colour, cursor keys and lines that can be mended, else line by line. Returns when
+/// the input ends, or at `quit`.
 ///
 ///   step_through(record([&] { Tensor loss = mean(square(matmul(x, w))); backward(loss); return Tensors{loss}; }));
 ///

@@ -1,12 +1,14 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "core/error.h"
+#include "core/nearest_name.h"
 #include "nn/step_session.h"
 #include "ops/cpu.h"
 #include "train/commands.h"
@@ -17,6 +19,7 @@
 #include "train/setup.h"
 #include "train/step_page.h"
 #include "train/step_programs.h"
+#include "train/utf8.h"
 
 namespace hedgehog {
 namespace {
@@ -50,10 +53,26 @@ TitledProgram first_program(const Config& config, Dtype dtype) {
   return example_program(config.text("example"), dtype);
 }
 
+/// `step NAME` is short for --example=NAME; for --lesson=NAME where no example is called so.
+void take_name(Config& config) {
+  const std::string name = config.argument();
+  if (name.empty()) return;
+  std::vector<std::string> known;
+  const auto has = [&](const auto& all) {
+    for (const auto& one : all) known.push_back(one.name);
+    return std::any_of(all.begin(), all.end(), [&](const auto& one) { return one.name == name; });
+  };
+  if (name == "list" || has(step_examples())) return config.set("example", name, OptionSource::kFlag);
+  if (has(lessons())) return config.set("lesson", name, OptionSource::kFlag);
+  const std::string nearest = nearest_name(name, known);
+  throw UsageError(fmt::format("no example and no lesson is called '{}'; {}", valid_utf8(name),
+                               nearest.empty() ? "step list shows them" : "did you mean '" + nearest + "'?"));
+}
+
 void list_examples() {
-  fmt::print("hedgehog step --example=NAME\n\n");
+  fmt::print("hedgehog step NAME, or --example=NAME\n\n");
   for (const StepExample& e : step_examples()) fmt::print("  {:<20}{}\n", e.name, e.help);
-  fmt::print("\nhedgehog step --lesson=NAME\n\n");
+  fmt::print("\nhedgehog step NAME, or --lesson=NAME where an example is called so too\n\n");
   for (const Lesson& lesson : lessons()) fmt::print("  {:<20}{}\n", lesson.name, lesson.title);
   fmt::print("\nhedgehog step --expr=\"L = (x*y + 3)^2; x = 2; y = -1\"\nhedgehog step --checkpoint=RUN --text=\"Once upon\"\n");
 }
@@ -105,8 +124,11 @@ bool run_lines(StepSession& session, const std::string& text, bool lesson) {
 
 int step_command(Config& config) {
   const Dtype dtype = dtype_of(config);
-  const int sources = int(config.was_set("example")) + int(config.has("expr")) + int(config.has("text") || config.was_set("checkpoint")) + int(config.has("lesson"));
-  if (sources > 1) throw UsageError("step takes one of --example, --expr, --lesson, and --checkpoint with --text");
+  const bool from_checkpoint = config.has("text") || config.was_set("checkpoint");
+  const int options_given = int(config.was_set("example")) + int(config.has("expr")) + int(from_checkpoint) + int(config.has("lesson"));
+  const int sources = options_given + int(!config.argument().empty());
+  if (sources > 1) throw UsageError("step takes one of NAME, --example, --expr, --lesson, and --checkpoint with --text");
+  take_name(config);
   if (config.has("lesson") && config.has("script")) throw UsageError("step takes --lesson or --script, not both");
   if (config.text("example") == "list" || (config.has("lesson") && config.text("lesson") == "list")) {
     list_examples();
@@ -117,10 +139,12 @@ int step_command(Config& config) {
   StepSessionOptions options;
   options.open = [dtype](const std::string& what) { return program_of(what, dtype); };
   options.html = [](const Stepper& stepper, const std::string& title, const std::string& file) { write_page(stepper, title, file); };
-  if (config.flag("all") && sources > 0) throw UsageError("step --all writes every example; leave --example, --expr, --lesson and --checkpoint out");
+  if (config.flag("all") && sources > 0)
+    throw UsageError("step --all writes every example; leave NAME, --example, --expr, --lesson and --checkpoint out");
   if (config.flag("all") && !config.has("html")) throw UsageError("step --all needs --html=DIRECTORY for its pages");
   if (config.has("html")) {
-    if (config.has("lesson") || config.has("script")) throw UsageError("step writes a page of a program: --html goes with --example, --expr, --checkpoint, or --all");
+    if (config.has("lesson") || config.has("script"))
+      throw UsageError("step writes a page of a program: --html goes with --example, --expr, --checkpoint, or --all");
     if (config.flag("all")) {
       write_all_pages(config.text("html"), dtype);
     } else {
