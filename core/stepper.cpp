@@ -233,7 +233,8 @@ Tensor Stepper::find(const std::string& given) const {
     }
   }
   const std::string nearest = nearest_name(name, names_);
-  throw UsageError(fmt::format("no tensor is called '{}'; {}", name, nearest.empty() ? "'names' lists them" : fmt::format("did you mean '{}'?", nearest)));
+  const std::string way_out = nearest.empty() ? "'names' lists them" : fmt::format("did you mean '{}'?", nearest);
+  throw UsageError(fmt::format("no tensor is called '{}'; {}", name, way_out));
 }
 
 Tensor Stepper::find_or_empty(const std::string& name) const {

@@ -170,7 +170,8 @@ class Stepper {
   void pair_gradients();
   void find_loss();
   Tensor root_gradient(const Tensor& x) const;
-  DifferenceCheck compare(double analytic, double largest_gradient, const std::function<double(double)>& loss_at, const std::vector<double>& steps) const;
+  DifferenceCheck compare(double analytic, double largest_gradient, const std::function<double(double)>& loss_at,
+                          const std::vector<double>& steps) const;
 
   Trace trace_;
   std::size_t position_ = 0;

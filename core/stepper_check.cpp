@@ -50,7 +50,8 @@ double Stepper::loss(const Tensor& x, const std::function<void(std::vector<doubl
   return sum;
 }
 
-DifferenceCheck Stepper::compare(double analytic, double largest_gradient, const std::function<double(double)>& loss_at, const std::vector<double>& steps) const {
+DifferenceCheck Stepper::compare(double analytic, double largest_gradient, const std::function<double(double)>& loss_at,
+                                 const std::vector<double>& steps) const {
   // beside others of its tensor only rounding is left of it: 0 by symmetry
   const double zero_beside = analytic != 0 && std::abs(analytic) <= 1e-13 * largest_gradient ? largest_gradient : 0;
   if (zero_beside > 0) analytic = 0;
@@ -102,9 +103,9 @@ DifferenceCheck Stepper::check(const Tensor& x, std::int64_t element) const {
   const std::vector<double> all = trace_.value(gradient, gradient_position(x));
   const double analytic = all[std::size_t(element)] - before;
   const double value = trace_.value(x, trace_.written(x).front())[std::size_t(element)];
-  const double largest = std::abs(*std::max_element(all.begin(), all.end(), [](double a, double b) { return std::abs(a) < std::abs(b); }));
-  return compare(
-      analytic, largest, [&](double h) { return loss(x, [&](std::vector<double>& v) { v[std::size_t(element)] += h; }); }, steps_of(x, value));
+  const Statistics range = statistics(all);
+  const auto loss_at = [&](double h) { return loss(x, [&](std::vector<double>& v) { v[std::size_t(element)] += h; }); };
+  return compare(analytic, std::max(std::abs(range.minimum), std::abs(range.maximum)), loss_at, steps_of(x, value));
 }
 
 DifferenceCheck Stepper::check_direction(const Tensor& x, std::uint64_t seed) const {

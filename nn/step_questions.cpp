@@ -36,7 +36,7 @@ std::string StepSession::proof(const Tensor& x, std::optional<std::int64_t> elem
   if (s.position() > complete && s.trace().value(gradient, s.position()) != s.trace().value(gradient, complete))
     return "(changed since backward)";
   if (!cheap(1)) return fmt::format("('check {}' proves it)", s.short_name(x));
-  return mark_text(element ? s.check(x, *element) : s.check_direction(x), style_);
+  return mark_text(element ? s.check(x, *element) : s.check_direction(x), style_, true);
 }
 
 std::string StepSession::here() const {
@@ -71,8 +71,9 @@ void StepSession::why(const std::string& what) {
   const std::size_t shown = std::min(kTerms, why.terms.size());
   const bool checked = cheap(1 + shown);
   const DifferenceCheck check = checked ? s.check(x, i) : DifferenceCheck{};
-  std::string mark = checked ? mark_text(check, style_) : fmt::format("('check {}' proves it)", own);
-  if (checked && check.wrong()) mark += fmt::format(" its central difference is {}", number_text(check.numeric, 1e4 * std::abs(check.analytic)));
+  std::string mark = checked ? mark_text(check, style_, true) : fmt::format("('check {}' proves it)", own);
+  const std::string difference = number_text(check.numeric, 1e4 * std::abs(check.analytic));
+  if (checked && check.wrong()) mark += fmt::format(" its central difference is {}", difference);
   say(style_.bold(fmt::format("dL/d{} = {}", own, number_text(why.gradient, largest))) + " " + mark);
   if (why.before != 0) say(fmt::format("  {:>12}   was there before backward", number_text(why.before)));
   if (why.seed != 0) say(fmt::format("  {:>12}   backward begins here", number_text(why.seed)));
@@ -81,7 +82,7 @@ void StepSession::why(const std::string& what) {
     const Entry& e = s.entries()[c.entry];
     const Tensor& y = e.outputs[c.output];
     const std::string other = element_text(s.short_name(y), y.shape(), c.element);
-    const std::string upstream = number_text(c.upstream) + (checked ? " " + mark_text(s.check(y, c.element), style_) : "");
+    const std::string upstream = number_text(c.upstream) + (checked ? " " + mark_text(s.check(y, c.element), style_, false) : "");
     std::string path = other.size() + own.size() <= 24 ? fmt::format("dL/d{} × d{}/d{}", other, other, own) : "through " + other;
     // x * x reads x twice
     if (std::count_if(e.inputs.begin(), e.inputs.end(), [&](const Tensor& t) { return t && t.root() == x.root(); }) > 1)
@@ -156,7 +157,8 @@ void StepSession::what_if(const std::string& what) {
   std::size_t at = what.find("+="), sign = 1;
   if (at == std::string::npos) at = what.find("-="), sign = 0;
   const std::string name = example();
-  if (at == std::string::npos) throw UsageError(fmt::format("what-if needs a change, as in what-if {} += 0.1", name.empty() ? "w[0,1]" : name));
+  if (at == std::string::npos)
+    throw UsageError(fmt::format("what-if needs a change, as in what-if {} += 0.1", name.empty() ? "w[0,1]" : name));
   const auto [x, i] = element(trimmed(what.substr(0, at)));
   const double change = (sign ? 1 : -1) * real_number(trimmed(what.substr(at + 2)), "the change");
   const WhatIf result = top().what_if(x, i, change);

@@ -34,7 +34,8 @@ std::string StepSession::prompt() const {
 std::string StepSession::hint() const {
   const std::string name = example();
   if (name.empty()) return "Enter goes one step on, 'help' lists the commands";
-  return fmt::format("Enter goes one step on, 'why {}' tells where a gradient comes from, 'check' proves them all, 'help' lists the rest", name);
+  return fmt::format("Enter goes one step on, 'why {}' tells where a gradient comes from, 'check' proves them all, 'help' lists the rest",
+                     name);
 }
 
 void StepSession::add_commands() {
@@ -67,8 +68,8 @@ void StepSession::add_commands() {
     if (std::fflush(file.get()) != 0) throw Error(fmt::format("{} cannot be written: {}", a, std::strerror(errno)));
     say(fmt::format("written {}", a));
   });
-  add("ask", "why", "[NAME[I,J]]", "where a gradient comes from: upstream × local derivative, largest first; without a name that of this step",
-      [this](const std::string& a) { why(a); });
+  add("ask", "why", "[NAME[I,J]]",
+      "where a gradient comes from: upstream × local derivative, largest first; without a name that of this step", [this](const std::string& a) { why(a); });
   more("A line for every number y that is computed from this number x: dL/dy, which comes from above, times dy/dx, the derivative\n"
        "of that one op. Their sum is dL/dx, by the chain rule. A cross beside dL/dy: ask why there; beside dL/dx alone: the op on\n"
        "that line has a wrong backward, or a line is missing.");
@@ -211,7 +212,8 @@ void StepSession::show() {
 void StepSession::next(const std::string& count) {
   const std::int64_t n = count.empty() ? 1 : whole_number(count, "the number of steps");
   if (top().position() == top().size())
-    return say(fmt::format("this is the last step; {}", steppers_.size() > 1 ? "'collapse' leaves the op" : "'check' proves the gradients"));
+    return say(steppers_.size() > 1 ? "this is the last step; 'collapse' leaves the op"
+                                    : "this is the last step; 'check' proves the gradients");
   top().jump(std::min(top().size(), top().position() + std::size_t(n)));
   show();
 }

@@ -92,8 +92,9 @@ std::int64_t element_number(const Tensor& x, const ElementName& element) {
         fmt::format("'{}' has {} elements; say which, as in {}", element.tensor, x.size(), element_text(element.tensor, shape, 0)));
   }
   if (int(element.indices.size()) != shape.rank())
-    throw UsageError(fmt::format("'{}' {} has {} ax{}, but {} ind{} given", element.tensor, shape.text(), shape.rank(),
-                                 shape.rank() == 1 ? "is" : "es", element.indices.size(), element.indices.size() == 1 ? "ex was" : "ices were"));
+    throw UsageError(fmt::format("'{}' {} has {} ax{}, but {} ind{} given; write it as in {}", element.tensor, shape.text(), shape.rank(),
+                                 shape.rank() == 1 ? "is" : "es", element.indices.size(),
+                                 element.indices.size() == 1 ? "ex was" : "ices were", element_text(element.tensor, shape, 0)));
   std::int64_t number = 0;
   for (int i = 0; i < shape.rank(); ++i) {
     const std::int64_t index = element.indices[std::size_t(i)];
@@ -172,12 +173,15 @@ std::string check_text(const DifferenceCheck& check, const Style& style) {
                        number_text(check.left, 1e4 * std::abs(check.right)),
                        number_text(check.right, 1e4 * std::abs(check.left)), number_text(check.analytic));
   const double percent = 100 * check.error;
-  return style.bad("✗") + " " + numbers + (percent >= 10 ? fmt::format(": off by {:.0f} %", percent) : fmt::format(": off by {:.2g} %", percent));
+  return fmt::format("{} {}: off by {} %", style.bad("✗"), numbers,
+                     percent >= 10 ? fmt::format("{:.0f}", percent) : fmt::format("{:.2g}", percent));
 }
 
-std::string mark_text(const DifferenceCheck& check, const Style& style) {
+std::string mark_text(const DifferenceCheck& check, const Style& style, bool reason) {
   if (check.passed) return style.good("✓");
-  return check.unresolved ? "? hidden by rounding" : check.kink ? "~ not differentiable here" : style.bad("✗");
+  if (check.unresolved) return reason ? "? hidden by rounding" : "?";
+  if (check.kink) return reason ? "~ not differentiable here" : "~";
+  return style.bad("✗");
 }
 
 std::string loss_text(const Stepper& stepper) {

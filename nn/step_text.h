@@ -55,8 +55,8 @@ struct Style {
 /// A tick, a cross with both numbers, or why neither can be said.
 std::string check_text(const DifferenceCheck& check, const Style& style);
 
-/// The tick, the cross, or the mark and why, without numbers.
-std::string mark_text(const DifferenceCheck& check, const Style& style);
+/// The same without numbers, and without the reason if that is not wanted.
+std::string mark_text(const DifferenceCheck& check, const Style& style, bool reason);
 /// "the loss L = 2", or what it is made of where backward began from other than one number.
 std::string loss_text(const Stepper& stepper);
 

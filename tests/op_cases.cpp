@@ -51,8 +51,10 @@ Program program_with_backward(const Op& op, const Sample& sample, const Tensors&
   };
   // cotangents are made before: they are leaves of the program
   Tensors cotangents;
-  for (const Tensor& y : record(call).outputs)
-    cotangents.push_back(constant(y.shape(), draw(y.size(), seed, 60u + std::uint32_t(cotangents.size())), is_floating(y.dtype()) ? y.dtype() : Dtype::f64, "cotangent"));
+  for (const Tensor& y : record(call).outputs) {
+    const std::vector<double> values = draw(y.size(), seed, 60u + std::uint32_t(cotangents.size()));
+    cotangents.push_back(constant(y.shape(), values, is_floating(y.dtype()) ? y.dtype() : Dtype::f64, "cotangent"));
+  }
   return record([&] {
     const Tensors all = call();
     Tensors results, chosen;

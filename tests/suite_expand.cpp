@@ -21,7 +21,8 @@ void check_same(const std::vector<double>& inside, const std::vector<double>& ou
 }
 
 /// Expands one entry of the op, and compares all that comes out of it.
-void check_expansion(const Stepper& whole, std::size_t at, std::size_t forward, std::optional<std::size_t> backward, std::int64_t& compared) {
+void check_expansion(const Stepper& whole, std::size_t at, std::size_t forward, std::optional<std::size_t> backward,
+                     std::int64_t& compared) {
   const Entry& e = whole.entries()[forward];
   const Stepper inside(whole.expand(at));
   const Tensors& results = inside.trace().program().outputs;
@@ -64,8 +65,10 @@ TEST_CASE("expand: every op that has a reference opens into it, with the same va
     for (const Sample& sample : op->samples) {
       CAPTURE(sample.label);
       const Stepper whole(program_with_backward(*op, sample, draw_arguments(*op, sample, 1), 35));
-      const auto is = [&](bool backward) { return whole.find_after(0, [&](std::size_t i) { return whole.entries()[i].op == op && whole.entries()[i].backward == backward; }); };
-      const auto forward = is(false), backward = is(true);
+      const auto find = [&](bool backward) {
+        return whole.find_after(0, [&](std::size_t i) { return whole.entries()[i].op == op && whole.entries()[i].backward == backward; });
+      };
+      const auto forward = find(false), backward = find(true);
       REQUIRE(forward);
       const std::optional<std::size_t> after = backward ? std::optional(*backward - 1) : std::nullopt;
       check_expansion(whole, *forward - 1, *forward - 1, after, compared);

@@ -93,7 +93,7 @@ TEST_CASE("step: what is wrong is said, and the session goes on") {
            {std::string(100000, 'w'), "at most 1000 characters, this one has 100000"},
            {"why ww", "did you mean 'w'"},
            {"why w[2,0]", "no index 2 on axis 0; they go from 0 to 1"},
-           {"why w[0]", "has 2 axes, but 1 index was given"},
+           {"why w[0]", "has 2 axes, but 1 index was given; write it as in w[0,0]"},
            {"why w[0,", "no element"},
            {"why w[a,b]", "no element"},
            {"why x", "no gradient reaches 'x'"},
@@ -129,7 +129,8 @@ TEST_CASE("step: what is wrong is said, and the session goes on") {
 TEST_CASE("step: help tells all commands, more of one, and the opening what the program is and how to begin") {
   Talk talk(opened("hedgehog").program, "a block");
   const std::string help = talk("help");
-  for (const char* part : {"why [NAME[I,J]]", "check [NAME[I,J]]", "what-if NAME[I,J] += X", "'help check' tells more", "✓", "✗"}) CHECK(mentions(help, part));
+  for (const char* part : {"why [NAME[I,J]]", "check [NAME[I,J]]", "what-if NAME[I,J] += X", "'help check' tells more", "✓", "✗"})
+    CHECK(mentions(help, part));
   CHECK(mentions(talk("help check"), "(L(x + h) - L(x - h)) / 2h"));
   CHECK(talk("help c") == talk("help check"));
   CHECK(mentions(talk("help why"), "the chain rule"));
@@ -154,6 +155,18 @@ TEST_CASE("step: inside an op the prompt names it, the loss keeps its name, and 
   talk("goto o");
   CHECK(mentions(talk("expand"), "to a loss of 0.1079 = sum of o × o.grad"));
   CHECK(!talk.session().failed());
+}
+
+TEST_CASE("step: where computing the loss takes long, gradients are shown without a check, and what makes it is said") {
+  const Tensor w = leaf({300, 300}, std::vector<double>(90000, 0.01), "w");
+  const Tensor x = constant({300, 300}, std::vector<double>(90000, 0.01), Dtype::f64, "x");
+  Talk talk(record([&] {
+    const Tensor loss = sum(square(matmul(x, w)));
+    backward(loss);
+    return Tensors{loss};
+  }));
+  CHECK(mentions(talk("goto w.grad"), "w.grad (300, 300)   ('check w' proves it)"));
+  CHECK(mentions(talk("print w.grad[0,1]"), "('check w' proves it)"));
 }
 
 TEST_CASE("step: names and tables stay in line, eight numbers in each, and a view's gradient is called after the view") {

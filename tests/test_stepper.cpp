@@ -196,7 +196,8 @@ TEST_CASE("stepper: a fused op opens into primitive ops with the same results an
 }
 
 TEST_CASE("stepper: inside an expanded op its results keep their names, the loss too") {
-  const Tensor x = leaf({2, 3}, {1, -2, 3, 0.5, 0.25, -1}, "x"), w = leaf({4, 3}, std::vector<double>(12, 0.5), "w"), targets = constant({2}, {0, 3}, Dtype::i32, "targets");
+  const Tensor x = leaf({2, 3}, {1, -2, 3, 0.5, 0.25, -1}, "x"), w = leaf({4, 3}, std::vector<double>(12, 0.5), "w");
+  const Tensor targets = constant({2}, {0, 3}, Dtype::i32, "targets");
   const Stepper stepper(record([&] {
     const Scope scope("classifier");
     const Tensor loss = named(classifier_cross_entropy(x, w, targets).loss, "L");
@@ -339,10 +340,12 @@ TEST_CASE("stepper: a detached look at a tensor has no gradient, and cannot be c
 
 TEST_CASE("stepper: a gradient of 0 that is only rounding is proved beside larger ones, and not where rounding hides those too") {
   const auto check = [](double scale, bool mistake) {
-    const Tensor x = leaf({2}, {1, 1}, "x");
+    const Tensor x = leaf({2}, {1, 1}, "x"), c = constant({2}, {1e-17, 1}, Dtype::f64, "c");
+    const Tensor first = constant({2}, {1, 0}, Dtype::f64, "first"), one = constant({1}, {1}, Dtype::f64, "one");
     const Stepper stepper(record([&] {
-      // dL/dx[0] = scale 1e-17, which is 0 for a difference: L is about 1
-      const Tensor loss = sum(x * constant({2}, {1e-17, 1}, Dtype::f64, "c")) * scale + sum(mistake ? detach(x) * constant({2}, {1, 0}, Dtype::f64, "d") : constant({1}, {1}, Dtype::f64, "one"));
+      // dL/dx[0] = scale 1e-17, which is 0 for a difference: L is about 1. The mistake: it is 1 more
+      const Tensor own = sum(x * c) * scale, other = mistake ? sum(detach(x) * first) : sum(one);
+      const Tensor loss = own + other;
       backward(loss);
       return Tensors{loss};
     }));
