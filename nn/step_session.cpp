@@ -12,7 +12,7 @@
 namespace hedgehog {
 namespace {
 
-constexpr std::size_t kLongestLine = 1000;  // characters
+constexpr std::size_t kLongestLine = 4000;  // characters
 constexpr std::size_t kShown = 64;          // elements of a tensor that a step shows; `print` shows more
 constexpr std::size_t kPrinted = 200;
 
@@ -318,7 +318,9 @@ void StepSession::statistics_of(const std::string& name) {
   if (name.empty()) throw UsageError("stats needs a tensor's name, as in stats w; 'names' lists them");
   const Tensor x = top().find(name);
   const std::size_t from = std::max(top().position(), top().trace().written(x).empty() ? std::size_t(0) : top().trace().written(x).front());
-  say(fmt::format("{} {}: {}", name, x.shape().text(), statistics_text(statistics(top().trace().value(x, from)))));
+  const Tensor of = top().primal_of(x) ? top().find_or_empty(without_gradient(name)) : Tensor{};
+  const std::string text = statistics_text(statistics(top().trace().value(x, from)));
+  say(fmt::format("{} {}: {}{}", name, x.shape().text(), text, of ? "   " + proof(of) : ""));
 }
 
 }  // namespace hedgehog

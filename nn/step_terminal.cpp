@@ -167,8 +167,8 @@ class LineEditor {
     const bool known = ioctl(fileno(out_), TIOCGWINSZ, &size) == 0 && size.ws_col > 0;
     const std::size_t columns = known ? size.ws_col : 80, room = columns > prompt_ + 10 ? columns - prompt_ - 1 : 10;
     std::size_t from = 0, to = line_.size();
-    while (characters(from, at_) > room) from = next(from);
-    while (characters(from, to) > room) to = previous(to);
+    for (std::size_t n = characters(from, at_); n > room; --n) from = next(from);
+    for (std::size_t n = characters(from, to); n > room; --n) to = previous(to);
     fmt::print(out_, "\r\x1b[{}C{}\x1b[K", prompt_, line_.substr(from, to - from));
     if (to > at_) fmt::print(out_, "\x1b[{}D", characters(at_, to));
     std::fflush(out_);

@@ -90,7 +90,7 @@ TEST_CASE("step: what is wrong is said, and the session goes on") {
            {"why nothing", "no tensor is called 'nothing'; 'names' lists them"},
            {"what-if", "as in what-if w += 0.1"},
            {"\x1b[31mwhy\x07", "no command '?[31mwhy?'"},
-           {std::string(100000, 'w'), "at most 1000 characters, this one has 100000"},
+           {std::string(100000, 'w'), "at most 4000 characters, this one has 100000"},
            {"why ww", "did you mean 'w'"},
            {"why w[2,0]", "no index 2 on axis 0; they go from 0 to 1"},
            {"why w[0]", "has 2 axes, but 1 index was given; write it as in w[0,0]"},
@@ -167,6 +167,7 @@ TEST_CASE("step: where computing the loss takes long, gradients are shown withou
   }));
   CHECK(mentions(talk("goto w.grad"), "w.grad (300, 300)   ('check w' proves it)"));
   CHECK(mentions(talk("print w.grad[0,1]"), "('check w' proves it)"));
+  CHECK(mentions(talk("stats w.grad"), "('check w' proves it)"));
 }
 
 TEST_CASE("step: names and tables stay in line, eight numbers in each, and a view's gradient is called after the view") {

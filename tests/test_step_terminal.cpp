@@ -80,22 +80,33 @@ TEST_CASE("cli: step on a terminal remembers lines, and lets them be mended anyw
     terminal.type(keys);
     return terminal.until(prompt);
   };
-  CHECK(contains(answer("hy x" + left + left + left + left + "w\n"), "dL/dx = -2"));      // back to the beginning
-  CHECK(contains(answer("check xy" + left + "\x1b[3~\n"), " -2 = its central"));     // Delete
-  CHECK(contains(answer(up + up + "\n"), "dL/dx = -2"));                                 // why x
-  CHECK(contains(answer(up + up + up + up + up + down + "\n"), " -2 = its central"));     // past the first, then the second
-  CHECK(contains(answer("why" + up + down + " y\n"), "dL/dy = 4"));                      // what was typed comes back
-  CHECK(contains(answer("nonsense\x15" "check y\n"), " 4 = its central"));           // Ctrl-U
-  CHECK(contains(answer("heck x\x01" "c\x05" "\x7fy\n"), " 4 = its central"));       // Ctrl-A, Ctrl-E
+  // back to the beginning
+  CHECK(contains(answer("hy x" + left + left + left + left + "w\n"), "dL/dx = -2"));
+  // Delete
+  CHECK(contains(answer("check xy" + left + "\x1b[3~\n"), " -2 = its central"));
+  // why x
+  CHECK(contains(answer(up + up + "\n"), "dL/dx = -2"));
+  // past the first, then the second
+  CHECK(contains(answer(up + up + up + up + up + down + "\n"), " -2 = its central"));
+  // what was typed comes back
+  CHECK(contains(answer("why" + up + down + " y\n"), "dL/dy = 4"));
+  // Ctrl-U
+  CHECK(contains(answer("nonsense\x15" "check y\n"), " 4 = its central"));
+  // Ctrl-A, Ctrl-E
+  CHECK(contains(answer("heck x\x01" "c\x05" "\x7fy\n"), " 4 = its central"));
   CHECK(contains(answer("heck x" + home + "c" + end + "\x7fy\n"), " 4 = its central"));
-  CHECK(contains(answer("why xyz" + left + left + "\x0b\n"), "dL/dx = -2"));             // Ctrl-K
+  // Ctrl-K
+  CHECK(contains(answer("why xyz" + left + left + "\x0b\n"), "dL/dx = -2"));
   // whole characters, by Ctrl-D
   CHECK(contains(answer("\xc3\xa9\xf0\x9f\xa6\x94" + left + left + "\x04\x04why y\n"), "dL/dy = 4"));
-  CHECK(contains(answer("x" + right + left + left + "\x7f\x7f\x04" "why x\n"), "dL/dx = -2"));   // at the ends nothing happens
-  CHECK(contains(answer("x\x7f" + right, "step 1/7> "), "step 1 of 7"));                  // empty again
+  // at the ends nothing happens
+  CHECK(contains(answer("x" + right + left + left + "\x7f\x7f\x04" "why x\n"), "dL/dx = -2"));
+  // empty again
+  CHECK(contains(answer("x\x7f" + right, "step 1/7> "), "step 1 of 7"));
   CHECK(contains(answer(left), "3 steps forward"));
   // longer than the terminal is wide: what is shown is a part, what is done is all
   CHECK(contains(answer("why" + std::string(300, ' ') + "x" + home + "\n"), "dL/dx = -2"));
+  CHECK(contains(answer(std::string(3900, 'x') + "\x15why x\n"), "dL/dx = -2"));
   terminal.type(up + "\x15quit\n");
   CHECK(terminal.wait() == 0);
 }
