@@ -9,6 +9,7 @@
 
 #include "core/text.h"
 #include "ops/ops.h"
+#include "tests/op_cases.h"
 #include "tests/step_talk.h"
 #include "tests/tape_cases.h"
 #include "train/lessons.h"
@@ -79,6 +80,7 @@ bool bare(const std::string& line) {
 }  // namespace
 
 TEST_CASE("lessons: every gradient of every program that is opened or expanded is proved, those behind a planted mistake are crossed") {
+  const Threads one(1);
   CHECK(lessons().size() == 10);
   std::int64_t gradients = 0;
   for (const Lesson& lesson : lessons()) {
@@ -98,6 +100,7 @@ TEST_CASE("lessons: every gradient of every program that is opened or expanded i
 }
 
 TEST_CASE("lessons: a tick or a cross is beside every gradient that is shown, a cross where a mistake was planted and nowhere else") {
+  const Threads one(1);
   for (const Lesson& lesson : lessons()) {
     CAPTURE(lesson.name);
     Talk talk(opened("scalar").program);
@@ -130,6 +133,7 @@ TEST_CASE("lessons: a tick or a cross is beside every gradient that is shown, a 
 }
 
 TEST_CASE("lessons: every example has right gradients, but for the planted mistakes") {
+  const Threads one(1);
   for (const StepExample& example : step_examples()) {
     CAPTURE(example.name);
     const auto wrong = kWrong.find(example.name);
