@@ -69,7 +69,8 @@ void StepSession::add_commands() {
     say(fmt::format("written {}", a));
   });
   add("ask", "why", "[NAME[I,J]]",
-      "where a gradient comes from: upstream × local derivative, largest first; without a name that of this step", [this](const std::string& a) { why(a); });
+      "where a gradient comes from: upstream × local derivative, largest first; without a name that of this step",
+      [this](const std::string& a) { why(a); });
   more("A line for every number y that is computed from this number x: dL/dy, which comes from above, times dy/dx, the derivative\n"
        "of that one op. Their sum is dL/dx, by the chain rule. A cross beside dL/dy: ask why there; beside dL/dx alone: the op on\n"
        "that line has a wrong backward, or a line is missing.");

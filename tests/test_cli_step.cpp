@@ -77,7 +77,8 @@ TEST_CASE("cli: step writes pages for a browser") {
     CHECK(contains(index, std::string("href=\"") + name + ".html\""));
     CHECK(std::filesystem::file_size(folder.path() / "all" / (std::string(name) + ".html")) > 20000);
   }
-  check_refused(run_program("step --html=/no/such/folder/page.html"), 1, {"page.html cannot be written: there is no directory /no/such/folder; make it first"});
+  check_refused(run_program("step --html=/no/such/folder/page.html"), 1,
+                {"page.html cannot be written: there is no directory /no/such/folder; make it first"});
   check_refused(run_program("step --all"), 2, {"--html=DIRECTORY"});
   check_refused(run_program("step --all --example=scalar --html=" + all), 2, {"--all writes every example"});
   check_refused(run_program("step --html=" + all), 2, {"is a directory", "--all"});

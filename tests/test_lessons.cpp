@@ -126,7 +126,7 @@ TEST_CASE("lessons: a tick or a cross is beside every gradient that is shown, a 
     follow(lesson, again, [&](const std::string&, const std::string& answer) { same += answer; });
     CHECK(same == all);
   }
-  for (const char* line : {"dL/dx = -2", "  x.grad = -2", "x.grad[0,1] = 3", "  x.grad (2, 4)", "            -2 = 2 × -1   dL/dy × dy/dx"}) {
+  for (const char* line : {"dL/dx = -2", "  x.grad = -2", "x.grad[0,1] = 3", "  x.grad (2, 4)", "        -2 = 2 × -1   dL/dy × dy/dx"}) {
     CAPTURE(line);
     CHECK(bare(line));
   }

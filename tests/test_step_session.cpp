@@ -15,11 +15,13 @@ using namespace hedgehog::test;
 TEST_CASE("step: the conversation on two numbers, word for word") {
   Talk talk(expression_program("L = p^2; p = x*y + 3; x = 2; y = -1"), "two numbers");
   CHECK(talk("show") == "two numbers\n3 steps forward, to the loss L = 1, and 4 that bring its gradients back; 10 tensors\n");
-  CHECK(talk.session().hint() == "Enter goes one step on, 'why x' tells where a gradient comes from, 'check' proves them all, 'help' lists the rest");
+  CHECK(talk.session().hint() ==
+        "Enter goes one step on, 'why x' tells where a gradient comes from, 'check' proves them all, 'help' lists the rest");
   CHECK(talk("next") == "step 1 of 7   multiply1 = multiply(x, y)\n  y = a * b\n  multiply1 = -2\n");
   CHECK(talk("goto x.grad") == "step 7 of 7   x.grad +=, y.grad += backward of multiply(multiply1.grad)\n"
                                "  da = dy * b, db = dy * a, summed to the shapes of a and b\n  x.grad = -2   ✓\n  y.grad = 4   ✓\n");
-  CHECK(talk("why x") == "dL/dx = -2 ✓\n            -2 = 2 ✓ × -1   dL/dmultiply1 × dmultiply1/dx   (multiply, step 7)\n            -2   the sum ✓\n");
+  CHECK(talk("why x") == "dL/dx = -2 ✓\n"
+                         "            -2 = 2 ✓ × -1   dL/dmultiply1 × dmultiply1/dx   (multiply, step 7)\n            -2   the sum ✓\n");
   CHECK(talk("check x") == "dL/dx  ✓ -2 = its central difference\n");
   CHECK(talk("what-if x += 0.1") == "the loss is 1; with x += 0.1\n  predicted   -0.2 = gradient × change\n  computed    -0.19: the loss is then 0.81\n");
   CHECK(talk("print p") == "  p = 1\n");
@@ -140,7 +142,8 @@ TEST_CASE("step: help tells all commands, more of one, and the opening what the 
   // what the hint and the errors propose works
   for (const char* line : {"why wte.weight", "what-if wte.weight += 0.1", "goto 1", "open scalar"}) CHECK(!mentions(talk(line), "no "));
   CHECK(!talk.session().failed());
-  CHECK(talk.session().hint() == "Enter goes one step on, 'why x' tells where a gradient comes from, 'check' proves them all, 'help' lists the rest");
+  CHECK(talk.session().hint() ==
+        "Enter goes one step on, 'why x' tells where a gradient comes from, 'check' proves them all, 'help' lists the rest");
 }
 
 TEST_CASE("step: inside an op the prompt names it, the loss keeps its name, and a sum over results says what it is") {
