@@ -204,6 +204,11 @@ std::string Stepper::name(const Tensor& x) const {
   return x.name().empty() ? "unnamed " + x.shape().text() : x.name();
 }
 
+std::string Stepper::short_name(const Tensor& x) const {
+  const std::string whole = name(x), end = whole.substr(whole.rfind('/') + 1);
+  return find_or_empty(end) == find_or_empty(whole) ? end : whole;
+}
+
 std::string Stepper::whole_name(const std::string& name) const {
   if (by_name_.contains(name)) return name;
   std::string whole;
@@ -228,7 +233,8 @@ Tensor Stepper::find(const std::string& given) const {
     }
   }
   const std::string nearest = nearest_name(name, names_);
-  throw UsageError(fmt::format("no tensor is called '{}'{}", name, nearest.empty() ? "" : fmt::format("; did you mean '{}'?", nearest)));
+  const std::string way_out = nearest.empty() ? "'names' lists them" : fmt::format("did you mean '{}'?", nearest);
+  throw UsageError(fmt::format("no tensor is called '{}'; {}", name, way_out));
 }
 
 Tensor Stepper::find_or_empty(const std::string& name) const {

@@ -51,13 +51,15 @@ struct Why {
 ///   numeric = (L(x + h) - L(x - h)) / 2h,   error = |analytic - numeric| / max(|analytic|, |numeric|)
 ///
 /// h = 1e-5 max(1, |x|) (f32: 1e-2), then a hundredth of it, then 1e-4 |x|, until one agrees to 1e-6 (f32: 5e-3) and what rounding
-/// leaves, 16 last places of L over h. A step at which that is more than a hundredth of the gradient tells nothing.
+/// leaves, 16 last places of L over h. A step at which that is more than a hundredth of the gradient tells nothing. A gradient that is
+/// rounding beside the largest of its tensor, under 1e-13 of it, counts as 0, and need not be told from it.
 struct DifferenceCheck {
   double analytic = 0, numeric = 0, error = 0;
   double left = 0, right = 0;  // slopes to either side
   bool passed = false;
   bool kink = false;  // the two sides have slopes of their own and the gradient lies between: not differentiable here
   bool unresolved = false;  // rounding of the loss hides the difference at every step
+  bool wrong() const { return !passed && !kink && !unresolved; }
 };
 
 /// What a change does to the loss.
@@ -106,6 +108,8 @@ class Stepper {
   /// The tensor's own name, for results behind the scope they were made in ("block0/attention/q"), else its op's with a number: "matmul2",
   /// "layer_norm1.mean". A gradient is "NAME.grad".
   std::string name(const Tensor& x) const;
+  /// The end of that name behind its last "/", where find takes it; else the whole.
+  std::string short_name(const Tensor& x) const;
   /// All names, as they first appear: leaves where they are first read, gradients where they are first written.
   const std::vector<std::string>& names() const { return names_; }
   /// The end of a name behind a "/" is enough where only one has it. Throws UsageError naming the nearest, or two that are meant.
@@ -122,6 +126,12 @@ class Stepper {
   std::optional<std::size_t> partner(std::size_t entry) const;
   /// Entries before the one that backward begins with; none: there is no backward pass.
   std::optional<std::size_t> backward_begins() const { return seeds_.empty() ? std::nullopt : std::optional(seeds_.front().entry); }
+  /// What backward began with.
+  struct Seed {
+    std::size_t entry = 0;
+    Tensor result, gradient;  // the same window of both
+  };
+  const std::vector<Seed>& seeds() const { return seeds_; }
   /// Position where the gradient of x is complete.
   std::size_t gradient_position(const Tensor& x) const;
 
@@ -145,18 +155,14 @@ class Stepper {
   /// FLOPs of computing the loss once.
   double work_of_loss() const;
 
-  /// The primitive ops of the entry's op on the same numbers, with their backward where the entry's has one. Throws UsageError for an op
-  /// that is a primitive.
+  /// The simpler ops of the entry's op on the same numbers, with their backward where the entry's has one. Inputs are called as the op's
+  /// arguments, results as they are here. Throws UsageError for an op that is a primitive.
   Program expand(std::size_t entry) const;
 
   /// Classic mistakes that this program shows, one sentence each.
   std::vector<std::string> warnings() const;
 
  private:
-  struct Seed {
-    std::size_t entry = 0;
-    Tensor result, gradient;  // the same window of both
-  };
   std::string whole_name(const std::string& name) const;
   void add_name(const Tensor& x, const std::string& name);
   void check_element(const Tensor& x, std::int64_t element) const;
@@ -164,7 +170,8 @@ class Stepper {
   void pair_gradients();
   void find_loss();
   Tensor root_gradient(const Tensor& x) const;
-  DifferenceCheck compare(double analytic, const std::function<double(double)>& loss_at, const std::vector<double>& steps) const;
+  DifferenceCheck compare(double analytic, double largest_gradient, const std::function<double(double)>& loss_at,
+                          const std::vector<double>& steps) const;
 
   Trace trace_;
   std::size_t position_ = 0;

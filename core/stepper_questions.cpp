@@ -160,6 +160,12 @@ Program Stepper::expand(std::size_t index) const {
   }
   return record([&] {
     const Tensors outputs = e.op->reference(e.attributes, inputs);
+    for (const Tensor& y : used_outputs(forward)) {
+      const std::size_t j = std::size_t(std::find(e.outputs.begin(), e.outputs.end(), y) - e.outputs.begin());
+      const auto part_of_result = [&](const Tensor& x) { return x && x.root() == outputs[j].root(); };
+      // a result may be an argument, or a part of one: that keeps its name
+      if (j < outputs.size() && outputs[j] && std::none_of(inputs.begin(), inputs.end(), part_of_result)) outputs[j]->name = short_name(y);
+    }
     if (!backward_entry) return outputs;
     Tensors results, cotangents;
     const Tensors& dy = entries()[*backward_entry].dy;

@@ -117,6 +117,9 @@ Trace::Trace(Program program) : program_(std::move(program)) {
     for_each_touched(e, [&](const Tensor& x, bool) {
       if (!recorded_only(x)) leaves_.block_of(x);
     });
+  // a result may be a leaf that nothing reads
+  for (const Tensor& y : program_.outputs)
+    if (y && !recorded_only(y)) leaves_.block_of(y);
   TraceMemory memory(&leaves_);
   for (std::size_t i = 0; i < size(); ++i) {
     const Entry& e = entries()[i];

@@ -24,9 +24,9 @@ std::vector<std::int64_t> indices_of(const Shape& shape, std::int64_t element) {
   return indices;
 }
 
-/// A name without the scope that it shares with the entry.
+/// The short name, else the whole without the scope that it shares with the entry.
 std::string short_name(const Stepper& stepper, const Tensor& x, const std::string& scope) {
-  const std::string name = stepper.name(x);
+  const std::string name = stepper.short_name(x);
   return !scope.empty() && name.starts_with(scope + "/") ? name.substr(scope.size() + 1) : name;
 }
 
@@ -38,6 +38,28 @@ std::string join(const Stepper& stepper, const Tensors& tensors, const std::stri
 }
 
 }  // namespace
+
+std::string trimmed(const std::string& text) {
+  const std::size_t from = text.find_first_not_of(" \t\r\n");
+  return from == std::string::npos ? "" : text.substr(from, text.find_last_not_of(" \t\r\n") - from + 1);
+}
+
+std::int64_t whole_number(const std::string& text, const char* what) {
+  std::int64_t n = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), n);
+  if (error != std::errc{} || end != text.data() + text.size() || n < 0)
+    throw UsageError(fmt::format("{} must be a whole number, got '{}'", what, text));
+  return n;
+}
+
+double real_number(const std::string& text, const char* what) {
+  double v = 0;
+  const char* const first = text.data() + (text.starts_with('+') ? 1 : 0);
+  const auto [end, error] = std::from_chars(first, text.data() + text.size(), v);
+  if (error != std::errc{} || end != text.data() + text.size() || !std::isfinite(v))
+    throw UsageError(fmt::format("{} must be a number, got '{}'", what, text));
+  return v;
+}
 
 ElementName parse_element(const std::string& text) {
   ElementName e;
@@ -66,19 +88,28 @@ std::int64_t element_number(const Tensor& x, const ElementName& element) {
   const Shape& shape = x.shape();
   if (!element.given || element.indices.empty()) {
     if (x.size() == 1) return 0;
-    throw UsageError(fmt::format("'{}' has {} elements; say which, as in {}", element.tensor, x.size(), element_text(element.tensor, shape, 0)));
+    throw UsageError(
+        fmt::format("'{}' has {} elements; say which, as in {}", element.tensor, x.size(), element_text(element.tensor, shape, 0)));
   }
   if (int(element.indices.size()) != shape.rank())
-    throw UsageError(fmt::format("'{}' {} has {} ax{}, but {} ind{} given", element.tensor, shape.text(), shape.rank(), shape.rank() == 1 ? "is" : "es",
-                                 element.indices.size(), element.indices.size() == 1 ? "ex was" : "ices were"));
+    throw UsageError(fmt::format("'{}' {} has {} ax{}, but {} ind{} given; write it as in {}", element.tensor, shape.text(), shape.rank(),
+                                 shape.rank() == 1 ? "is" : "es", element.indices.size(),
+                                 element.indices.size() == 1 ? "ex was" : "ices were", element_text(element.tensor, shape, 0)));
   std::int64_t number = 0;
   for (int i = 0; i < shape.rank(); ++i) {
     const std::int64_t index = element.indices[std::size_t(i)];
     if (index < 0 || index >= shape[i])
-      throw UsageError(fmt::format("'{}' {} has no index {} on axis {}; they go from 0 to {}", element.tensor, shape.text(), index, i, shape[i] - 1));
+      throw UsageError(fmt::format("'{}' {} has no index {} on axis {}; they go from 0 to {}", element.tensor, shape.text(), index, i,
+                                   shape[i] - 1));
     number = number * shape[i] + index;
   }
   return number;
+}
+
+std::string without_gradient(std::string text) {
+  const std::size_t at = text.find(".grad");
+  if (at != std::string::npos && (at + 5 == text.size() || text[at + 5] == '[')) text.erase(at, 5);
+  return text;
 }
 
 std::string element_text(const std::string& name, const Shape& shape, std::int64_t element) {
@@ -90,69 +121,106 @@ std::string number_text(double value, double largest) {
   return fmt::format("{:.5g}", value);
 }
 
-std::string table_text(const std::string& title, const Shape& shape, const std::vector<double>& values, std::size_t most) {
+std::string table_text(const std::string& title, const Shape& shape, const std::vector<double>& values, std::size_t most,
+                       const std::string& note) {
+  constexpr std::int64_t kInLine = 8;
   double largest = 0;
   for (const double v : values)
     if (std::isfinite(v)) largest = std::max(largest, std::abs(v));
-  if (values.size() == 1) return fmt::format("  {} = {}\n", title, number_text(values[0]));
-  std::string text = fmt::format("  {} {}\n", title, shape.text());
-  const std::int64_t columns = shape.last(), shown = std::min<std::int64_t>(columns, std::int64_t(std::max<std::size_t>(most, 1)));
+  const std::string end = note.empty() ? "\n" : "   " + note + "\n";
+  if (values.size() == 1) return fmt::format("  {} = {}{}", title, number_text(values[0]), end);
+  std::string text = fmt::format("  {} {}{}", title, shape.text(), end);
+  // whole rows, or the beginning of a row that is too long
+  const std::int64_t columns = shape.last(), all = std::int64_t(values.size()), room = std::int64_t(most);
+  const std::int64_t shown = all <= room ? all : columns > room ? room : room / columns * columns;
   std::vector<std::string> cells;
   std::size_t width = 6;
-  std::int64_t rows = 0;
-  for (; rows * columns < std::int64_t(values.size()) && std::size_t((rows + 1) * shown) <= std::max(most, std::size_t(shown)); ++rows)
-    for (std::int64_t c = 0; c < shown; ++c) {
-      cells.push_back(number_text(values[std::size_t(rows * columns + c)], largest));
-      width = std::max(width, cells.back().size());
-    }
-  for (std::int64_t r = 0; r < rows; ++r) {
-    std::string label;
-    if (shape.rank() > 1) {
-      std::vector<std::int64_t> at = indices_of(shape, r * columns);
-      at.pop_back();
-      label = fmt::format("[{}]", fmt::join(at, ","));
-    }
-    text += fmt::format("  {:<9}", label);
-    for (std::int64_t c = 0; c < shown; ++c) text += fmt::format(" {:>{}}", cells[std::size_t(r * shown + c)], width);
-    text += shown < columns ? fmt::format("  … {} more\n", columns - shown) : "\n";
+  for (std::int64_t i = 0; i < shown; ++i) {
+    cells.push_back(number_text(values[std::size_t(i)], largest));
+    width = std::max(width, cells.back().size());
   }
-  if (rows * columns < std::int64_t(values.size())) text += fmt::format("  … {} more rows; print one element as NAME[…], or 'stats NAME'\n", std::int64_t(values.size()) / columns - rows);
+  for (std::int64_t i = 0; i < shown; ++i) {
+    const std::int64_t column = i % columns;
+    if (column % kInLine == 0) {
+      std::vector<std::int64_t> at = indices_of(shape, i);
+      if (columns <= kInLine && !at.empty()) at.pop_back();
+      text += fmt::format("{}  {:<9}", i ? "\n" : "", at.empty() ? "" : fmt::format("[{}]", fmt::join(at, ",")));
+    }
+    text += fmt::format(" {:>{}}", cells[std::size_t(i)], width);
+  }
+  text += "\n";
+  if (shown < all) text += fmt::format("  … {} more; print one element as NAME[…], or 'stats NAME'\n", all - shown);
   return text;
 }
 
 std::string statistics_text(const Statistics& s) {
-  std::string text = fmt::format("{} numbers from {} to {}, mean {}, deviation {}, norm {}, {} zero", s.count, number_text(s.minimum), number_text(s.maximum),
-                                 number_text(s.mean, s.deviation), number_text(s.deviation), number_text(s.norm), s.zeros);
+  std::string text =
+      fmt::format("{} numbers from {} to {}, mean {}, deviation {}, norm {}, {} zero", s.count, number_text(s.minimum),
+                  number_text(s.maximum), number_text(s.mean, s.deviation), number_text(s.deviation), number_text(s.norm), s.zeros);
   if (s.non_finite) text += fmt::format(", {} NOT FINITE", s.non_finite);
   return text;
 }
 
 std::string check_text(const DifferenceCheck& check, const Style& style) {
   const double largest = std::max(std::abs(check.analytic), std::abs(check.numeric));
-  const std::string numbers = fmt::format("backward {}, difference {}", number_text(check.analytic), number_text(check.numeric, 1e4 * largest));
+  const std::string numbers =
+      fmt::format("backward {}, difference {}", number_text(check.analytic), number_text(check.numeric, 1e4 * largest));
   if (check.passed) return style.good("✓") + " " + fmt::format("{} = its central difference", number_text(check.analytic));
-  if (check.unresolved) return fmt::format("? {}: its difference cannot be told from rounding of the loss here", number_text(check.analytic));
+  if (check.unresolved)
+    return fmt::format("? {}: its difference cannot be told from rounding of the loss here", number_text(check.analytic));
   if (check.kink)
-    return fmt::format("~ not differentiable here: slopes {} to the left and {} to the right; backward took {}", number_text(check.left, 1e4 * std::abs(check.right)),
+    return fmt::format("~ not differentiable here: slopes {} to the left and {} to the right; backward took {}",
+                       number_text(check.left, 1e4 * std::abs(check.right)),
                        number_text(check.right, 1e4 * std::abs(check.left)), number_text(check.analytic));
-  return style.bad("✗") + " " + numbers + (check.error >= 0.1 ? fmt::format(": off by {:.0f} %", 100 * check.error) : fmt::format(": off by {:.2g} %", 100 * check.error));
+  const double percent = 100 * check.error;
+  return fmt::format("{} {}: off by {} %", style.bad("✗"), numbers,
+                     percent >= 10 ? fmt::format("{:.0f}", percent) : fmt::format("{:.2g}", percent));
+}
+
+std::string mark_text(const DifferenceCheck& check, const Style& style, bool reason) {
+  if (check.passed) return style.good("✓");
+  if (check.unresolved) return reason ? "? hidden by rounding" : "?";
+  if (check.kink) return reason ? "~ not differentiable here" : "~";
+  return style.bad("✗");
+}
+
+std::string loss_text(const Stepper& stepper) {
+  std::vector<std::string> parts;
+  bool numbers = true;
+  for (const Stepper::Seed& s : stepper.seeds()) {
+    const std::string name = stepper.short_name(s.result);
+    const bool number = s.result.size() == 1 && stepper.trace().value(s.gradient, s.entry + 1)[0] == 1;
+    parts.push_back(number ? name : fmt::format("{} × {}.grad", name, name));
+    numbers = numbers && number;
+  }
+  const std::string loss = number_text(stepper.loss());
+  if (parts.size() == 1 && numbers) return fmt::format("the loss {} = {}", parts[0], loss);
+  return fmt::format("a loss of {} = {}{}", loss, numbers ? "" : "sum of ", fmt::join(parts, " + "));
 }
 
 std::string call_text(const Stepper& stepper, std::size_t index) {
   const Entry& e = stepper.entries().at(index);
   if (!e.backward) {
-    if (e.op == &detail::kFill) return fmt::format("{} = {:g}{}", join(stepper, e.outputs, e.scope), e.attributes.real("value"), e.attributes.real("value") == 1 ? "   (backward begins)" : "");
-    std::string attributes;
+    if (e.op == &detail::kFill) {
+      const Tensor of = stepper.primal_of(e.outputs.at(0));
+      const double value = e.attributes.real("value");
+      const std::string made = join(stepper, e.outputs, e.scope);
+      if (of && value == 1) return fmt::format("{} = dL/d{}   (backward begins)", made, short_name(stepper, of, e.scope));
+      return fmt::format("{} = {:g}", made, value);
+    }
+    std::string arguments = join(stepper, e.inputs, e.scope);
+    bool first = true;
     for (const auto& item : e.attributes.items())
-      if (std::none_of(e.op->attributes.begin(), e.op->attributes.end(), [&](const auto& d) { return d.name == item.name && d.value == item.value; }))
-        attributes += " " + Attributes{item}.describe();
+      if (std::none_of(e.op->attributes.begin(), e.op->attributes.end(),
+                       [&](const auto& d) { return d.name == item.name && d.value == item.value; }))
+        arguments += std::string(first && !arguments.empty() ? "; " : first ? "" : " ") + Attributes{item}.describe(), first = false;
     if (e.outputs.empty()) {
       Tensors changed;
       for (std::size_t a = 0; a < e.inputs.size(); ++a)
         if (e.inputs[a] && (e.op->updates >> a & 1u)) changed.push_back(e.inputs[a]);
-      return fmt::format("{} changed by {}({};{})", join(stepper, changed, e.scope), e.op->name, join(stepper, e.inputs, e.scope), attributes);
+      return fmt::format("{} changed by {}({})", join(stepper, changed, e.scope), e.op->name, arguments);
     }
-    return fmt::format("{} = {}({}{}{})", join(stepper, stepper.used_outputs(index), e.scope), e.op->name, join(stepper, e.inputs, e.scope), attributes.empty() ? "" : ";", attributes);
+    return fmt::format("{} = {}({})", join(stepper, stepper.used_outputs(index), e.scope), e.op->name, arguments);
   }
   Tensors written;
   for (const Tensor& dx : e.dx)
@@ -182,10 +250,12 @@ std::string graph_text(const Stepper& stepper, std::optional<std::size_t> around
     if (tensors.insert(name).second) text += fmt::format("  {} [shape=ellipse];\n", name);
     return name;
   };
-  const std::size_t first = around ? *around - std::min<std::size_t>(*around, 3) : 0, last = around ? std::min(stepper.size(), *around + 3) : stepper.size();
+  const std::size_t first = around ? *around - std::min<std::size_t>(*around, 3) : 0;
+  const std::size_t last = around ? std::min(stepper.size(), *around + 3) : stepper.size();
   for (std::size_t i = first; i < last; ++i) {
     const Entry& e = stepper.entries()[i];
-    text += fmt::format("  step{} [shape=box, label={}{}];\n", i + 1, quoted(fmt::format("{}: {}{}", i + 1, e.op->name, e.backward ? " backward" : "")),
+    const std::string label = fmt::format("{}: {}{}", i + 1, e.op->name, e.backward ? " backward" : "");
+    text += fmt::format("  step{} [shape=box, label={}{}];\n", i + 1, quoted(label),
                         around && *around == i + 1 ? ", style=bold" : "");
     for (const Tensor& x : e.backward ? e.dy : e.inputs)
       if (x) text += fmt::format("  {} -> step{};\n", node(x), i + 1);

@@ -42,6 +42,29 @@ Tensors parameters_of(const Tensors& arguments) {
   return out;
 }
 
+Program program_with_backward(const Op& op, const Sample& sample, const Tensors& arguments, std::uint64_t seed) {
+  const auto call = [&] {
+    Tensors inputs = arguments;
+    // a view that is made here, not one of a leaf, so that it is an entry
+    if (op.views) inputs[0] = apply(detail::kCopy, {}, {inputs[0]})[0];
+    return apply(op, sample.attributes, inputs);
+  };
+  // cotangents are made before: they are leaves of the program
+  Tensors cotangents;
+  for (const Tensor& y : record(call).outputs) {
+    const std::vector<double> values = draw(y.size(), seed, 60u + std::uint32_t(cotangents.size()));
+    cotangents.push_back(constant(y.shape(), values, is_floating(y.dtype()) ? y.dtype() : Dtype::f64, "cotangent"));
+  }
+  return record([&] {
+    const Tensors all = call();
+    Tensors results, chosen;
+    for (std::size_t j = 0; j < all.size(); ++j)
+      if (all[j].wants_gradient()) results.push_back(all[j]), chosen.push_back(cotangents[j]);
+    if (!results.empty()) backward(results, chosen);
+    return all;
+  });
+}
+
 #ifdef _OPENMP
 Threads::Threads(int count) : previous_(omp_get_max_threads()) { omp_set_num_threads(count); }
 Threads::~Threads() { omp_set_num_threads(previous_); }

@@ -18,6 +18,9 @@ Attributes complete(const Op& op, const Attributes& given);
 /// The arguments that want a gradient.
 Tensors parameters_of(const Tensors& arguments);
 
+/// One call of the op on a sample's arguments, and backward from random cotangents of all its results.
+Program program_with_backward(const Op& op, const Sample& sample, const Tensors& arguments, std::uint64_t seed);
+
 /// While alive, kernels run in this many threads. Gradient checks take one: thousands of tiny calls gain nothing from
 /// more, and lose much where the cores are busy. suite_memory shows that the bits are the same.
 class Threads {

@@ -16,33 +16,6 @@ using namespace hedgehog::test;
 
 namespace {
 
-/// One call of the op on a sample's arguments, and backward from random cotangents of all its results.
-Program program_of(const Op& op, const Sample& sample, Tensors arguments, const Random& random) {
-  // cotangents are made before: they are leaves of the program
-  Tensors cotangents;
-  const Program shapes = record([&] {
-    Tensors inputs = arguments;
-    if (op.views) inputs[0] = apply(detail::kCopy, {}, {inputs[0]})[0];
-    return apply(op, sample.attributes, inputs);
-  });
-  for (std::size_t j = 0; j < shapes.outputs.size(); ++j) {
-    const Tensor& y = shapes.outputs[j];
-    std::vector<double> c(std::size_t(y.size()));
-    for (std::size_t i = 0; i < c.size(); ++i) c[i] = random.normal(1000000 * j + i);
-    cotangents.push_back(constant(y.shape(), c, is_floating(y.dtype()) ? y.dtype() : Dtype::f64, "cotangent"));
-  }
-  return record([&] {
-    Tensors inputs = arguments;
-    if (op.views) inputs[0] = apply(detail::kCopy, {}, {inputs[0]})[0];
-    const Tensors all = apply(op, sample.attributes, inputs);
-    Tensors results, chosen;
-    for (std::size_t j = 0; j < all.size(); ++j)
-      if (all[j].wants_gradient()) results.push_back(all[j]), chosen.push_back(cotangents[j]);
-    backward(results, chosen);
-    return all;
-  });
-}
-
 constexpr std::int64_t kOneByOne = 48;  // results of an op with a cotangent of their own; more would take seconds
 
 struct Tally {
@@ -90,7 +63,7 @@ TEST_CASE("contributions: for every op they sum to the gradient, and each local 
     for (const Sample& sample : op->samples) {
       CAPTURE(sample.label);
       const Tensors arguments = draw_arguments(*op, sample, 1);
-      const Stepper stepper(program_of(*op, sample, arguments, Random{1, 33, 0}));
+      const Stepper stepper(program_with_backward(*op, sample, arguments, 33));
       std::uint64_t draw = 0;
       for (const Tensor& x : parameters_of(arguments)) {
         CAPTURE(x.name());

@@ -77,16 +77,34 @@ TEST_CASE("cli: step writes pages for a browser") {
     CHECK(contains(index, std::string("href=\"") + name + ".html\""));
     CHECK(std::filesystem::file_size(folder.path() / "all" / (std::string(name) + ".html")) > 20000);
   }
-  check_refused(run_program("step --html=/no/such/folder/page.html"), 1, {"/no/such/folder"});
+  check_refused(run_program("step --html=/no/such/folder/page.html"), 1,
+                {"page.html cannot be written: there is no directory /no/such/folder; make it first"});
   check_refused(run_program("step --all"), 2, {"--html=DIRECTORY"});
   check_refused(run_program("step --all --example=scalar --html=" + all), 2, {"--all writes every example"});
   check_refused(run_program("step --html=" + all), 2, {"is a directory", "--all"});
   check_refused(run_program("step --lesson=paths --html=" + page), 2, {"--html goes with"});
 }
 
+TEST_CASE("cli: step NAME is an example, or a lesson where no example is called so") {
+  CHECK(contains(piped("print w\\n", "step matmul").output, "matmul: a matrix product"));
+  CHECK(contains(run_program("step chain-rule").output, "# The chain rule on two numbers"));
+  CHECK(contains(piped("\\n", "step paths").output, "paths: two numbers"));  // both are called so
+  CHECK(contains(run_program("step list").output, "normaliser-mistake"));
+  CHECK(contains(run_program("step --help").output, "hedgehog step NAME: "));
+  const TemporaryDirectory folder;
+  const std::string page = (folder.path() / "page.html").string();
+  CHECK(run_program("step scalar --html=" + page).code == 0);
+  CHECK(contains(bytes_of(page), "the chain rule on two numbers"));
+  check_refused(run_program("step matmull"), 2, {"no example and no lesson is called 'matmull'", "did you mean 'matmul'?"});
+  check_refused(run_program("step chain-rul"), 2, {"did you mean 'chain-rule'?"});
+  check_refused(run_program("step qqqqqq"), 2, {"step list shows them"});
+  check_refused(run_program("step scalar --expr=L=x"), 2, {"one of NAME, --example"});
+  check_refused(run_program("step scalar --all --html=" + page), 2, {"leave NAME"});
+}
+
 TEST_CASE("cli: step refuses what it cannot do") {
   check_refused(run_program("step --example=hedgehgo"), 2, {"hedgehgo", "hedgehog"});
-  check_refused(run_program("step --example=scalar --lesson=paths"), 2, {"one of --example"});
+  check_refused(run_program("step --example=scalar --lesson=paths"), 2, {"one of NAME, --example"});
   check_refused(run_program("step --lesson=chain-rul"), 2, {"did you mean 'chain-rule'"});
   check_refused(run_program("step --lesson=paths --script=x"), 2, {"not both"});
   check_refused(run_program("step --script=/no/such/file"), 3, {"/no/such/file"});

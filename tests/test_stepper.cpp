@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "core/stepper.h"
+#include "core/text.h"
 #include "core/trace.h"
 #include "ops/ops.h"
 #include "tests/tape_cases.h"
@@ -194,6 +195,25 @@ TEST_CASE("stepper: a fused op opens into primitive ops with the same results an
   CHECK(mentions(error_of([&] { (void)stepper.expand(norm + 1); }), "primitive"));
 }
 
+TEST_CASE("stepper: inside an expanded op its results keep their names, the loss too") {
+  const Tensor x = leaf({2, 3}, {1, -2, 3, 0.5, 0.25, -1}, "x"), w = leaf({4, 3}, std::vector<double>(12, 0.5), "w");
+  const Tensor targets = constant({2}, {0, 3}, Dtype::i32, "targets");
+  const Stepper stepper(record([&] {
+    const Scope scope("classifier");
+    const Tensor loss = named(classifier_cross_entropy(x, w, targets).loss, "L");
+    backward(loss);
+    return Tensors{loss};
+  }));
+  CHECK(stepper.short_name(stepper.find("classifier/L")) == "L");
+  for (const std::size_t at : {std::size_t(0), stepper.size() - 1}) {
+    const Stepper inside(stepper.expand(at));
+    REQUIRE(inside.seeds().size() == 1);
+    CHECK(inside.name(inside.seeds()[0].result) == "L");
+    CHECK(inside.loss() == doctest::Approx(stepper.loss()).epsilon(1e-12));
+    CHECK(inside.trace().known(inside.find("L.grad"), inside.size()));
+  }
+}
+
 TEST_CASE("stepper: classic mistakes are said") {
   const Tensor used = leaf({2}, {1, 2}, "used"), cut = leaf({2}, {1, 2}, "cut"), still = leaf({2}, {1, 2}, "still");
   still.grad().fill(1);
@@ -316,4 +336,25 @@ TEST_CASE("stepper: a detached look at a tensor has no gradient, and cannot be c
   CHECK(mentions(error_of([&] { (void)rows.what_if(rows.find("index"), 0, -0.5); }), "whole numbers"));
   CHECK(rows.what_if(rows.find("index"), 0, -1).actual == doctest::Approx(-1));
   CHECK(!rows.what_if(rows.find("index"), 0, -1).differentiable);
+}
+
+TEST_CASE("stepper: a gradient of 0 that is only rounding is proved beside larger ones, and not where rounding hides those too") {
+  const auto check = [](double scale, bool mistake) {
+    const Tensor x = leaf({2}, {1, 1}, "x"), c = constant({2}, {1e-17, 1}, Dtype::f64, "c");
+    const Tensor first = constant({2}, {1, 0}, Dtype::f64, "first"), one = constant({1}, {1}, Dtype::f64, "one");
+    const Stepper stepper(record([&] {
+      // dL/dx[0] = scale 1e-17, which is 0 for a difference: L is about 1. The mistake: it is 1 more
+      const Tensor own = sum(x * c) * scale, other = mistake ? sum(detach(x) * first) : sum(one);
+      const Tensor loss = own + other;
+      backward(loss);
+      return Tensors{loss};
+    }));
+    return stepper.check(x, 0);
+  };
+  CHECK(check(1, false).passed);
+  CHECK(check(1, false).analytic == 0);
+  CHECK(!check(1, true).passed);
+  CHECK(!check(1, true).unresolved);
+  CHECK(!check(1e-12, false).passed);
+  CHECK(check(1e-12, false).unresolved);
 }

@@ -35,7 +35,8 @@ std::string lesson_text(const std::string& name) {
   std::error_code ignored;
   if (std::filesystem::exists(name, ignored)) return read_file(name, kLongest);
   const std::string nearest = nearest_name(name, names);
-  throw UsageError(fmt::format("no lesson and no file is called '{}'; {}", valid_utf8(name), nearest.empty() ? "step --example=list lists the lessons" : "did you mean '" + nearest + "'?"));
+  throw UsageError(fmt::format("no lesson and no file is called '{}'; {}", valid_utf8(name),
+                               nearest.empty() ? "step list shows the lessons" : "did you mean '" + nearest + "'?"));
 }
 
 }  // namespace hedgehog

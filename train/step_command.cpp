@@ -1,12 +1,14 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "core/error.h"
+#include "core/nearest_name.h"
 #include "nn/step_session.h"
 #include "ops/cpu.h"
 #include "train/commands.h"
@@ -17,6 +19,7 @@
 #include "train/setup.h"
 #include "train/step_page.h"
 #include "train/step_programs.h"
+#include "train/utf8.h"
 
 namespace hedgehog {
 namespace {
@@ -30,30 +33,57 @@ Dtype dtype_of(const Config& config) {
   throw UsageError(fmt::format("step computes in f64, or in f32 to show its rounding; got --dtype={}", name));
 }
 
-/// An example's name, or a formula.
-Program program_of(const std::string& what, Dtype dtype) {
-  return what.find('=') == std::string::npos ? find_step_example(what).program(dtype) : expression_program(what, dtype);
+TitledProgram example_program(const std::string& name, Dtype dtype) {
+  const StepExample& example = find_step_example(name);
+  return {fmt::format("{}: {}", example.name, example.help), example.program(dtype)};
 }
 
-Program first_program(const Config& config, Dtype dtype) {
+/// An example's name, or a formula.
+TitledProgram program_of(const std::string& what, Dtype dtype) {
+  return what.find('=') == std::string::npos ? example_program(what, dtype) : TitledProgram{what, expression_program(what, dtype)};
+}
+
+TitledProgram first_program(const Config& config, Dtype dtype) {
   if (config.was_set("checkpoint") || config.has("text")) {
     if (!config.has("text")) throw UsageError("step --checkpoint needs --text=\"…\", a few tokens to step through");
-    return checkpoint_program(config.text("checkpoint"), config.text("text"), dtype);
+    const std::string checkpoint = config.text("checkpoint"), text = config.text("text");
+    return {fmt::format("{} reads “{}”", checkpoint, text), checkpoint_program(checkpoint, text, dtype)};
   }
-  return config.has("expr") ? expression_program(config.text("expr"), dtype) : program_of(config.text("example"), dtype);
+  if (config.has("expr")) return {config.text("expr"), expression_program(config.text("expr"), dtype)};
+  return example_program(config.text("example"), dtype);
+}
+
+/// `step NAME` is short for --example=NAME; for --lesson=NAME where no example is called so.
+void take_name(Config& config) {
+  const std::string name = config.argument();
+  if (name.empty()) return;
+  std::vector<std::string> known;
+  const auto has = [&](const auto& all) {
+    for (const auto& one : all) known.push_back(one.name);
+    return std::any_of(all.begin(), all.end(), [&](const auto& one) { return one.name == name; });
+  };
+  if (name == "list" || has(step_examples())) return config.set("example", name, OptionSource::kFlag);
+  if (has(lessons())) return config.set("lesson", name, OptionSource::kFlag);
+  const std::string nearest = nearest_name(name, known);
+  throw UsageError(fmt::format("no example and no lesson is called '{}'; {}", valid_utf8(name),
+                               nearest.empty() ? "step list shows them" : "did you mean '" + nearest + "'?"));
 }
 
 void list_examples() {
-  fmt::print("hedgehog step --example=NAME\n\n");
+  fmt::print("hedgehog step NAME, or --example=NAME\n\n");
   for (const StepExample& e : step_examples()) fmt::print("  {:<20}{}\n", e.name, e.help);
-  fmt::print("\nhedgehog step --lesson=NAME\n\n");
+  fmt::print("\nhedgehog step NAME, or --lesson=NAME where an example is called so too\n\n");
   for (const Lesson& lesson : lessons()) fmt::print("  {:<20}{}\n", lesson.name, lesson.title);
   fmt::print("\nhedgehog step --expr=\"L = (x*y + 3)^2; x = 2; y = -1\"\nhedgehog step --checkpoint=RUN --text=\"Once upon\"\n");
 }
 
 void write_page(const Stepper& stepper, const std::string& title, const std::filesystem::path& file) {
   std::error_code ignored;
-  if (std::filesystem::is_directory(file, ignored)) throw UsageError(fmt::format("{} is a directory; name a file for the page, or add --all", file.string()));
+  if (std::filesystem::is_directory(file, ignored))
+    throw UsageError(fmt::format("{} is a directory; name a file for the page, or add --all", file.string()));
+  const std::filesystem::path folder = file.parent_path();
+  if (!folder.empty() && !std::filesystem::is_directory(folder, ignored))
+    throw WriteError(fmt::format("{} cannot be written: there is no directory {}; make it first", file.string(), folder.string()));
   replace_file(file, step_page(stepper, {.title = title}));
 }
 
@@ -64,17 +94,11 @@ void write_all_pages(const std::filesystem::path& directory, Dtype dtype) {
   if (error) throw WriteError(fmt::format("the directory {} cannot be made: {}", directory.string(), error.message()));
   std::string links = "<ul>\n";
   for (const StepExample& e : step_examples()) {
-    write_page(Stepper(e.program(dtype)), fmt::format("{}: {}", e.name, e.help), directory / (e.name + ".html"));
+    const TitledProgram example = example_program(e.name, dtype);
+    write_page(Stepper(example.program), example.title, directory / (e.name + ".html"));
     links += fmt::format("<li><a href=\"{0}.html\">{0}</a>: {1}</li>\n", escape_html(e.name), escape_html(e.help));
   }
   replace_file(directory / "index.html", page_html("Gradients, step by step", links + "</ul>\n", nlohmann::ordered_json::array(), ""));
-}
-
-std::string title_of(const Config& config) {
-  if (config.has("expr")) return config.text("expr");
-  if (config.has("text")) return fmt::format("{} reads “{}”", config.text("checkpoint"), config.text("text"));
-  const StepExample& example = find_step_example(config.text("example"));
-  return fmt::format("{}: {}", example.name, example.help);
 }
 
 /// Runs the lines of a script, or of a lesson those that begin with "> ", and shows the others.
@@ -100,8 +124,11 @@ bool run_lines(StepSession& session, const std::string& text, bool lesson) {
 
 int step_command(Config& config) {
   const Dtype dtype = dtype_of(config);
-  const int sources = int(config.was_set("example")) + int(config.has("expr")) + int(config.has("text") || config.was_set("checkpoint")) + int(config.has("lesson"));
-  if (sources > 1) throw UsageError("step takes one of --example, --expr, --lesson, and --checkpoint with --text");
+  const bool from_checkpoint = config.has("text") || config.was_set("checkpoint");
+  const int options_given = int(config.was_set("example")) + int(config.has("expr")) + int(from_checkpoint) + int(config.has("lesson"));
+  const int sources = options_given + int(!config.argument().empty());
+  if (sources > 1) throw UsageError("step takes one of NAME, --example, --expr, --lesson, and --checkpoint with --text");
+  take_name(config);
   if (config.has("lesson") && config.has("script")) throw UsageError("step takes --lesson or --script, not both");
   if (config.text("example") == "list" || (config.has("lesson") && config.text("lesson") == "list")) {
     list_examples();
@@ -111,24 +138,32 @@ int step_command(Config& config) {
   set_thread_count(1);  // programs are small: more threads wait for each other
   StepSessionOptions options;
   options.open = [dtype](const std::string& what) { return program_of(what, dtype); };
-  options.html = [](const Stepper& stepper, const std::string& file) { write_page(stepper, "Step by step", file); };
-  if (config.flag("all") && sources > 0) throw UsageError("step --all writes every example; leave --example, --expr, --lesson and --checkpoint out");
+  options.html = [](const Stepper& stepper, const std::string& title, const std::string& file) { write_page(stepper, title, file); };
+  if (config.flag("all") && sources > 0)
+    throw UsageError("step --all writes every example; leave NAME, --example, --expr, --lesson and --checkpoint out");
   if (config.flag("all") && !config.has("html")) throw UsageError("step --all needs --html=DIRECTORY for its pages");
   if (config.has("html")) {
-    if (config.has("lesson") || config.has("script")) throw UsageError("step writes a page of a program: --html goes with --example, --expr, --checkpoint, or --all");
-    if (config.flag("all")) write_all_pages(config.text("html"), dtype);
-    else write_page(Stepper(first_program(config, dtype)), title_of(config), config.text("html"));
+    if (config.has("lesson") || config.has("script"))
+      throw UsageError("step writes a page of a program: --html goes with --example, --expr, --checkpoint, or --all");
+    if (config.flag("all")) {
+      write_all_pages(config.text("html"), dtype);
+    } else {
+      const TitledProgram first = first_program(config, dtype);
+      write_page(Stepper(first.program), first.title, config.text("html"));
+    }
     fmt::print("written {}\n", config.text("html"));
     return kGood;
   }
+  TitledProgram first = first_program(config, dtype);
+  options.title = first.title;
   const bool terminal = isatty(STDOUT_FILENO) && !std::getenv("NO_COLOR");
   if (config.has("lesson") || config.has("script")) {
     const std::string text = config.has("lesson") ? lesson_text(config.text("lesson")) : read_file(config.text("script"), kLongestScript);
     options.color = terminal;
-    StepSession session(first_program(config, dtype), stdout, options);
+    StepSession session(std::move(first.program), stdout, options);
     return run_lines(session, text, config.has("lesson")) ? kGood : kRunFailed;
   }
-  const bool understood = step_through(first_program(config, dtype), stdin, stdout, options);
+  const bool understood = step_through(std::move(first.program), stdin, stdout, options);
   return understood || isatty(STDIN_FILENO) ? kGood : kRunFailed;
 }
 

@@ -134,11 +134,12 @@ const std::vector<StepExample>& step_examples() {
       {"layernorm", "layer normalisation", norm},
       {"attention", "linear attention, causal, features exp(x)", linear_attention_example},
       {"normaliser", "linear attention from simple ops, with its normaliser", [](Dtype t) { return normaliser(t, false); }},
-      {"normaliser-mistake", "the same, the gradient of the normaliser forgotten", [](Dtype t) { return normaliser(t, true); }},
+      {"normaliser-mistake", "the same linear attention, the gradient of its normaliser forgotten",
+       [](Dtype t) { return normaliser(t, true); }},
       {"map", "the Hedgehog feature map: exp(x W) and exp(-x W)", [](Dtype t) { return map_example(t, false); }},
-      {"map-mistake", "the same, the gradient of the negated half forgotten", [](Dtype t) { return map_example(t, true); }},
+      {"map-mistake", "the Hedgehog feature map, the gradient of its negated half forgotten", [](Dtype t) { return map_example(t, true); }},
       {"hedgehog", "a Transformer of one block with Hedgehog attention on six letters", block},
-      {"training", "the same and a step of AdamW", training_step_example}};
+      {"training", "that Transformer of one block, and a step of AdamW", training_step_example}};
   return all;
 }
 
