@@ -1,6 +1,13 @@
 #include "core/tensor.h"
 
 #include <fmt/format.h>
+#ifdef __linux__
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
+#include <cstdint>
+#include <cstring>
 
 #include "core/device.h"
 #include "core/error.h"
@@ -156,9 +163,27 @@ Tensor allocate(Shape shape, Dtype dtype, Role role, std::string name) {
   return t;
 }
 
+/// Fresh memory of the host as zeros. Whole pages are given back to the system, which has zeros there when they are first touched: gradients
+/// that nobody computes then take no memory.
+static void zero_fresh(void* data, std::size_t bytes) {
+#ifdef __linux__
+  const std::uintptr_t page = std::uintptr_t(::sysconf(_SC_PAGESIZE)), begin = std::uintptr_t(data), end = begin + bytes;
+  const std::uintptr_t first = (begin + page - 1) / page * page, last = end / page * page;
+  constexpr std::size_t kWorthIt = std::size_t(1) << 20;
+  if (bytes >= kWorthIt && ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED) == 0) {
+    std::memset(data, 0, first - begin);
+    std::memset(reinterpret_cast<void*>(last), 0, end - last);
+    return;
+  }
+#endif
+  std::memset(data, 0, bytes);
+}
+
 static Tensor zeroed(Shape shape, Dtype dtype, Role role, std::string name) {
   Tensor t = allocate(std::move(shape), dtype, role, std::move(name));
-  t->storage->device().fill(t.data(), 0, std::size_t(t.size() * size_of(dtype)));
+  Device& device = t->storage->device();
+  const std::size_t bytes = std::size_t(t.size() * size_of(dtype));
+  device.host() ? zero_fresh(t.data(), bytes) : device.fill(t.data(), 0, bytes);
   return t;
 }
 

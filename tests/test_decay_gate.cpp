@@ -309,7 +309,7 @@ TEST_CASE("cli: a run with a decay gate is saved, resumed bit for bit, evaluated
   for (const char* file : {"/last/model.safetensors", "/last/optimizer.safetensors"})
     CHECK(bytes_of(d / (std::string("parts") + file)) == bytes_of(d / (std::string("whole") + file)));
   CHECK(contains(bytes_of(d / "whole/last/model.safetensors"), "h.0.attn.decay_gate"));
-  const std::string state = bytes_of(d / "whole/last/state.json"), loss = run_program("eval --checkpoint=whole --json", at).output;
+  const std::string state = bytes_of(d / "whole/last/state.json"), loss = run_program("eval --checkpoint=whole --json --batch=2", at).output;
   const auto number = [](const std::string& text, const std::string& name) { return std::stod(text.substr(text.find(name) + name.size())); };
   CHECK(number(loss, "\"loss\":") == number(state, "\"last_validation\":"));
   CHECK(run_program("sample --checkpoint=whole --tokens=5 --prompt=the", at).code == 0);

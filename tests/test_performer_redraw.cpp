@@ -121,7 +121,7 @@ TEST_CASE("cli: a run that draws Performer's vectors anew is resumed bit for bit
     CHECK(contains(bytes_of(d / "parts/last/state.json"), "\"performer_draw\": 2"));
   }
   // a loaded model evaluates with the draw that it was saved with: the loss is the run's own
-  const std::string state = bytes_of(d / "whole/last/state.json"), loss = run_program("eval --checkpoint=whole --json", at).output;
+  const std::string state = bytes_of(d / "whole/last/state.json"), loss = run_program("eval --checkpoint=whole --json --batch=2", at).output;
   const auto number = [](const std::string& text, const std::string& name) { return std::stod(text.substr(text.find(name) + name.size())); };
   CHECK(number(loss, "\"loss\":") == number(state, "\"last_validation\":"));
   CHECK(run_program("sample --checkpoint=whole --tokens=5 --prompt=the", at).code == 0);

@@ -13,6 +13,7 @@
 #include "train/safetensors.h"
 #include "train/atomic_directory.h"
 #include "train/files.h"
+#include "train/foreign_model.h"
 #include "train/json_fields.h"
 #include "version.h"
 
@@ -198,9 +199,8 @@ std::map<std::string, std::string> machine_description() {
           {"version", HH_VERSION}};
 }
 
-void save_checkpoint(const fs::path& directory, Gpt& model, const Tokenizer& tokenizer, const RunState& run) {
+void save_checkpoint(const fs::path& directory, Gpt& model, const Tokenizer& tokenizer, const RunState& run, bool moments_too) {
   if (model.options().lora) throw Error("[checkpoint] low-rank updates are not saved; give merge_lora(model)");
-  const FlatParameters& flat = model.parameters().flatten();
   const Tensors& all = model.parameters().masters();
   save_directory(directory, [&](const fs::path& temporary) {
     std::vector<TensorRecord> weights, moments;
@@ -208,11 +208,13 @@ void save_checkpoint(const fs::path& directory, Gpt& model, const Tokenizer& tok
     auto add = [&](std::vector<TensorRecord>& to, const std::string& name, const Tensor& t) { to.push_back(record_of(t, name, on_host(t, copies))); };
     for (std::size_t i = 0; i < all.size(); ++i) {
       add(weights, all[i].name(), all[i]);
+      if (!moments_too) continue;
+      const FlatParameters& flat = model.parameters().flatten();
       add(moments, "first_moment." + all[i].name(), slice(flat, flat.first_moment, i, all[i]));
       add(moments, "second_moment." + all[i].name(), slice(flat, flat.second_moment, i, all[i]));
     }
     write_safetensors(temporary / "model.safetensors", weights, {{"format", "hedgehog"}, {"attention", model.options().attention}});
-    write_safetensors(temporary / "optimizer.safetensors", moments);
+    if (moments_too) write_safetensors(temporary / "optimizer.safetensors", moments);
     write_file(temporary / "state.json", state_json(model.options(), run).dump(2) + "\n");
     save_tokenizer(tokenizer, temporary / "tokenizer.json");
   });
@@ -240,7 +242,27 @@ RunState load_run_state(const fs::path& directory) {
   return run;
 }
 
+namespace {
+
+Checkpoint load_foreign(const fs::path& path) {
+  const ForeignModel foreign = open_foreign_model(path);
+  Checkpoint c{std::make_unique<Gpt>(load_foreign_model(foreign)), foreign.tokenizer, {}};
+  const GptOptions& o = c.model->options();
+  c.run.machine = machine_description();
+  c.run.step_slots.assign(kStepStateSize, 0);
+  for (const auto& [name, value] : {std::pair{"layers", o.layers}, {"heads", o.heads}, {"width", o.width}, {"context", o.context}})
+    c.run.options[name] = std::to_string(value);
+  c.run.options["attention"] = o.attention;
+  c.run.options["positions"] = o.positions;
+  c.run.options["norm"] = o.norm;
+  return c;
+}
+
+}  // namespace
+
 Checkpoint load_checkpoint(const fs::path& directory, bool moments) {
+  std::error_code ignored;
+  if (!fs::exists(directory / "state.json", ignored) && is_foreign_model(directory)) return load_foreign(directory);
   const fs::path state_file = directory / "state.json";
   Checkpoint c;
   GptOptions options;
@@ -299,7 +321,7 @@ fs::path find_checkpoint(const std::string& name) {
   if (!found)
     throw FileError(name == "latest" ? "there is no run yet under runs/; train one with ./hedgehog train"
                                      : fmt::format("checkpoint '{}' does not exist; give a run's or a checkpoint's directory", name));
-  if (fs::is_directory(path, ignored) && !fs::exists(path / "state.json", ignored)) {
+  if (fs::is_directory(path, ignored) && !fs::exists(path / "state.json", ignored) && !is_foreign_model(path)) {
     const fs::path last = recover(path / "last");
     if (!fs::exists(last, ignored))
       throw FileError(fmt::format("'{}' holds no checkpoint (no state.json and no 'last' directory); train first or name another", name));

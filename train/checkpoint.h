@@ -36,19 +36,19 @@ struct Checkpoint {
 std::map<std::string, std::string> machine_description();
 
 /// Writes model.safetensors, optimizer.safetensors, state.json and tokenizer.json as one directory, atomically: the old
-/// one stays whole until the new one is. Throws WriteError.
-void save_checkpoint(const std::filesystem::path& directory, Gpt& model, const Tokenizer& tokenizer, const RunState& run);
+/// one stays whole until the new one is. Without `moments` there is no optimizer.safetensors, and nothing to resume. Throws WriteError.
+void save_checkpoint(const std::filesystem::path& directory, Gpt& model, const Tokenizer& tokenizer, const RunState& run, bool moments = true);
 
-/// Reads a checkpoint's directory, as find_checkpoint gives it. With `moments`, the optimiser's moments too.
-/// Throws FileError naming file and field when something is missing, damaged, foreign or does not fit.
 /// What is beside the weights in a checkpoint.
 RunState load_run_state(const std::filesystem::path& directory);
+/// Reads a checkpoint's directory, as find_checkpoint gives it; or a model of another library (train/foreign_model.h), as after 0 steps. With
+/// `moments`, the optimiser's moments too. Throws FileError naming file and field when something is missing, damaged or does not fit.
 Checkpoint load_checkpoint(const std::filesystem::path& directory, bool moments);
 
 /// Gives `config` the options that a checkpoint's run had. Throws FileError naming state.json for one that is unknown or malformed.
 void set_options(Config& config, const RunState& run, const std::filesystem::path& checkpoint);
 
-/// The directory that `--checkpoint` or `--resume` names: a checkpoint, a run (its `last`), or "latest".
+/// The directory that `--checkpoint` or `--resume` names: a checkpoint, a run (its `last`), "latest", or a model of another library.
 /// Throws FileError saying how to make one when there is none.
 std::filesystem::path find_checkpoint(const std::string& name);
 

@@ -4,6 +4,7 @@
 
 #include "core/device.h"
 #include "core/error.h"
+#include "train/tokenizer_sentencepiece.h"
 
 namespace hedgehog {
 namespace {
@@ -19,6 +20,13 @@ TokenizerPointer tokenizer_of(const fs::path& folder) {
   if (is_file(folder / "tokenizer.json")) return load_tokenizer(folder / "tokenizer.json");
   if (is_file(folder / "vocab.json") && is_file(folder / "merges.txt")) return make_tokenizer(folder.string(), "", 0);
   throw FileError(fmt::format("[import] {} has no tokenizer: neither tokenizer.json nor vocab.json with merges.txt", folder.string()));
+}
+
+/// llama2.c's own name for the tokenizer of so many tokens, or the general one.
+fs::path llama2c_tokenizer(const fs::path& folder, std::int64_t vocabulary) {
+  for (const std::string& name : {fmt::format("tok{}.bin", vocabulary), std::string("tokenizer.bin")})
+    if (is_file(folder / name)) return folder / name;
+  throw FileError(fmt::format("[import] {} has no tokenizer for the model: neither tok{}.bin nor tokenizer.bin", folder.string(), vocabulary));
 }
 
 ForeignModel open_hugging_face(const fs::path& folder) {
@@ -39,6 +47,10 @@ ForeignModel open_foreign_model(const fs::path& path) {
                                 path.string()));
   ForeignModel model = is_file(path) ? open_llama2c(path) : open_hugging_face(path);
   GptOptions& o = model.options;
+  if (is_file(path)) {
+    const fs::path file = llama2c_tokenizer(path.parent_path(), o.vocabulary);
+    model.tokenizer = sentencepiece_tokenizer_of(file, read_llama2c_tokenizer(file, o.vocabulary));
+  }
   // tables are often padded behind the last token
   if (model.tokenizer->size() > o.vocabulary)
     throw FileError(fmt::format("[import] {}: the tokenizer has {} tokens, but the model {}; they do not belong together", path.string(),

@@ -152,6 +152,7 @@ Gpt load_foreign_model(const ForeignModel& foreign) {
     if (first != width)
       throw FileError(fmt::format("[import] {}: {} must have {} columns, as the config says, but have {}", weights.place(),
                                   names_of(parts.at(parameter.name())), width, first));
+    weights.forget();
     if (!host && parameter.dtype() == Dtype::f32) parameter.write(buffer.data(), 0, parameter.size());
     if (parameter.dtype() == Dtype::f64) parameter.copy_from({buffer.begin(), buffer.end()});
   }

@@ -72,6 +72,9 @@ class SafetensorsFolder : public ForeignWeights {
     return t;
   }
 
+  void forget() const override {
+    for (const auto& [name, file] : files_) file->forget();
+  }
   std::string place() const override { return folder_.string(); }
 
  private:

@@ -36,6 +36,8 @@ class ForeignWeights {
   virtual std::vector<std::string> names() const = 0;
   /// Throws FileError for a storage that is not one of ElementFormat.
   virtual std::optional<ForeignTensor> find(const std::string& name) const = 0;
+  /// Gives back the memory of what was read so far.
+  virtual void forget() const = 0;
   /// What the tensors are in, for messages.
   virtual std::string place() const = 0;
 };

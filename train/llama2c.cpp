@@ -51,6 +51,7 @@ class Llama2cWeights : public ForeignWeights {
     const auto found = tensors_.find(name);
     return found == tensors_.end() ? std::nullopt : std::optional(found->second);
   }
+  void forget() const override { file_.forget(); }
   std::string place() const override { return file_.path().string(); }
 
  private:

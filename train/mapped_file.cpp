@@ -34,4 +34,8 @@ MappedFile::~MappedFile() {
   if (bytes_ != nullptr) ::munmap(const_cast<std::byte*>(bytes_), size_);
 }
 
+void MappedFile::forget() const {
+  if (bytes_ != nullptr) ::madvise(const_cast<std::byte*>(bytes_), size_, MADV_DONTNEED);
+}
+
 }  // namespace hedgehog

@@ -17,6 +17,8 @@ class MappedFile {
 
   std::span<const std::byte> bytes() const { return {bytes_, size_}; }
   const std::filesystem::path& path() const { return path_; }
+  /// Gives back the memory of what was read so far; it is read from the file again when it is asked for.
+  void forget() const;
 
  private:
   std::filesystem::path path_;

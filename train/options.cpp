@@ -52,7 +52,7 @@ const std::vector<std::string> kStep = {"step"};
 const std::vector<std::string> kReproduce = {"reproduce"};
 const std::vector<std::string> kEverywhere = {"train", "sample", "eval", "analyze", "convert", "reproduce", "gradcheck", "bench", "info"};
 const std::vector<std::string> kAlsoPrepare = {"train",     "sample",    "eval",  "analyze", "convert", "prepare",
-                                               "reproduce", "gradcheck", "bench", "info"};
+                                               "import",    "reproduce", "gradcheck", "bench", "info"};
 
 std::vector<Option> data_options() {
   return {
@@ -162,7 +162,8 @@ std::vector<Option> experiment_options() {
 
 std::vector<Option> conversion_options() {
   return {
-      text("from", "latest", "conversion", "the softmax model to convert: a run's or checkpoint's directory", kConvert),
+      text("from", "latest", "conversion", "the softmax model to convert: a run's or checkpoint's directory; import too: a folder of Hugging Face or a llama2.c file",
+           {"convert", "import"}),
       integer("length", "", "tokens", "conversion", "tokens a row; without it the model's context", kConvert, 1, 1 << 24),
       text("distill", "weights", "conversion",
            "what the feature maps learn to imitate: the teacher's weights of attention, its output, or nothing", kConvert,
@@ -185,8 +186,9 @@ std::vector<Option> conversion_options() {
 std::vector<Option> run_options() {
   return {
       text("out", "", "run", "directory of the run, without it runs/<data>-<attention>-<n>; prepare: of tokenizer.json and shards; analyze: of its page and numbers, "
-           "without it 'analysis' beside the checkpoint; reproduce: of parts, table and page, without it reproduce/<name>-<size>",
-           {"train", "analyze", "convert", "prepare", "reproduce"}),
+           "without it 'analysis' beside the checkpoint; reproduce: of parts, table and page, without it reproduce/<name>-<size>; "
+           "import: of the model",
+           {"train", "analyze", "convert", "prepare", "import", "reproduce"}),
       outside_file(text("resume", "", "run", "go on from a run's last checkpoint, by default the latest run", kTrain),
                    "latest"),
       integer("evaluate_every", "250", "steps", "run", "validation every so many steps; 0 only at the end", kTrain),
@@ -275,6 +277,7 @@ const std::vector<Command>& command_table() {
       {"convert", "turn a softmax model into one of linear attention: distil feature maps, finetune",
        "hedgehog convert --from=runs/shakespeare-softmax-1 --attention=hedgehog"},
       {"prepare", "learn byte-pair tokens from a text; writes tokenizer.json, and the text as tokens", "hedgehog prepare --data=my.txt --vocabulary=8192 --out=tokens"},
+      {"import", "read a model of another library: GPT-2, Llama, SmolLM2, Mistral, Qwen2", "hedgehog import --from=SmolLM2-135M --out=smollm"},
       {"reproduce", "repeat an experiment of the paper; without a name list them", "hedgehog reproduce recall --size=small", "NAME"},
       {"step", "walk through a program's values and gradients, number by number, with a proof beside each", "hedgehog step scalar",
        "NAME"},

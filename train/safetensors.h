@@ -60,6 +60,8 @@ class SafetensorsFile {
   const TensorRecord& get(std::string_view name) const;
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
   const std::filesystem::path& path() const { return file_.path(); }
+  /// As MappedFile::forget.
+  void forget() const { file_.forget(); }
 
  private:
   MappedFile file_;

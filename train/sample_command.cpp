@@ -52,8 +52,17 @@ class Writer {
     fmt::print("{}\n", decoder.finish());
   }
 
+  /// A prompt's ids, behind those that the model expects before a text.
+  std::vector<std::int32_t> prompt(const std::string& text) const {
+    std::vector<std::int32_t> ids = tokenizer().frame().before;
+    const std::vector<std::int32_t> own = tokenizer().encode(text);
+    ids.insert(ids.end(), own.begin(), own.end());
+    return ids;
+  }
+
   /// What to read first when there is no prompt.
   std::vector<std::int32_t> opening() const {
+    if (const std::vector<std::int32_t> begin = tokenizer().frame().before; !begin.empty()) return begin;
     if (stories()) return {StoryCorpus().row(1, 0, false).tokens.front()};
     if (tokenizer().end() >= 0) return {tokenizer().end()};
     try {
@@ -80,7 +89,7 @@ int session(Writer& writer, const Config& config) {
     all += (all.empty() ? "" : " ") + line;
     try {
       const bool question = line.find('?') != std::string::npos;
-      const auto ids = writer.tokenizer().encode(all);
+      const auto ids = writer.prompt(all);
       if (writer.stories() && !question) continue;
       writer.write("", ids, config.integer("tokens"), std::uint64_t(config.integer("seed")) + turn, writer.stories());
     } catch (const UsageError& e) {
@@ -99,7 +108,7 @@ int sample_command(Config& config) {
   const bool prompted = config.was_set("prompt");
   if (!prompted && isatty(STDIN_FILENO)) return session(writer, config);
   std::vector<std::int32_t> prompt;
-  if (prompted) prompt = writer.tokenizer().encode(config.text("prompt"));
+  if (prompted) prompt = writer.prompt(config.text("prompt"));
   if (prompt.empty()) prompt = writer.opening();
   for (std::int64_t i = 0; i < config.integer("count"); ++i) {
     const std::string start = prompted || writer.stories() ? writer.tokenizer().decode(prompt) : "";
