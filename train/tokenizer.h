@@ -9,6 +9,12 @@
 
 namespace hedgehog {
 
+/// Ids that a model expects around a text, such as a token that begins it.
+struct TokenFrame {
+  std::vector<int32_t> before;
+  std::vector<int32_t> after;
+};
+
 /// Text to token ids and back. Ids are 0 … size()-1. Immutable after construction; safe to share between threads.
 ///
 /// | kind  | tokens                                                   | decode(encode(text))                        |
@@ -36,6 +42,8 @@ class Tokenizer {
   virtual void append(std::string& text, int32_t id) const = 0;
   /// Id that ends a document, or -1 where the tokenizer has none.
   virtual int32_t end() const { return -1; }
+  /// What the tokenizer's file puts around a text; encode leaves it out. Empty where the file says nothing.
+  virtual TokenFrame frame() const { return {}; }
   /// Ids to text. Throws Error if an id is out of range.
   std::string decode(std::span<const int32_t> ids) const;
   /// The text of tokenizer.json.

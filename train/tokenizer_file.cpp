@@ -7,6 +7,7 @@
 #include "core/error.h"
 #include "train/config.h"
 #include "train/files.h"
+#include "train/hugging_face.h"
 #include "train/strict_json.h"
 #include "train/tokenizer.h"
 #include "train/tokenizer_bpe.h"
@@ -47,7 +48,7 @@ class TokenizerReader {
 
  private:
   [[noreturn]] void fail(const std::string& what) const {
-    throw FileError(fmt::format("'{}' is not a valid tokenizer: {}", file_.string(), what));
+    fail_tokenizer(file_, what);
   }
 
   std::string text(const char* field) const {
