@@ -44,7 +44,7 @@ class PieceRule {
   virtual void split(std::string_view text, const Visit& visit) const = 0;
   /// First position from `from` on at which the text falls into two halves with the same pieces as the whole;
   /// text.size() where there is none or the pattern is not known well enough.
-  size_t cut(std::string_view text, size_t from) const;
+  virtual size_t cut(std::string_view text, size_t from) const;
 
  protected:
   explicit PieceRule(std::string pattern);
