@@ -240,7 +240,8 @@ TEST_CASE("pieces: our code does what the pattern says") {
 
 TEST_CASE("pieces: a cut changes none, and an unknown pattern is not cut") {
   std::vector<PieceRulePointer> rules = {piece_rule(kOwnPattern)};
-  if (have_pcre2()) rules.push_back(piece_rule(kGpt2Pattern));
+  for (const char* pattern : {kGpt2Pattern, kDigitsPattern, kLlama3Pattern, kQwen2Pattern})
+    if (have_pcre2()) rules.push_back(piece_rule(pattern));
   for (const PieceRulePointer& rule : rules) {
     for (uint64_t seed = 0; seed < 100; ++seed) {
       const std::string text = seed % 2 == 0 ? hard_text(seed, 60) : random_bytes(seed, 100);

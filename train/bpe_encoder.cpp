@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <functional>
 
 #include "core/error.h"
 
@@ -41,13 +42,17 @@ void PieceMerger::look_at(const MergeTable& table, uint32_t at) {
   std::push_heap(heap_.begin(), heap_.end(), std::greater<>());
 }
 
-void PieceMerger::merge(std::string_view piece, const int32_t* bytes, const MergeTable& table, std::vector<int32_t>& ids) {
-  if (piece.size() >= kNone) throw Error("[tokenizer] a piece of text without a break is longer than 4 GiB");
-  const uint32_t count = uint32_t(piece.size());
-  symbols_.resize(count);
+void PieceMerger::add(int32_t id) {
+  if (symbols_.size() >= kNone - 1) throw Error("[tokenizer] a piece of text without a break is longer than 4 GiB");
+  const uint32_t i = uint32_t(symbols_.size());
+  symbols_.push_back({id, i - 1, i + 1, kNone, 0});
+}
+
+void PieceMerger::merge(const MergeTable& table, std::vector<int32_t>& ids) {
+  const uint32_t count = uint32_t(symbols_.size());
+  if (count == 0) return;
+  symbols_.back().next = kNone;
   heap_.clear();
-  for (uint32_t i = 0; i < count; ++i)
-    symbols_[i] = {bytes[uint8_t(piece[i])], i - 1, i + 1 < count ? i + 1 : kNone, kNone, 0};
   for (uint32_t i = 0; i < count; ++i) look_at(table, i);
   while (!heap_.empty()) {
     std::pop_heap(heap_.begin(), heap_.end(), std::greater<>());
@@ -64,7 +69,8 @@ void PieceMerger::merge(std::string_view piece, const int32_t* bytes, const Merg
     look_at(table, at);
     if (at > 0) look_at(table, symbol.previous);
   }
-  for (uint32_t i = 0; count > 0 && i != kNone; i = symbols_[i].next) ids.push_back(symbols_[i].id);
+  for (uint32_t i = 0; i != kNone; i = symbols_[i].next) ids.push_back(symbols_[i].id);
+  symbols_.clear();
 }
 
 }  // namespace hedgehog

@@ -1,8 +1,5 @@
 #pragma once
 #include <cstdint>
-#include <functional>
-#include <string>
-#include <string_view>
 #include <vector>
 
 namespace hedgehog {
@@ -33,13 +30,14 @@ class MergeTable {
   size_t mask_;
 };
 
-/// The merges inside one piece, with room to work in; one a thread.
+/// The merges inside one piece, with room to work in; one a thread. A piece's symbols are added one by one, then merged.
 class PieceMerger {
  public:
-  /// Appends the ids of a piece. At most n log n steps for n bytes.
-  ///
-  /// bytes  ids of the 256 bytes
-  void merge(std::string_view piece, const int32_t* bytes, const MergeTable& table, std::vector<int32_t>& ids);
+  /// Adds a symbol to the piece.
+  void add(int32_t id);
+  /// Appends the ids of the piece, of all pairs the one of the lowest rank merged first, the leftmost of those; then the
+  /// piece is empty again. At most n log n steps for n symbols.
+  void merge(const MergeTable& table, std::vector<int32_t>& ids);
 
  private:
   void look_at(const MergeTable& table, uint32_t at);
@@ -53,32 +51,6 @@ class PieceMerger {
   };
   std::vector<Symbol> symbols_;
   std::vector<uint64_t> heap_;  // rank and position of merges, some of them gone
-};
-
-/// Ids of pieces that were met before, by a hash: one piece a slot.
-class PieceCache {
- public:
-  /// Appends the ids of a piece, known ones or those that `encode` appends.
-  template <typename Encode>
-  void append(std::string_view piece, std::vector<int32_t>& ids, const Encode& encode) {
-    if (piece.size() > kLongest) return encode(piece, ids);
-    Slot& slot = slots_[std::hash<std::string_view>()(piece) % kSlots];
-    if (slot.piece != piece) {
-      slot.piece = piece;
-      slot.ids.clear();
-      encode(piece, slot.ids);
-    }
-    ids.insert(ids.end(), slot.ids.begin(), slot.ids.end());
-  }
-
- private:
-  static constexpr size_t kSlots = size_t{1} << 16;
-  static constexpr size_t kLongest = 64;  // bytes
-  struct Slot {
-    std::string piece;
-    std::vector<int32_t> ids;
-  };
-  std::vector<Slot> slots_{kSlots};
 };
 
 }  // namespace hedgehog

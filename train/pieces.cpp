@@ -99,13 +99,18 @@ class OwnRule final : public PieceRule {
 }  // namespace
 
 PieceRule::PieceRule(std::string pattern)
-    : pattern_(std::move(pattern)), known_(pattern_ == kOwnPattern || pattern_ == kGpt2Pattern) {}
+    : pattern_(std::move(pattern)), known_([&] {
+        for (const char* known : {kOwnPattern, kGpt2Pattern, kDigitsPattern, kLlama3Pattern, kQwen2Pattern})
+          if (pattern_ == known) return true;
+        return false;
+      }()) {}
 
 size_t PieceRule::cut(std::string_view text, size_t from) const {
   if (!known_) return text.size();
-  // white space after a visible ASCII character; after others it may be in the middle of a run of Unicode's white space
+  // white space after a visible ASCII character; after others it may be in the middle of a run of Unicode's white space,
+  // and line breaks may belong to the piece before
   for (size_t i = std::max<size_t>(from, 1); i < text.size(); ++i) {
-    if (is_space(uint8_t(text[i])) && text[i - 1] > ' ' && text[i - 1] < 0x7f) return i;
+    if ((text[i] == ' ' || text[i] == '\t') && text[i - 1] > ' ' && text[i - 1] < 0x7f) return i;
   }
   return text.size();
 }

@@ -11,6 +11,18 @@ namespace hedgehog {
 inline constexpr const char* kGpt2Pattern =
     R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 
+/// GPT-2's rule with every digit a piece of its own, as Hugging Face's Digits before ByteLevel cuts (SmolLM, StarCoder).
+inline constexpr const char* kDigitsPattern =
+    R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+)";
+
+/// Llama 3's rule. Source: `meta-llama/llama3:llama/tokenizer.py`.
+inline constexpr const char* kLlama3Pattern =
+    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+
+/// Qwen2's rule: Llama 3's with single digits.
+inline constexpr const char* kQwen2Pattern =
+    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+
 /// Our own rule: a word with inner apostrophes, one to three digits, or a run of other characters, each with the single
 /// space before it; white space without that space. Letters are A-Z, a-z and all beyond ASCII save U+2000-206F and
 /// U+3000-303F, the blocks of punctuation.
@@ -32,14 +44,14 @@ class PieceRule {
   virtual void split(std::string_view text, const Visit& visit) const = 0;
   /// First position from `from` on at which the text falls into two halves with the same pieces as the whole;
   /// text.size() where there is none or the pattern is not known well enough.
-  size_t cut(std::string_view text, size_t from) const;
+  virtual size_t cut(std::string_view text, size_t from) const;
 
  protected:
   explicit PieceRule(std::string pattern);
 
  private:
   std::string pattern_;
-  bool known_;  // a piece holds white space at its start alone, or is white space
+  bool known_;  // a piece holds white space at its start alone, or is white space; line breaks may end it too
 };
 
 using PieceRulePointer = std::shared_ptr<const PieceRule>;

@@ -82,6 +82,7 @@ class CharTokenizer final : public Tokenizer {
 std::string Tokenizer::decode(std::span<const int32_t> ids) const {
   std::string text;
   for (const int32_t id : ids) append(text, id);
+  if (drops_first_space() && text.starts_with(' ')) text.erase(0, 1);
   return text;
 }
 
@@ -98,13 +99,22 @@ TokenizerPointer char_tokenizer(std::string_view text) {
   return std::make_shared<CharTokenizer>(std::move(bytes));
 }
 
+void StreamingDecoder::append(int32_t id) {
+  tokenizer_->append(text_, id);
+  if (!begun_ && tokenizer_->drops_first_space() && text_.starts_with(' ')) {
+    text_.erase(0, 1);
+    begun_ = true;
+  }
+  begun_ = begun_ || !text_.empty();
+}
+
 void StreamingDecoder::skip(std::span<const int32_t> ids) {
-  for (const int32_t id : ids) tokenizer_->append(text_, id);
+  for (const int32_t id : ids) append(id);
   printed_ = text_.size();
 }
 
 std::string StreamingDecoder::push(int32_t id) {
-  tokenizer_->append(text_, id);
+  append(id);
   std::string ready;
   while (printed_ < text_.size()) {
     const Utf8Step step = utf8_step(text_, printed_);

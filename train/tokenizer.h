@@ -9,24 +9,35 @@
 
 namespace hedgehog {
 
+/// Ids that a model expects around a text, such as a token that begins it.
+struct TokenFrame {
+  std::vector<int32_t> before;
+  std::vector<int32_t> after;
+};
+
 /// Text to token ids and back. Ids are 0 … size()-1. Immutable after construction; safe to share between threads.
 ///
-/// | kind  | tokens                                                   | decode(encode(text))                        |
-/// | ----- | -------------------------------------------------------- | ------------------------------------------- |
-/// | byte  | the 256 bytes                                            | text                                        |
-/// | char  | the distinct bytes of the training text, in byte order   | text                                        |
-/// | word  | <unk>, <end>, then words and punctuation by count        | text, with <unk> where a piece is unknown   |
-/// | story | a fixed list of lower-case words and punctuation         | text in normal writing (capitals, spaces)   |
-/// | bpe   | the 256 bytes and merges of them, <|endoftext|>          | text                                        |
+/// | kind          | tokens                                                   | decode(encode(text))                            |
+/// | ------------- | -------------------------------------------------------- | ----------------------------------------------- |
+/// | byte          | the 256 bytes                                            | text                                            |
+/// | char          | the distinct bytes of the training text, in byte order   | text                                            |
+/// | word          | <unk>, <end>, then words and punctuation by count        | text, with <unk> where a piece is unknown       |
+/// | story         | a fixed list of lower-case words and punctuation         | text in normal writing (capitals, spaces)       |
+/// | bpe           | the 256 bytes and merges of them, added ones             | text, if all bytes are there and no flag says   |
+/// |               |                                                          | otherwise (space before, white space taken)     |
+/// | sentencepiece | characters and merges of them, the 256 bytes, added ones | text without control tokens, if all bytes are   |
+/// |               |                                                          | there                                           |
 ///
-/// File format (tokenizer.json): for bpe that of Hugging Face (train/tokenizer_bpe.h), else {"hedgehog": "tokenizer", "version": 1, "type": KIND, ...} with, for char, "bytes"
-/// (ascending integers 0…255), for word and story, "tokens" (unique strings in id order), and for story, "names" (those
-/// of the tokens that are written with a capital).
+/// File format (tokenizer.json): for bpe, and sentencepiece with merges, that of Hugging Face (tokenizer_bpe.h,
+/// tokenizer_sentencepiece.h), else {"hedgehog": "tokenizer", "version": 1, "type": KIND, ...} with,
+/// for char, "bytes" (ascending integers 0…255), for word and story, "tokens" (unique strings in id order), for story,
+/// "names" (those of the tokens that are written with a capital), and for sentencepiece, "tokens", "scores", "types" by id
+/// and "space", "prefix_space", "before", "after", "end" (tokenizer_sentencepiece.h).
 class Tokenizer {
  public:
   virtual ~Tokenizer() = default;
 
-  /// "byte", "char", "word", "story" or "bpe".
+  /// The name in the table.
   virtual std::string kind() const = 0;
   /// Number of ids.
   virtual int64_t size() const = 0;
@@ -36,6 +47,10 @@ class Tokenizer {
   virtual void append(std::string& text, int32_t id) const = 0;
   /// Id that ends a document, or -1 where the tokenizer has none.
   virtual int32_t end() const { return -1; }
+  /// What the tokenizer's file puts around a text; encode leaves it out. Empty where the file says nothing.
+  virtual TokenFrame frame() const { return {}; }
+  /// Whether a space that encode put before a text is dropped again: the first character of all text, if it is one.
+  virtual bool drops_first_space() const { return false; }
   /// Ids to text. Throws Error if an id is out of range.
   std::string decode(std::span<const int32_t> ids) const;
   /// The text of tokenizer.json.
@@ -85,7 +100,7 @@ TokenizerPointer make_tokenizer(const std::string& name, std::string_view text, 
 /// Writes tokenizer.json. Throws WriteError.
 void save_tokenizer(const Tokenizer& tokenizer, const std::filesystem::path& file);
 
-/// Reads tokenizer.json; everything in it is checked. Throws FileError naming file and field.
+/// Reads tokenizer.json, or a file named *.bin as llama2.c's tokenizer; everything in it is checked. Throws FileError naming file and field.
 TokenizerPointer load_tokenizer(const std::filesystem::path& file);
 
 /// Turns ids into text as they come, for printing to a terminal: never half of a UTF-8 character; bytes that cannot
@@ -102,9 +117,12 @@ class StreamingDecoder {
   std::string finish();
 
  private:
+  void append(int32_t id);
+
   TokenizerPointer tokenizer_;
   std::string text_;    // the end of all text so far
   size_t printed_ = 0;  // bytes of text_ already handed out
+  bool begun_ = false;  // some text came
 };
 
 }  // namespace hedgehog

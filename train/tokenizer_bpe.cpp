@@ -2,38 +2,35 @@
 
 #include <fmt/core.h>
 
-#include <algorithm>
-#include <exception>
-#include <mutex>
 #include <unordered_map>
 
 #include "core/error.h"
-#include "core/parallel.h"
-#include "ops/cpu.h"
-#include "train/bpe_encoder.h"
-#include "train/utf8.h"
+#include "train/piece_encoder.h"
 
 namespace hedgehog {
 
 namespace {
 
 constexpr size_t kLargestVocabulary = size_t{1} << 24;
-constexpr size_t kTextOfOneThread = size_t{1} << 16;  // bytes
+constexpr std::string_view kEnds[] = {kEndOfText, "<|end_of_text|>"};  // the first that is there
 
 /// A token for a message.
 std::string quoted(const std::string& token) { return fmt::format("'{}'", visible_bytes(token)); }
 
-/// Checks all that bpe_tokenizer refuses; the ids of the 256 bytes.
+/// Checks the tokens; the ids of the 256 bytes, -1 for those that are not there.
 std::array<int32_t, 256> checked_bytes(const BpeVocabulary& v) {
   if (v.tokens.empty() || v.tokens.size() > kLargestVocabulary)
-    throw Error(fmt::format("a vocabulary has 256 to {} tokens, but this one {}", kLargestVocabulary, v.tokens.size()));
+    throw Error(fmt::format("a vocabulary has 1 to {} tokens, but this one {}", kLargestVocabulary, v.tokens.size()));
   std::array<int32_t, 256> bytes;
   bytes.fill(-1);
   std::vector<bool> added(v.tokens.size());
-  for (const BpeAddedToken& token : v.added) {
+  for (const AddedToken& token : v.added) {
     if (token.id < 0 || size_t(token.id) >= added.size()) throw Error(fmt::format("added token {} is out of range", token.id));
     added[size_t(token.id)] = true;
   }
+  for (const std::vector<int32_t>* framing : {&v.frame.before, &v.frame.after})
+    for (const int32_t id : *framing)
+      if (id < 0 || size_t(id) >= added.size() || !added[size_t(id)]) throw Error(fmt::format("the frame has {}, no added token", id));
   std::unordered_map<std::string_view, size_t> ids[2];
   for (size_t id = 0; id < v.tokens.size(); ++id) {
     const std::string& token = v.tokens[id];
@@ -42,8 +39,6 @@ std::array<int32_t, 256> checked_bytes(const BpeVocabulary& v) {
     if (!unique) throw Error(fmt::format("tokens {} and {} are both {}", first->second, id, quoted(token)));
     if (token.size() == 1 && (!added[id] || bytes[uint8_t(token[0])] < 0)) bytes[uint8_t(token[0])] = int32_t(id);
   }
-  for (size_t byte = 0; byte < 256; ++byte)
-    if (bytes[byte] < 0) throw Error(fmt::format("no token is the byte {} ({})", byte, quoted(std::string(1, char(byte)))));
   return bytes;
 }
 
@@ -62,8 +57,8 @@ MergeTable checked_merges(const BpeVocabulary& v) {
       throw Error(fmt::format("merge {} of {} and {} is there twice", rank, quoted(a), quoted(b)));
     made[size_t(merged)] = true;
   }
-  for (const BpeAddedToken& token : v.added) made[size_t(token.id)] = true;
-  for (size_t id = 0; id < v.tokens.size(); ++id) {
+  for (const AddedToken& token : v.added) made[size_t(token.id)] = true;
+  for (size_t id = 0; id < v.tokens.size() && !v.ignore_merges; ++id) {
     if (!made[id] && v.tokens[id].size() > 1)
       throw Error(fmt::format("token {} ({}) is made by no merge; are merges missing?", id, quoted(v.tokens[id])));
   }
@@ -76,39 +71,33 @@ class BpeTokenizer final : public Tokenizer {
       : vocabulary_(std::move(vocabulary)),
         bytes_(checked_bytes(vocabulary_)),
         merges_(checked_merges(vocabulary_)),
-        rule_(piece_rule(vocabulary_.pattern)) {
-    for (const BpeAddedToken& token : vocabulary_.added) {
+        encoder_(piece_rule(vocabulary_.pattern),
+                 [this](std::string_view piece, PieceMerger& merger, std::vector<int32_t>& ids) { encode_piece(piece, merger, ids); }) {
+    std::vector<bool> is_added(vocabulary_.tokens.size());
+    std::unordered_map<std::string_view, int32_t> by_text;
+    for (const AddedToken& token : vocabulary_.added) {
       const std::string& text = vocabulary_.tokens[size_t(token.id)];
-      added_[uint8_t(text[0])].push_back(token.id);
-      if (text == kEndOfText) end_ = token.id;
+      added_[token.normalized].add(text, token);
+      is_added[size_t(token.id)] = true;
+      by_text.emplace(text, token.id);
     }
-    for (std::vector<int32_t>& ids : added_) {
-      std::sort(ids.begin(), ids.end(), [&](int32_t left, int32_t right) {
-        return vocabulary_.tokens[size_t(left)].size() > vocabulary_.tokens[size_t(right)].size();
-      });
-    }
+    for (const std::string_view text : kEnds)
+      if (const auto found = by_text.find(text); found != by_text.end() && end_ < 0) end_ = found->second;
+    for (size_t id = 0; id < is_added.size() && vocabulary_.ignore_merges; ++id)
+      if (!is_added[id]) whole_.emplace(vocabulary_.tokens[id], int32_t(id));
   }
 
   std::string kind() const override { return "bpe"; }
   int64_t size() const override { return int64_t(vocabulary_.tokens.size()); }
   int32_t end() const override { return end_; }
+  TokenFrame frame() const override { return vocabulary_.frame; }
   std::string to_json() const override { return bpe_json(vocabulary_); }
 
   std::vector<int32_t> encode(std::string_view text) const override {
     std::vector<int32_t> ids;
-    size_t begin = 0;
-    for (size_t i = 0; i < text.size();) {
-      const int32_t id = added_at(text, i);
-      if (id < 0) {
-        ++i;
-        continue;
-      }
-      encode_pieces(text.substr(begin, i - begin), ids);
-      ids.push_back(id);
-      i += vocabulary_.tokens[size_t(id)].size();
-      begin = i;
-    }
-    encode_pieces(text.substr(begin), ids);
+    const auto take = [&](int32_t id) { ids.push_back(id); };
+    const auto encode_between = [&](std::string_view between) { encode_part(between, ids); };
+    added_[0].split(text, [&](std::string_view between) { added_[1].split(between, encode_between, take); }, take);
     return ids;
   }
 
@@ -119,67 +108,28 @@ class BpeTokenizer final : public Tokenizer {
   }
 
  private:
-  /// What a thread works with; pieces stay known from one text to the next.
-  struct Worker {
-    PieceCache cache;
-    PieceMerger merger;
-  };
-
-  /// The longest added token at a position, or -1.
-  int32_t added_at(std::string_view text, size_t i) const {
-    for (const int32_t id : added_[uint8_t(text[i])])
-      if (text.substr(i).starts_with(vocabulary_.tokens[size_t(id)])) return id;
-    return -1;
-  }
-
-  void encode_pieces(std::string_view text, std::vector<int32_t>& ids) const {
-    const size_t parts = std::min(size_t(thread_count()), text.size() / kTextOfOneThread);
-    if (parts < 2) return encode_part(text, ids);
-    std::vector<size_t> cuts(parts + 1, text.size());
-    cuts[0] = 0;
-    for (size_t part = 1; part < parts; ++part) cuts[part] = rule_->cut(text, std::max(cuts[part - 1], text.size() * part / parts));
-    std::vector<std::vector<int32_t>> results(parts);
-    std::vector<std::exception_ptr> errors(parts);
-    parallel_tasks(int64_t(parts), [&](int64_t part) {
-      const size_t begin = cuts[size_t(part)], end = cuts[size_t(part) + 1];
-      try {
-        encode_part(text.substr(begin, end - begin), results[size_t(part)]);
-      } catch (...) {
-        errors[size_t(part)] = std::current_exception();
-      }
-    });
-    for (const std::exception_ptr& error : errors)
-      if (error) std::rethrow_exception(error);
-    for (const std::vector<int32_t>& result : results) ids.insert(ids.end(), result.begin(), result.end());
-  }
-
+  /// Text without added tokens.
   void encode_part(std::string_view text, std::vector<int32_t>& ids) const {
-    if (text.empty()) return;
-    std::unique_ptr<Worker> worker = take_worker();
-    const auto encode_piece = [&](std::string_view piece, std::vector<int32_t>& to) {
-      worker->merger.merge(piece, bytes_.data(), merges_, to);
-    };
-    rule_->split(text, [&](std::string_view piece) { worker->cache.append(piece, ids, encode_piece); });
-    const std::lock_guard lock(mutex_);
-    workers_.push_back(std::move(worker));
+    if (!vocabulary_.prefix_space || text[0] == ' ') return encoder_.encode(text, ids);
+    std::string padded(1, ' ');
+    padded += text;
+    encoder_.encode(padded, ids);
   }
 
-  std::unique_ptr<Worker> take_worker() const {
-    const std::lock_guard lock(mutex_);
-    if (workers_.empty()) return std::make_unique<Worker>();
-    std::unique_ptr<Worker> worker = std::move(workers_.back());
-    workers_.pop_back();
-    return worker;
+  void encode_piece(std::string_view piece, PieceMerger& merger, std::vector<int32_t>& ids) const {
+    if (const auto found = whole_.find(piece); found != whole_.end()) return ids.push_back(found->second);
+    for (const char c : piece)
+      if (const int32_t id = bytes_[uint8_t(c)]; id >= 0) merger.add(id);
+    merger.merge(merges_, ids);
   }
 
   BpeVocabulary vocabulary_;
   std::array<int32_t, 256> bytes_;
   MergeTable merges_;
-  PieceRulePointer rule_;
-  std::array<std::vector<int32_t>, 256> added_;  // by first byte, longest first
+  PieceEncoder encoder_;
+  std::array<AddedTokens, 2> added_;  // those found in the text as it is, then those found as normalized
+  std::unordered_map<std::string_view, int32_t> whole_;  // pieces that are tokens, for ignore_merges
   int32_t end_ = -1;
-  mutable std::mutex mutex_;
-  mutable std::vector<std::unique_ptr<Worker>> workers_;  // idle ones
 };
 
 }  // namespace

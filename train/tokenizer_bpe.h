@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "train/added_tokens.h"
 #include "train/pieces.h"
 #include "train/tokenizer.h"
 
@@ -22,23 +23,23 @@ struct BpeMerge {
   int32_t merged = 0;
 };
 
-/// A token that is found in the text before it is cut into pieces.
-struct BpeAddedToken {
-  int32_t id = 0;
-  bool special = true;  // as tokenizer.json says it; ids do not depend on it
-};
-
 /// A byte-pair vocabulary.
 ///
-/// tokens   bytes of every token, by id
-/// merges   by rank: of all pairs in a piece, the one of the lowest rank is merged first, the leftmost of those
-/// added    tokens matched whole: the first in the text, the longest of those
-/// pattern  of the pieces, see piece_rule
+/// tokens         bytes of every token, by id
+/// merges         by rank: of all pairs in a piece, the one of the lowest rank is merged first, the leftmost of those
+/// added          tokens matched whole: the first in the text, the longest of those
+/// pattern        of the pieces, see piece_rule
+/// ignore_merges  a piece that is a token becomes that token, whatever the merges
+/// prefix_space   text between added tokens begins with a space, which is put there if need be
+/// frame          around a text for those who ask; ids of added tokens
 struct BpeVocabulary {
   std::vector<std::string> tokens;
   std::vector<BpeMerge> merges;
-  std::vector<BpeAddedToken> added;
+  std::vector<AddedToken> added;
   std::string pattern;
+  bool ignore_merges = false;
+  bool prefix_space = false;
+  TokenFrame frame;
 };
 
 /// The 256 bytes in the order of GPT-2's ids: first those that Latin-1 prints (33-126, 161-172, 174-255), then the rest.
@@ -64,17 +65,19 @@ std::string bytes_of_visible(std::string_view visible);
 BpeVocabulary train_bpe(std::string_view text, int64_t vocabulary, const std::string& pattern = kOwnPattern);
 
 /// The tokenizer of a vocabulary. Encoding keeps a cache of pieces and takes all threads for long texts; the ids depend on
-/// neither.
+/// neither. Bytes that no token stands for are left out, as Hugging Face does. Documents end with <|endoftext|>, else with
+/// <|end_of_text|>.
 ///
-/// Throws: Error, one sentence, if a token is empty, twice there, or neither a byte nor a merge's nor added; if a byte is
-/// missing; if a merge is twice there, names ids out of range, or its token is not the two joined; if piece_rule refuses.
+/// Throws: Error, one sentence, if a token is empty, twice there, or (save with ignore_merges) neither a byte nor a merge's
+/// nor added; if a merge is twice there, names ids out of range, or its token is not the two joined; if the frame has
+/// another id than an added token's; if piece_rule refuses.
 TokenizerPointer bpe_tokenizer(BpeVocabulary vocabulary);
 
 /// The text of tokenizer.json as Hugging Face's `tokenizers` writes it: model BPE, ByteLevel pre-tokenizer and decoder.
 std::string bpe_json(const BpeVocabulary& vocabulary);
 
-/// Takes what bpe_json and Hugging Face write. Throws FileError naming file and field, for pre-tokenizers, normalizers and
-/// options that are not supported too.
+/// Takes what bpe_json and Hugging Face write: pre_tokenizer ByteLevel, alone or after Digits or a Split by a regular
+/// expression. Throws FileError naming file and field, for what is not supported too.
 BpeVocabulary read_bpe_json(const std::filesystem::path& file, const nlohmann::json& json);
 
 /// Reads GPT-2's two files: encoder.json or vocab.json, and vocab.bpe or merges.txt; <|endoftext|> is an added token where

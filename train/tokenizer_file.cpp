@@ -7,9 +7,11 @@
 #include "core/error.h"
 #include "train/config.h"
 #include "train/files.h"
+#include "train/hugging_face.h"
 #include "train/strict_json.h"
 #include "train/tokenizer.h"
 #include "train/tokenizer_bpe.h"
+#include "train/tokenizer_sentencepiece.h"
 #include "train/utf8.h"
 
 namespace hedgehog {
@@ -28,14 +30,15 @@ class TokenizerReader {
 
   TokenizerPointer read() {
     json_ = parse_strict_json(file_, read_file(file_, kLargestFile), "tokenizer", kMaximumDepth);
-    if (json_.contains("model") && !json_.contains("hedgehog")) return bpe_tokenizer_of(file_, read_bpe_json(file_, json_));
+    if (json_.contains("model") && !json_.contains("hedgehog")) return hugging_face();
     if (text("hedgehog") != "tokenizer") fail("field 'hedgehog' is not \"tokenizer\": the file is not one of ours");
     if (!json_.contains("version") || json_["version"] != 1) fail("field 'version' is not 1");
     const std::string type = text("type");
     if (type == "byte") return byte_tokenizer();
     if (type == "char") return char_tokenizer(bytes());
+    if (type == "sentencepiece") return sentencepiece_tokenizer_of(file_, read_sentencepiece_scores(file_, json_));
     if (type != "word" && type != "story")
-      fail(fmt::format("field 'type' is '{}', not byte, char, word or story", type));
+      fail(fmt::format("field 'type' is '{}', not byte, char, word, story or sentencepiece", type));
     try {
       return type == "word" ? word_tokenizer(texts("tokens")) : story_tokenizer(texts("tokens"), texts("names"));
     } catch (const FileError&) {
@@ -47,7 +50,12 @@ class TokenizerReader {
 
  private:
   [[noreturn]] void fail(const std::string& what) const {
-    throw FileError(fmt::format("'{}' is not a valid tokenizer: {}", file_.string(), what));
+    fail_tokenizer(file_, what);
+  }
+
+  TokenizerPointer hugging_face() const {
+    if (is_sentencepiece_json(json_)) return sentencepiece_tokenizer_of(file_, read_sentencepiece_json(file_, json_));
+    return bpe_tokenizer_of(file_, read_bpe_json(file_, json_));
   }
 
   std::string text(const char* field) const {
@@ -97,7 +105,10 @@ TokenizerPointer tokenizer_of_directory(const std::filesystem::path& directory) 
 
 }  // namespace
 
-TokenizerPointer load_tokenizer(const std::filesystem::path& file) { return TokenizerReader(file).read(); }
+TokenizerPointer load_tokenizer(const std::filesystem::path& file) {
+  if (file.extension() == ".bin") return sentencepiece_tokenizer_of(file, read_llama2c_tokenizer(file));
+  return TokenizerReader(file).read();
+}
 
 void save_tokenizer(const Tokenizer& tokenizer, const std::filesystem::path& file) {
   write_file(file, tokenizer.to_json() + "\n");

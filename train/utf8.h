@@ -20,6 +20,21 @@ std::string valid_utf8(std::string_view text);
 /// Bytes of the text that belong to no valid character; a character cut off at the very end is not counted.
 size_t invalid_utf8_bytes(std::string_view text);
 
+/// The code point of a whole character.
+char32_t code_point(std::string_view character);
+
+/// Appends a code point's character.
+void append_character(std::string& text, char32_t point);
+
+/// Whether a code point has Unicode's White_Space.
+bool is_white_space(char32_t point);
+
+/// Where the run of white space that ends at `position` begins; `position` if there is none.
+size_t white_space_begin(std::string_view text, size_t position);
+
+/// Where the run of white space that begins at `position` ends.
+size_t white_space_end(std::string_view text, size_t position);
+
 /// Columns on a terminal, counting one a character.
 size_t utf8_length(std::string_view text);
 
