@@ -271,6 +271,35 @@ TEST_CASE("tokenizer families: damage in post processors and added tokens is nam
   CHECK(contains(refusal("/pre_tokenizer/pretokenizers/0", {{"type", "Digits"}, {"individual_digits", false}}), "use_regex' is false"));
 }
 
+TEST_CASE("tokenizer families: mutated files give an error or a tokenizer, never anything else") {
+  const TemporaryDirectory d;
+  int accepted = 0, refused = 0;
+  for (const char* name : {"llama3", "qwen2", "llama2", "bert"}) {
+    const auto tokenizer = fixture(name);
+    if (!tokenizer) continue;
+    std::ostringstream whole;
+    whole << std::ifstream(kFixtures / (std::string(name) + ".json"), std::ios::binary).rdbuf();
+    Random random(11);
+    for (int round = 0; round < 100; ++round) {
+      std::string content = whole.str();
+      // half of the changes where the fields are that say how
+      const size_t within = round % 2 == 0 ? content.size() : 2000;
+      for (int change = 0; change < 2; ++change) content[random.below(within)] = char(random.below(128));
+      if (round % 10 == 0) content.resize(random.below(content.size()));
+      try {
+        const auto other = load_tokenizer(d.file("tokenizer.json", content));
+        (void)other->decode(other->encode(broken_text(uint64_t(round))));
+        ++accepted;
+      } catch (const FileError& error) {
+        CHECK(contains(error.what(), "tokenizer.json"));
+        ++refused;
+      }
+    }
+  }
+  CAPTURE(accepted);
+  CHECK(refused >= accepted);
+}
+
 TEST_CASE("added tokens: the first, the longest of those, with the white space around") {
   AddedTokens tokens;
   tokens.add("<a>", {1});
