@@ -144,6 +144,13 @@ TEST_CASE("tokenizer families: SmolLM's ids, and a byte that no token stands for
   CHECK(tokenizer->encode("12").size() == 2);
 }
 
+TEST_CASE("tokenizer families: Qwen2's ids, from text in normal form C") {
+  compare_all("qwen2");
+  const auto tokenizer = fixture("qwen2");
+  if (!tokenizer) return;
+  CHECK(tokenizer->decode(tokenizer->encode("e\u0301\xff\u0301<|im_start|>")) == "\u00e9\xff\u0301<|im_start|>");
+}
+
 TEST_CASE("tokenizer families: RoBERTa's ids, with a space before a text") {
   compare_all("roberta");
   const auto tokenizer = fixture("roberta");
@@ -160,6 +167,36 @@ TEST_CASE("tokenizer families: Llama 2's ids") {
   CHECK(tokenizer->frame().before == Ids{1});
   CHECK(tokenizer->end() == 2);
   CHECK(tokenizer->decode(tokenizer->encode("<s>the \u2581 <0x41>\xff")) == "the   <0x41>\xff");
+}
+
+TEST_CASE("tokenizer families: BERT's ids") {
+  compare_all("bert");
+  const auto tokenizer = fixture("bert");
+  if (!tokenizer) return;
+  CHECK(tokenizer->frame().before == Ids{2});
+  CHECK(tokenizer->frame().after == Ids{3});
+}
+
+TEST_CASE("tokenizer families: what BERT's files may not say is named") {
+  if (!fixture("bert")) return;
+  std::ifstream file(kFixtures / "bert.json", std::ios::binary);
+  const Json whole = Json::parse(file);
+  const TemporaryDirectory d;
+  const auto refusal = [&](const char* pointer, const Json& value) {
+    Json json = whole;
+    json[Json::json_pointer(pointer)] = value;
+    return message_of<FileError>([&] { load_tokenizer(d.file("tokenizer.json", json.dump())); });
+  };
+  CHECK(refusal("/version", "1.0").empty());
+  CHECK(contains(refusal("/normalizer", nullptr), "'normalizer' is null, but what is supported is BertNormalizer"));
+  CHECK(contains(refusal("/normalizer/lowercase", 2), "'normalizer.lowercase' is 2"));
+  CHECK(contains(refusal("/pre_tokenizer", {{"type", "Whitespace"}}), "'pre_tokenizer' is type \"Whitespace\""));
+  CHECK(contains(refusal("/model/continuing_subword_prefix", "@@"), "is \"@@\", but what is supported is \"##\""));
+  for (const Json& longest : {Json(0), Json(-1), Json(10001), Json("x"), Json()})
+    CHECK(contains(refusal("/model/max_input_chars_per_word", longest), "a number from 1 to 10000"));
+  CHECK(contains(refusal("/model/unk_token", "no token"), "'model.unk_token' is \"no token\""));
+  CHECK(contains(refusal("/model/vocab/[UNK]", 5), "both have the id 5"));
+  CHECK(contains(refusal("/added_tokens/0/normalized", true), "found as normalized"));
 }
 
 TEST_CASE("tokenizer families: what Llama 2's files may not say is named") {
@@ -232,6 +269,35 @@ TEST_CASE("tokenizer families: damage in post processors and added tokens is nam
   CHECK(contains(refusal("/added_tokens/1/normalized", "no"), "'added_tokens[1].normalized' is \"no\""));
   CHECK(contains(refusal("/added_tokens/1/id", 1100), "both have the id 1100"));
   CHECK(contains(refusal("/pre_tokenizer/pretokenizers/0", {{"type", "Digits"}, {"individual_digits", false}}), "use_regex' is false"));
+}
+
+TEST_CASE("tokenizer families: mutated files give an error or a tokenizer, never anything else") {
+  const TemporaryDirectory d;
+  int accepted = 0, refused = 0;
+  for (const char* name : {"llama3", "qwen2", "llama2", "bert"}) {
+    const auto tokenizer = fixture(name);
+    if (!tokenizer) continue;
+    std::ostringstream whole;
+    whole << std::ifstream(kFixtures / (std::string(name) + ".json"), std::ios::binary).rdbuf();
+    Random random(11);
+    for (int round = 0; round < 100; ++round) {
+      std::string content = whole.str();
+      // half of the changes where the fields are that say how
+      const size_t within = round % 2 == 0 ? content.size() : 2000;
+      for (int change = 0; change < 2; ++change) content[random.below(within)] = char(random.below(128));
+      if (round % 10 == 0) content.resize(random.below(content.size()));
+      try {
+        const auto other = load_tokenizer(d.file("tokenizer.json", content));
+        (void)other->decode(other->encode(broken_text(uint64_t(round))));
+        ++accepted;
+      } catch (const FileError& error) {
+        CHECK(contains(error.what(), "tokenizer.json"));
+        ++refused;
+      }
+    }
+  }
+  CAPTURE(accepted);
+  CHECK(refused >= accepted);
 }
 
 TEST_CASE("added tokens: the first, the longest of those, with the white space around") {

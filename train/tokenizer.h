@@ -27,9 +27,10 @@ struct TokenFrame {
 /// |               |                                                          | otherwise (space before, white space taken)     |
 /// | sentencepiece | characters and merges of them, the 256 bytes, added ones | text without control tokens, if all bytes are   |
 /// |               |                                                          | there                                           |
+/// | wordpiece     | words, beginnings and ##continuations of words           | words in lower case, one space between          |
 ///
-/// File format (tokenizer.json): for bpe, and sentencepiece with merges, that of Hugging Face (tokenizer_bpe.h,
-/// tokenizer_sentencepiece.h), else {"hedgehog": "tokenizer", "version": 1, "type": KIND, ...} with,
+/// File format (tokenizer.json): for bpe, wordpiece, and sentencepiece with merges, that of Hugging Face (tokenizer_bpe.h,
+/// tokenizer_wordpiece.h, tokenizer_sentencepiece.h), else {"hedgehog": "tokenizer", "version": 1, "type": KIND, ...} with,
 /// for char, "bytes" (ascending integers 0…255), for word and story, "tokens" (unique strings in id order), for story,
 /// "names" (those of the tokens that are written with a capital), and for sentencepiece, "tokens", "scores", "types" by id
 /// and "space", "prefix_space", "before", "after", "end" (tokenizer_sentencepiece.h).
@@ -100,7 +101,8 @@ TokenizerPointer make_tokenizer(const std::string& name, std::string_view text, 
 /// Writes tokenizer.json. Throws WriteError.
 void save_tokenizer(const Tokenizer& tokenizer, const std::filesystem::path& file);
 
-/// Reads tokenizer.json, or a file named *.bin as llama2.c's tokenizer; everything in it is checked. Throws FileError naming file and field.
+/// Reads tokenizer.json, a file named *.bin as llama2.c's tokenizer, one named *.txt as WordPiece's vocabulary; everything in it
+/// is checked. Throws FileError naming file and field.
 TokenizerPointer load_tokenizer(const std::filesystem::path& file);
 
 /// Turns ids into text as they come, for printing to a terminal: never half of a UTF-8 character; bytes that cannot

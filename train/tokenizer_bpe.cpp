@@ -6,6 +6,7 @@
 
 #include "core/error.h"
 #include "train/piece_encoder.h"
+#include "train/unicode.h"
 
 namespace hedgehog {
 
@@ -73,11 +74,12 @@ class BpeTokenizer final : public Tokenizer {
         merges_(checked_merges(vocabulary_)),
         encoder_(piece_rule(vocabulary_.pattern),
                  [this](std::string_view piece, PieceMerger& merger, std::vector<int32_t>& ids) { encode_piece(piece, merger, ids); }) {
+    if (vocabulary_.compose) need_unicode();
     std::vector<bool> is_added(vocabulary_.tokens.size());
     std::unordered_map<std::string_view, int32_t> by_text;
     for (const AddedToken& token : vocabulary_.added) {
       const std::string& text = vocabulary_.tokens[size_t(token.id)];
-      added_[token.normalized].add(text, token);
+      added_[token.normalized].add(token.normalized && vocabulary_.compose ? composed(text) : text, token);
       is_added[size_t(token.id)] = true;
       by_text.emplace(text, token.id);
     }
@@ -97,7 +99,9 @@ class BpeTokenizer final : public Tokenizer {
     std::vector<int32_t> ids;
     const auto take = [&](int32_t id) { ids.push_back(id); };
     const auto encode_between = [&](std::string_view between) { encode_part(between, ids); };
-    added_[0].split(text, [&](std::string_view between) { added_[1].split(between, encode_between, take); }, take);
+    added_[0].split(text, [&](std::string_view between) {
+      vocabulary_.compose ? added_[1].split(composed(between), encode_between, take) : added_[1].split(between, encode_between, take);
+    }, take);
     return ids;
   }
 

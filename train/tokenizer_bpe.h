@@ -31,6 +31,7 @@ struct BpeMerge {
 /// pattern        of the pieces, see piece_rule
 /// ignore_merges  a piece that is a token becomes that token, whatever the merges
 /// prefix_space   text between added tokens begins with a space, which is put there if need be
+/// compose        text between added tokens is put into Unicode's normal form C
 /// frame          around a text for those who ask; ids of added tokens
 struct BpeVocabulary {
   std::vector<std::string> tokens;
@@ -39,6 +40,7 @@ struct BpeVocabulary {
   std::string pattern;
   bool ignore_merges = false;
   bool prefix_space = false;
+  bool compose = false;
   TokenFrame frame;
 };
 
@@ -70,7 +72,7 @@ BpeVocabulary train_bpe(std::string_view text, int64_t vocabulary, const std::st
 ///
 /// Throws: Error, one sentence, if a token is empty, twice there, or (save with ignore_merges) neither a byte nor a merge's
 /// nor added; if a merge is twice there, names ids out of range, or its token is not the two joined; if the frame has
-/// another id than an added token's; if piece_rule refuses.
+/// another id than an added token's; if piece_rule refuses, or to compose without utf8proc.
 TokenizerPointer bpe_tokenizer(BpeVocabulary vocabulary);
 
 /// The text of tokenizer.json as Hugging Face's `tokenizers` writes it: model BPE, ByteLevel pre-tokenizer and decoder.

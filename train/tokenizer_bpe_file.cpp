@@ -57,7 +57,9 @@ class BpeJsonReader : HuggingFaceReader {
   using HuggingFaceReader::HuggingFaceReader;
 
   BpeVocabulary read() {
-    for (const char* field : {"truncation", "padding", "normalizer"}) check_unset(json_, "", field);
+    for (const char* field : {"truncation", "padding"}) check_unset(json_, "", field);
+    const Json& normalizer = member(json_, "normalizer");
+    if (!normalizer.is_null()) check_type(normalizer, "normalizer", "NFC", "null or NFC");
     const Json &cutter = member(json_, "pre_tokenizer"), &model = member(json_, "model");
     bool prefix_space = false;
     const std::string pattern = pattern_of(cutter, prefix_space);
@@ -73,6 +75,7 @@ class BpeJsonReader : HuggingFaceReader {
     result.pattern = pattern;
     result.prefix_space = prefix_space;
     result.ignore_merges = flag(model, "model.", "ignore_merges", false);
+    result.compose = !normalizer.is_null();
     result.frame = framing;
     return result;
   }
@@ -203,7 +206,7 @@ std::string bpe_json(const BpeVocabulary& v) {
   return fmt::format(R"({{
  "version": "1.0", "truncation": null, "padding": null,
  "added_tokens": {},
- "normalizer": null,
+ "normalizer": {},
  "pre_tokenizer": {},
  "post_processor": {},
  "decoder": {{"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true}},
@@ -211,7 +214,8 @@ std::string bpe_json(const BpeVocabulary& v) {
   "fuse_unk": false, "byte_fallback": false, "ignore_merges": {},
   "vocab": {{{}}},
   "merges": [{}]}}
-}})", added_tokens_json(v.tokens, v.added), cutter, post_processor_json(v.tokens, v.frame), v.ignore_merges, vocab, merges);
+}})", added_tokens_json(v.tokens, v.added), v.compose ? R"({"type": "NFC"})" : "null", cutter,
+                     post_processor_json(v.tokens, v.frame), v.ignore_merges, vocab, merges);
 }
 
 }  // namespace hedgehog

@@ -12,6 +12,7 @@
 #include "train/tokenizer.h"
 #include "train/tokenizer_bpe.h"
 #include "train/tokenizer_sentencepiece.h"
+#include "train/tokenizer_wordpiece.h"
 #include "train/utf8.h"
 
 namespace hedgehog {
@@ -54,6 +55,7 @@ class TokenizerReader {
   }
 
   TokenizerPointer hugging_face() const {
+    if (is_wordpiece_json(json_)) return wordpiece_tokenizer_of(file_, read_wordpiece_json(file_, json_));
     if (is_sentencepiece_json(json_)) return sentencepiece_tokenizer_of(file_, read_sentencepiece_json(file_, json_));
     return bpe_tokenizer_of(file_, read_bpe_json(file_, json_));
   }
@@ -99,7 +101,9 @@ TokenizerPointer tokenizer_of_directory(const std::filesystem::path& directory) 
     if (std::filesystem::exists(directory / vocabulary, error))
       return bpe_tokenizer_of(directory / vocabulary, read_bpe_files(directory / vocabulary, directory / merges));
   }
-  throw FileError(fmt::format("'{}' holds no tokenizer.json, nor encoder.json with vocab.bpe, nor vocab.json with merges.txt",
+  if (std::filesystem::exists(directory / "vocab.txt", error)) return load_tokenizer(directory / "vocab.txt");
+  throw FileError(fmt::format("'{}' holds no tokenizer.json, nor encoder.json with vocab.bpe, nor vocab.json with "
+                              "merges.txt, nor vocab.txt",
                               directory.string()));
 }
 
@@ -107,6 +111,7 @@ TokenizerPointer tokenizer_of_directory(const std::filesystem::path& directory) 
 
 TokenizerPointer load_tokenizer(const std::filesystem::path& file) {
   if (file.extension() == ".bin") return sentencepiece_tokenizer_of(file, read_llama2c_tokenizer(file));
+  if (file.extension() == ".txt") return wordpiece_tokenizer_of(file, read_wordpiece_words(file));
   return TokenizerReader(file).read();
 }
 

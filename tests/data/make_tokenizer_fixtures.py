@@ -66,7 +66,8 @@ def pool(text):
 
 def make_lines(prose):
     draw = Draw(1)
-    pools = [pool(PHRASES), EMOJI.split("|"), pool(CODE), NUMBERS.split("|"), CONTRACTIONS.split("|"), MARKS.split("|"), ODD.split("|")]
+    pools = [pool(PHRASES), EMOJI.split("|"), pool(CODE)]
+    pools += [items.split("|") for items in (NUMBERS, CONTRACTIONS, MARKS, ODD)]
     spaces = SPACES.split("|")
     words = [word for line in prose for word in line.split()]
     lines = []
@@ -95,13 +96,14 @@ def byte_level(rule, vocabulary, specials, normalizer=None):
     tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = rule
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=vocabulary, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=specials,
-                                  show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=vocabulary, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+                                  special_tokens=specials, show_progress=False)
     return tokenizer, trainer
 
 
 def split(pattern):
-    return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"),
+                                    pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
 def alphabet(lines, normalizer, count):
@@ -127,7 +129,8 @@ def llama3(lines):
                           AddedToken("<both>", lstrip=True, rstrip=True, normalized=False), AddedToken("Tool", normalized=True),
                           AddedToken("<tool>", normalized=False)])
     begin = [("<|begin_of_text|>", tokenizer.token_to_id("<|begin_of_text|>"))]
-    template = processors.TemplateProcessing(single="<|begin_of_text|> $A", pair="<|begin_of_text|> $A <|begin_of_text|> $B:1", special_tokens=begin)
+    template = processors.TemplateProcessing(single="<|begin_of_text|> $A", pair="<|begin_of_text|> $A <|begin_of_text|> $B:1",
+                                             special_tokens=begin)
     tokenizer.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), template])
 
     def change(data):
@@ -139,7 +142,8 @@ def llama3(lines):
 
 
 def smollm(lines):
-    rule = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)])
+    rule = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True),
+                                    pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)])
     tokenizer, trainer = byte_level(rule, 1000, ["<|endoftext|>", "<|im_start|>"])
     tokenizer.train_from_iterator(lines, trainer)
 
@@ -205,11 +209,13 @@ def bert(lines):
     tokens += most_frequent([word for word in words if len(word) > 1], 300)
     tokens += most_frequent([word[:2] for word in words], 100)
     tokens += most_frequent(["##" + word[-n:] for word in words for n in (2, 3) if len(word) > n], 250)
-    tokenizer = Tokenizer(models.WordPiece({token: i for i, token in enumerate(dict.fromkeys(tokens))}, unk_token="[UNK]", max_input_chars_per_word=16))
+    vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=16))
     tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder = normalizer, rule, decoders.WordPiece()
     tokenizer.add_special_tokens(tokens[:5])
     around = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
-    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=around)
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+                                                             special_tokens=around)
     return tokenizer
 
 
