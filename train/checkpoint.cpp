@@ -201,6 +201,8 @@ std::map<std::string, std::string> machine_description() {
 
 void save_checkpoint(const fs::path& directory, Gpt& model, const Tokenizer& tokenizer, const RunState& run, bool moments_too) {
   if (model.options().lora) throw Error("[checkpoint] low-rank updates are not saved; give merge_lora(model)");
+  // first, as it moves the parameters
+  const FlatParameters* const flat = moments_too ? &model.parameters().flatten() : nullptr;
   const Tensors& all = model.parameters().masters();
   save_directory(directory, [&](const fs::path& temporary) {
     std::vector<TensorRecord> weights, moments;
@@ -208,13 +210,12 @@ void save_checkpoint(const fs::path& directory, Gpt& model, const Tokenizer& tok
     auto add = [&](std::vector<TensorRecord>& to, const std::string& name, const Tensor& t) { to.push_back(record_of(t, name, on_host(t, copies))); };
     for (std::size_t i = 0; i < all.size(); ++i) {
       add(weights, all[i].name(), all[i]);
-      if (!moments_too) continue;
-      const FlatParameters& flat = model.parameters().flatten();
-      add(moments, "first_moment." + all[i].name(), slice(flat, flat.first_moment, i, all[i]));
-      add(moments, "second_moment." + all[i].name(), slice(flat, flat.second_moment, i, all[i]));
+      if (!flat) continue;
+      add(moments, "first_moment." + all[i].name(), slice(*flat, flat->first_moment, i, all[i]));
+      add(moments, "second_moment." + all[i].name(), slice(*flat, flat->second_moment, i, all[i]));
     }
     write_safetensors(temporary / "model.safetensors", weights, {{"format", "hedgehog"}, {"attention", model.options().attention}});
-    if (moments_too) write_safetensors(temporary / "optimizer.safetensors", moments);
+    if (flat) write_safetensors(temporary / "optimizer.safetensors", moments);
     write_file(temporary / "state.json", state_json(model.options(), run).dump(2) + "\n");
     save_tokenizer(tokenizer, temporary / "tokenizer.json");
   });
