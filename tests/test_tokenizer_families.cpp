@@ -123,6 +123,25 @@ std::string broken_text(uint64_t seed) {
   return text;
 }
 
+/// A fixture with another value somewhere, and what reading it says; empty if it is taken.
+class Damaged {
+ public:
+  explicit Damaged(const std::string& name) {
+    std::ifstream file(kFixtures / (name + ".json"), std::ios::binary);
+    whole_ = Json::parse(file);
+  }
+  std::string operator()(const char* pointer, const Json& value) const {
+    Json json = whole_;
+    json[Json::json_pointer(pointer)] = value;
+    return message_of<FileError>([&] { load_tokenizer(directory_.file("tokenizer.json", json.dump())); });
+  }
+  const Json& whole() const { return whole_; }
+
+ private:
+  Json whole_;
+  TemporaryDirectory directory_;
+};
+
 }  // namespace
 
 TEST_CASE("tokenizer families: Llama 3's ids") {
@@ -179,14 +198,7 @@ TEST_CASE("tokenizer families: BERT's ids") {
 
 TEST_CASE("tokenizer families: what BERT's files may not say is named") {
   if (!fixture("bert")) return;
-  std::ifstream file(kFixtures / "bert.json", std::ios::binary);
-  const Json whole = Json::parse(file);
-  const TemporaryDirectory d;
-  const auto refusal = [&](const char* pointer, const Json& value) {
-    Json json = whole;
-    json[Json::json_pointer(pointer)] = value;
-    return message_of<FileError>([&] { load_tokenizer(d.file("tokenizer.json", json.dump())); });
-  };
+  const Damaged refusal("bert");
   CHECK(refusal("/version", "1.0").empty());
   CHECK(contains(refusal("/normalizer", nullptr), "'normalizer' is null, but what is supported is BertNormalizer"));
   CHECK(contains(refusal("/normalizer/lowercase", 2), "'normalizer.lowercase' is 2"));
@@ -200,14 +212,7 @@ TEST_CASE("tokenizer families: what BERT's files may not say is named") {
 }
 
 TEST_CASE("tokenizer families: what Llama 2's files may not say is named") {
-  std::ifstream file(kFixtures / "llama2.json", std::ios::binary);
-  const Json whole = Json::parse(file);
-  const TemporaryDirectory d;
-  const auto refusal = [&](const char* pointer, const Json& value) {
-    Json json = whole;
-    json[Json::json_pointer(pointer)] = value;
-    return message_of<FileError>([&] { load_tokenizer(d.file("tokenizer.json", json.dump())); });
-  };
+  const Damaged refusal("llama2");
   CHECK(refusal("/version", "1.0").empty());
   CHECK(contains(refusal("/normalizer", nullptr), "'normalizer' is null, but what is supported is a Sequence of Prepend"));
   CHECK(contains(refusal("/normalizer/normalizers/0/prepend", "x"), "'normalizer' is type \"Prepend\""));
@@ -218,7 +223,7 @@ TEST_CASE("tokenizer families: what Llama 2's files may not say is named") {
                  "'decoder' is type \"Sequence\", but what is supported is a Sequence of Replace"));
   CHECK(contains(refusal("/model/unk_token", "no token"), "'model.unk_token' is \"no token\""));
   CHECK(contains(refusal("/model/ignore_merges", true), "'model.ignore_merges' is true"));
-  CHECK(contains(refusal("/model/merges/1", whole["model"]["merges"][0]), "is there twice"));
+  CHECK(contains(refusal("/model/merges/1", refusal.whole()["model"]["merges"][0]), "is there twice"));
 }
 
 TEST_CASE("tokenizer families: bytes of no character become ids that give them back") {
@@ -242,14 +247,7 @@ TEST_CASE("tokenizer families: bytes of no character become ids that give them b
 }
 
 TEST_CASE("tokenizer families: damage in post processors and added tokens is named") {
-  std::ifstream file(kFixtures / "llama3.json", std::ios::binary);
-  const Json whole = Json::parse(file);
-  const TemporaryDirectory d;
-  const auto refusal = [&](const char* pointer, const Json& value) {
-    Json json = whole;
-    json[Json::json_pointer(pointer)] = value;
-    return message_of<FileError>([&] { load_tokenizer(d.file("tokenizer.json", json.dump())); });
-  };
+  const Damaged refusal("llama3");
   const std::string ids = "/post_processor/processors/1/special_tokens/<|begin_of_text|>/ids";
   CHECK(contains(refusal(ids.c_str(), {-1}), "special_tokens.<|begin_of_text|>.ids' is -1, but there are 1107 tokens"));
   CHECK(contains(refusal(ids.c_str(), {1107}), "is 1107, but there are 1107 tokens"));
@@ -259,7 +257,7 @@ TEST_CASE("tokenizer families: damage in post processors and added tokens is nam
   CHECK(contains(refusal("/post_processor/processors/1/single", Json::array()),
                  "'post_processor.single' is [], but what is supported is a list with Sequence A"));
   CHECK(contains(refusal("/post_processor/processors/1/single/0", "x"), "SpecialToken, and once Sequence A"));
-  CHECK(contains(refusal("/post_processor/processors/0", whole["post_processor"]["processors"][1]),
+  CHECK(contains(refusal("/post_processor/processors/0", refusal.whole()["post_processor"]["processors"][1]),
                  "is type \"TemplateProcessing\", but what is supported is one"));
   CHECK(contains(refusal("/post_processor/processors/0/type", "Roberta"),
                  "'post_processor' is type \"Roberta\", but what is supported is null, ByteLevel"));
