@@ -4,6 +4,7 @@
 
 #include "core/error.h"
 #include "tests/cli_cases.h"
+#include "tests/device_cases.h"
 #include "train/experiments.h"
 #include "train/fidelity.h"
 
@@ -23,8 +24,9 @@ TokenDataset dataset_of(std::int64_t numbers) {
   return TokenDataset::from_text(source, *byte_tokenizer());
 }
 
-Gpt small_teacher() {
+Gpt small_teacher(Dtype dtype = Dtype::f32) {
   GptOptions o;
+  o.dtype = dtype;
   o.layers = 2, o.heads = 2, o.width = 16, o.context = 128, o.vocabulary = 256, o.attention = "softmax", o.embedding_init = 1;
   return Gpt(o);
 }
@@ -150,6 +152,22 @@ TEST_CASE("fidelity: distillation brings every map down, and what stands as it i
        {std::pair{"hedgehog", "hedgehog-untrained"}, {"exp", "exp-untrained"}, {"t2r", "relu"}, {"elu", "elu-untrained"}})
     CHECK(of(learns).before == doctest::Approx(of(stands).before).epsilon(1e-5));
   CHECK_THROWS_AS(measure_fidelity(teacher, source, texts, plan, [] { return true; }), Stopped);
+}
+
+TEST_SUITE("device") {
+  TEST_CASE("fidelity: a teacher in bf16 is measured in f32, distilled maps and those that stand as they are alike") {
+    on_cuda([] {
+      const TokenDataset text = dataset_of(300);
+      const Gpt teacher = small_teacher(Dtype::bf16);
+      const FidelityPlan plan = small_plan("hedgehog,elu,hedgehog-untrained,elu-untrained", 30);
+      const FidelityTexts texts = fidelity_texts(text, text, plan);
+      const std::vector<Fidelity> found = measure_fidelity(teacher, TextSourceBatches(text, "text", 1, plan.length), texts, plan, kNever);
+      for (const std::size_t learns : {0, 1}) {
+        CHECK(found[learns].before == doctest::Approx(found[learns + 2].before).epsilon(1e-5));  // features in bf16 are off by 1e-3
+        CHECK(found[learns].held_out[0] < 0.9 * found[learns].before);
+      }
+    });
+  }
 }
 
 TEST_CASE("fidelity: of several learning rates the one of the lower loss at the end is kept") {

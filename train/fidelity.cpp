@@ -29,6 +29,15 @@ std::unique_ptr<Gpt> student_of(const Gpt& teacher, const FidelityMap& map) {
   return std::make_unique<Gpt>(options);
 }
 
+/// The same model, computing in f32: bf16 would round the features' logarithms by more than some maps differ.
+std::unique_ptr<Gpt> in_f32(const Gpt& model) {
+  GptOptions options = model.options();
+  options.dtype = Dtype::f32;
+  auto copy = std::make_unique<Gpt>(options);
+  copy_weights(model, *copy);
+  return copy;
+}
+
 /// Divergence of every map, mean over heads, layers and texts.
 std::vector<double> divergences(const Gpt& teacher, const std::vector<FidelityMap>& maps, const Students& students,
                                 const std::vector<Batch>& texts) {
@@ -148,19 +157,23 @@ FidelityTexts fidelity_texts(const TokenDataset& text, const TokenDataset& other
 std::vector<Fidelity> measure_fidelity(const Gpt& teacher, const BatchSource& source, const FidelityTexts& texts, const FidelityPlan& plan,
                                        const std::function<bool()>& stopped) {
   std::vector<Fidelity> result(plan.maps.size());
+  const std::unique_ptr<Gpt> copy = teacher.options().dtype == Dtype::bf16 ? in_f32(teacher) : nullptr;
+  const Gpt& measured = copy ? *copy : teacher;
   Students students;
-  for (const FidelityMap& map : plan.maps) students.push_back(student_of(teacher, map));
-  const std::vector<double> before = divergences(teacher, plan.maps, students, texts.held_out[0]);
+  for (const FidelityMap& map : plan.maps) students.push_back(student_of(measured, map));
+  const std::vector<double> before = divergences(measured, plan.maps, students, texts.held_out[0]);
   for (std::size_t m = 0; m < plan.maps.size(); ++m) {
     result[m].before = before[m];
-    if (students[m]) students[m] = distilled(teacher, plan.maps[m], source, plan, stopped, result[m]);
+    if (!students[m]) continue;
+    students[m] = distilled(teacher, plan.maps[m], source, plan, stopped, result[m]);
+    if (copy) students[m] = in_f32(*students[m]);
   }
   for (std::size_t l = 0; l < texts.held_out.size(); ++l) {
     if (stopped()) throw Stopped{};
-    const std::vector<double> at = divergences(teacher, plan.maps, students, texts.held_out[l]);
+    const std::vector<double> at = divergences(measured, plan.maps, students, texts.held_out[l]);
     for (std::size_t m = 0; m < at.size(); ++m) result[m].held_out[l] = at[m];
   }
-  const std::vector<double> at = divergences(teacher, plan.maps, students, texts.other);
+  const std::vector<double> at = divergences(measured, plan.maps, students, texts.other);
   for (std::size_t m = 0; m < at.size(); ++m) result[m].other = at[m];
   return result;
 }

@@ -75,7 +75,7 @@ const std::vector<Teacher>& teachers() {
 std::string training_of(const ReproduceRequest& request, const Teacher& teacher) {
   const std::string shape = request.small()
                                 ? "preset=char-cpu batch=3 steps=1000"
-                                : "layers=4 heads=4 width=256 batch=8 steps=2500 dropout=0.1 beta2=0.99 learning_rate=1e-3 dtype=f32";
+                                : "layers=4 heads=4 width=256 batch=8 steps=2500 dropout=0.1 beta2=0.99 learning_rate=1e-3";
   return fmt::format("{} attention=softmax context={} {}", shape, longest_of(request), teacher.training);
 }
 
