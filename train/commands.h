@@ -19,5 +19,7 @@ int gradcheck_command(Config& config);
 int step_command(Config& config);
 int bench_command(Config& config);
 int info_command(Config& config);
+/// eval --metric: predictions against references, without a model.
+int metric_command(const Config& config);
 
 }  // namespace hedgehog

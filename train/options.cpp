@@ -194,6 +194,13 @@ std::vector<Option> run_options() {
       integer("evaluate_every", "250", "steps", "run", "validation every so many steps; 0 only at the end", kTrain),
       integer("evaluate_batches", "0", "batches", "run", "validation batches; 0 for the whole validation set",
               {"train", "eval", "convert"}),
+      integer("stride", "", "tokens", "run",
+              "perplexity by sliding windows, as for WikiText: each window of the model's context begins this many tokens behind the last one and counts "
+              "the tokens that no earlier one counted; the text's first token is not counted, documents are joined; without it windows follow each other",
+              {"eval"}, 1, 1 << 24),
+      flag("words", "false", "run",
+           "perplexity per word too: the loss of all counted tokens over the words of --data, which are what white space separates, markup as <unk> included",
+           {"eval"}),
       flag("linear_branch", "true", "run", "false: attention with a window sees nothing before it, to learn what the linear part is worth", {"eval"}),
       integer("stop_at", "0", "steps", "run", "stop after this step as Ctrl-C does, for --resume to go on; 0 for not", kTrain),
       integer("save_every", "250", "steps", "run", "checkpoint every so many steps; 0 only at the end", kTrain),
@@ -209,6 +216,20 @@ std::vector<Option> run_options() {
               kAlsoPrepare, 1, 4096),
       outside_file(
           text("config", "", "run", "file of options, name = value a line (.toml) or one object (.json)", kAlsoPrepare)),
+  };
+}
+
+std::vector<Option> metric_options() {
+  const std::vector<std::string> eval = {"eval"};
+  return {
+      text("metric", "", "metric",
+           "compare two files instead of measuring a model: accuracy, f1, mcc (Matthews), pearson, spearman, rouge, or several with commas. rouge: "
+           "ROUGE-1, 2, L and Lsum as rouge-score without stemmer, means over the items", eval),
+      text("predictions", "", "metric", "file with a label, number or text a line; of a text, \\n stands for the end of a line, which rougeLsum sees", eval),
+      text("references", "", "metric", "file with what is right, in the same order; for rouge also several with commas: the best counts for each item", eval),
+      text("prediction_column", "", "metric", "of a file with tabs between columns: a number from 1, or a name in its first line", eval),
+      text("reference_column", "", "metric", "the same of --references", eval),
+      text("positive", "1", "metric", "the label whose F1 it is", eval),
   };
 }
 
@@ -259,7 +280,7 @@ std::vector<std::pair<std::string, std::string>> assignments(std::string_view te
 const std::vector<Option>& option_table() {
   static const std::vector<Option> table = [] {
     std::vector<Option> all;
-    for (const auto& part : {data_options(), conversion_options(), model_options(), training_options(), use_options(), experiment_options(), run_options()}) {
+    for (const auto& part : {data_options(), conversion_options(), model_options(), training_options(), use_options(), metric_options(), experiment_options(), run_options()}) {
       all.insert(all.end(), part.begin(), part.end());
     }
     return all;
@@ -271,7 +292,7 @@ const std::vector<Command>& command_table() {
   static const std::vector<Command> table = {
       {"train", "train a model; writes checkpoints, a log and a report", "hedgehog train --data=my.txt --minutes=10"},
       {"sample", "let a trained model write", "hedgehog sample --prompt=\"Once upon a time\" --temperature=0.7"},
-      {"eval", "measure a trained model: loss, perplexity, answers", "hedgehog eval --data=other.txt"},
+      {"eval", "measure a trained model: loss, perplexity, answers; or predictions: accuracy, ROUGE and others", "hedgehog eval --data=other.txt"},
       {"analyze", "look at attention weights: entropy, order, distance from softmax; writes a page",
        "hedgehog analyze --checkpoint=runs/latest --lengths=64,128"},
       {"convert", "turn a softmax model into one of linear attention: distil feature maps, finetune",

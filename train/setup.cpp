@@ -12,6 +12,7 @@
 #include "core/error.h"
 #include "train/evaluation.h"
 #include "train/text_source.h"
+#include "train/sliding_windows.h"
 #include "train/token_shards.h"
 
 namespace hedgehog {
@@ -157,6 +158,7 @@ TokenDataset whole_data(const std::string& where, const TokenizerPointer& tokeni
   const TextSource text = read_text(where);
   data.name = text.name;
   data.notes = text.notes;
+  data.words = count_words(text.text);
   return TokenDataset::whole(text, *tokenizer);
 }
 
