@@ -43,7 +43,7 @@ Option outside_file(Option option, const char* bare = "") {
 
 const std::vector<std::string> kTrain = {"train"};
 const std::vector<std::string> kModelCommands = {"train", "bench", "info"};
-const std::vector<std::string> kAlsoStep = {"train", "bench", "step", "info"};
+const std::vector<std::string> kAlsoStepAndExport = {"train", "bench", "step", "info", "export"};
 const std::vector<std::string> kSample = {"sample"};
 const std::vector<std::string> kAnalyze = {"analyze"};
 const std::vector<std::string> kConvert = {"convert"};
@@ -52,7 +52,7 @@ const std::vector<std::string> kStep = {"step"};
 const std::vector<std::string> kReproduce = {"reproduce"};
 const std::vector<std::string> kEverywhere = {"train", "sample", "eval", "analyze", "convert", "reproduce", "gradcheck", "bench", "info"};
 const std::vector<std::string> kAlsoPrepare = {"train",     "sample",    "eval",  "analyze", "convert", "prepare",
-                                               "import",    "reproduce", "gradcheck", "bench", "info"};
+                                               "import",    "export",    "reproduce", "gradcheck", "bench", "info"};
 
 std::vector<Option> data_options() {
   return {
@@ -187,8 +187,8 @@ std::vector<Option> run_options() {
   return {
       text("out", "", "run", "directory of the run, without it runs/<data>-<attention>-<n>; prepare: of tokenizer.json and shards; analyze: of its page and numbers, "
            "without it 'analysis' beside the checkpoint; reproduce: of parts, table and page, without it reproduce/<name>-<size>; "
-           "import: of the model",
-           {"train", "analyze", "convert", "prepare", "import", "reproduce"}),
+           "import and export: of the model",
+           {"train", "analyze", "convert", "prepare", "import", "export", "reproduce"}),
       outside_file(text("resume", "", "run", "go on from a run's last checkpoint, by default the latest run", kTrain),
                    "latest"),
       integer("evaluate_every", "250", "steps", "run", "validation every so many steps; 0 only at the end", kTrain),
@@ -210,8 +210,8 @@ std::vector<Option> run_options() {
       text("device", "auto", "run", "where to compute; auto: the GPU if there is one", kEverywhere, {"auto", "cpu", "cuda"}),
       text("dtype", "auto", "run",
            "type of weights and activations; auto: bf16 (with f32 masters and sums) on a GPU, f32 on the CPU; tf32: f32 with "
-           "products in TF32; step: f64, or f32 to show its rounding",
-           kAlsoStep, {"auto", "f32", "bf16", "tf32", "f64"}),
+           "products in TF32; step: f64, or f32 to show its rounding; export: of the numbers in the file, f32, bf16 or f16",
+           kAlsoStepAndExport, {"auto", "f32", "bf16", "f16", "tf32", "f64"}),
       integer("threads", "", "threads", "run", "CPU threads; without it all cores that the process may use",
               kAlsoPrepare, 1, 4096),
       outside_file(
@@ -237,7 +237,7 @@ std::vector<Option> use_options() {
   return {
       text("checkpoint", "latest", "checkpoint",
            "a run's or checkpoint's directory; reproduce: a softmax model for spikiness and monotonicity, without it they train one",
-           {"sample", "eval", "analyze", "reproduce", "step", "info"}),
+           {"sample", "eval", "analyze", "export", "reproduce", "step", "info"}),
       text("prompt", "", "sampling", "text to go on from; without it a session on a terminal", kSample),
       integer("tokens", "200", "tokens", "sampling", "tokens to write", kSample, 1, 1 << 24),
       real("temperature", "0.8", "", "sampling", "0 always takes the most likely token", kSample, 0, 1000),
@@ -299,6 +299,8 @@ const std::vector<Command>& command_table() {
        "hedgehog convert --from=runs/shakespeare-softmax-1 --attention=hedgehog"},
       {"prepare", "learn byte-pair tokens from a text; writes tokenizer.json, and the text as tokens", "hedgehog prepare --data=my.txt --vocabulary=8192 --out=tokens"},
       {"import", "read a model of another library: GPT-2, Llama, SmolLM2, Mistral, Qwen2", "hedgehog import --from=SmolLM2-135M --out=smollm"},
+      {"export", "write a model as a folder of Hugging Face, for other libraries to read",
+       "hedgehog export --checkpoint=runs/latest --out=folder --dtype=bf16"},
       {"reproduce", "repeat an experiment of the paper; without a name list them", "hedgehog reproduce recall --size=small", "NAME"},
       {"step", "walk through a program's values and gradients, number by number, with a proof beside each", "hedgehog step scalar",
        "NAME"},

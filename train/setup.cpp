@@ -363,6 +363,7 @@ Device& configure_machine(const Config& config) {
 
 Dtype configure_dtype(const Config& config) {
   const std::string dtype = config.has("dtype") ? config.text("dtype") : "auto";
+  if (dtype == "f16") throw UsageError("--dtype=f16 is for the files of export; computing is in f32, bf16 or f64");
   Device& device = current_device();
   if (device.host() && (dtype == "bf16" || dtype == "tf32"))
     throw UsageError(fmt::format("--dtype={} needs a GPU; leave it out to compute in f32 on the CPU", dtype));
