@@ -75,13 +75,42 @@ TEST_CASE("cli: a model is exported as a folder that is read like the checkpoint
       CHECK(trained == read);
     }
   }
-  check_refused(run_program("export --checkpoint=gpt2 --out=folder", at), 3, {"folder is there and not an empty folder", "another --out"});
+  check_refused(run_program("export --checkpoint=gpt2 --out=folder", at), 3, {"folder is there and not an empty folder", "another one"});
   check_refused(run_program("export --checkpoint=gpt2", at), 2, {"export needs --out"});
   check_refused(run_program("export --checkpoint=gpt2 --out=new --dtype=f64", at), 2, {"--dtype=f64 is not stored", "f16"});
   check_refused(run_program("train --dtype=f16", at), 2, {"--dtype=f16 is for the files of export"});
   REQUIRE(run_program("train --data=text.txt --report=false --out=plain " + std::string(kSmall), at).code == 0);
   check_refused(run_program("export --checkpoint=plain --out=new", at), 2, {"no architecture of other libraries fits", "norm is layer, not rms"});
   CHECK_FALSE(fs::exists(d / "new"));
+}
+
+TEST_CASE("cli: an adapter of PEFT is merged on import; updates of finetuning are written as one") {
+  const TemporaryDirectory d;
+  const std::string at = d.path().string();
+  copy_model(d / "llama", "llama-grouped", 50);
+  fs::copy(kModels / "adapter-llama", d / "adapter");
+  const ProgramResult imported = run_program("import --from=llama --lora=adapter --out=ours", at);
+  CAPTURE(imported.output);
+  REQUIRE(imported.code == 0);
+  CHECK(contains(imported.output, "updated     15 layers, of rank 4"));
+  std::string text;
+  for (int i = 0; i < 4000; ++i) text += char('A' + i * i % 49);
+  d.file("text.txt", text);
+  CHECK(run_program("eval --data=text.txt --checkpoint=ours", at).output != run_program("eval --data=text.txt --checkpoint=llama", at).output);
+
+  const std::string convert = "convert --from=llama --data=text.txt --batch=2 --length=16 --distill_steps=2 --finetune_steps=2 "
+                              "--evaluate_batches=2 --quiet --lora_out=updates --out=student ";
+  const ProgramResult converted = run_program(convert + "--finetune=lora --lora_targets=attention,mlp --lora_rank=2", at);
+  CAPTURE(converted.output);
+  REQUIRE(converted.code == 0);
+  const ProgramResult merged = run_program("import --from=ours --lora=updates --out=both", at);  // a checkpoint will do as well
+  CAPTURE(merged.output);
+  CHECK(merged.code == 0);
+  CHECK(contains(merged.output, "updated     10 layers, of rank 2"));
+  check_refused(run_program(convert + "--finetune=lora", at), 3, {"updates is there and not an empty folder"});
+  check_refused(run_program(convert, at), 2, {"--lora_out belongs to --finetune=lora"});
+  check_refused(run_program("import --from=llama --lora=llama --out=bad", at), 3, {"llama/adapter_config.json"});
+  CHECK_FALSE(fs::exists(d / "bad"));
 }
 
 TEST_CASE("cli: import refuses with a sentence what it cannot read") {

@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "core/error.h"
+#include "train/lora_adapter.h"
 #include "train/progress.h"
 #include "train/report.h"
 #include "train/schedule.h"
@@ -137,6 +138,7 @@ StageEffort Conversion::train_on_text(std::unique_ptr<Gpt>& model, const Stage& 
   copy_weights(*model, updated);
   updated.parameters().train_only([](const std::string& name) { return is_map(name) || is_lora(name); });
   const StageEffort effort = train(updated, stage);
+  if (model == student_ && !options_.lora_out.empty()) export_adapter(options_.lora_out, updated);
   *model = merge_lora(updated);
   return effort;
 }

@@ -22,6 +22,7 @@ struct ConversionOptions {
   double distill_learning_rate = 0;
   std::string finetune = "all";  // all, lora, none
   LoraOptions lora;
+  std::string lora_out;          // where the student's updates are written (train/lora_adapter.h); empty: nowhere
   std::int64_t finetune_steps = 0;
   double finetune_learning_rate = 0;
   bool finetune_teacher = false;

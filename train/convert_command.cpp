@@ -7,6 +7,7 @@
 #include "train/conversion.h"
 #include "train/conversion_report.h"
 #include "train/files.h"
+#include "train/foreign_export.h"
 #include "train/run_directory.h"
 #include "train/trainer.h"
 
@@ -30,7 +31,7 @@ void check_stages(Config& config) {
   }
   belongs({"distill_steps", "distill_learning_rate"}, config.text("distill") != "none", "distillation");
   belongs({"finetune_steps", "finetune_learning_rate", "finetune_teacher"}, config.text("finetune") != "none", "finetuning");
-  belongs({"lora_rank", "lora_alpha", "lora_dropout", "lora_targets"}, config.text("finetune") == "lora", "--finetune=lora");
+  belongs({"lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "lora_out"}, config.text("finetune") == "lora", "--finetune=lora");
   if (config.has("data") && config.text("data") == "-")
     throw UsageError("--data=- cannot be read again when the student is evaluated; give a file");
 }
@@ -93,6 +94,7 @@ ConversionOptions conversion_options(const Config& config, const Gpt& teacher, c
   o.finetune_steps = config.integer("finetune_steps");
   o.finetune_learning_rate = config.real("finetune_learning_rate");
   o.lora = lora_options(config);
+  if (config.has("lora_out")) o.lora_out = config.text("lora_out");
   o.finetune_teacher = config.flag("finetune_teacher");
   o.shape = {config.integer("batch"), config.has("length") ? config.integer("length") : teacher.options().context,
              config.integer("gradient_accumulation"), source.documents()};
@@ -156,6 +158,10 @@ int convert_command(Config& config) {
   // refused before the data is read
   student_options(teacher.model->options(), config.text("attention"));
   if (config.text("finetune") == "lora") check_updates(config, teacher.model->options().width);
+  if (config.has("lora_out")) {
+    foreign_architecture(teacher.model->options());
+    check_export_folder(config.text("lora_out"));
+  }
   Config run = run_options(config, teacher, found);
   const RunData data = load_rows(run, teacher.tokenizer);
   const ConversionOptions options = conversion_options(config, *teacher.model, *data.source);

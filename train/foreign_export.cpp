@@ -12,7 +12,6 @@
 #include "core/error.h"
 #include "train/atomic_directory.h"
 #include "train/files.h"
-#include "train/foreign_parts.h"
 #include "train/safetensors.h"
 #include "train/tokenizer_bpe.h"
 
@@ -174,10 +173,10 @@ struct StoredTensors {
   }
 };
 
-StoredTensors stored_tensors(const Gpt& model, const std::string& type, ElementFormat format) {
+StoredTensors stored_tensors(const Gpt& model, ElementFormat format) {
   const GptOptions& o = model.options();
   StoredTensors tensors{{}, {}, format};
-  for (const auto& [name, pieces] : foreign_parts(model, type == "gpt2" ? "gpt2" : "llama", NoWeights(), false)) {
+  for (const auto& [name, pieces] : exported_parts(model)) {
     const Tensors& all = model.parameters().masters();
     const auto named = [&](const std::string& wanted) {
       return std::find_if(all.begin(), all.end(), [&](const Tensor& t) { return t.name() == wanted; });
@@ -242,6 +241,17 @@ ForeignArchitecture foreign_architecture(const GptOptions& o) {
   return {"llama", "LlamaForCausalLM"};
 }
 
+ForeignParts exported_parts(const Gpt& model) {
+  return foreign_parts(model, foreign_architecture(model.options()).type == "gpt2" ? "gpt2" : "llama", NoWeights(), false);
+}
+
+void check_export_folder(const fs::path& folder) {
+  std::error_code ignored;
+  if (fs::exists(folder, ignored) && !(fs::is_directory(folder, ignored) && fs::is_empty(folder, ignored)))
+    throw FileError(fmt::format("[export] {} is there and not an empty folder; its files would be lost, so give another one",
+                                folder.string()));
+}
+
 std::vector<std::byte> stored_as(ElementFormat format, std::span<const float> numbers, const std::string& what) {
   if (format == ElementFormat::f32) {
     const auto bytes = std::as_bytes(numbers);
@@ -262,10 +272,7 @@ std::vector<std::byte> stored_as(ElementFormat format, std::span<const float> nu
 
 std::vector<std::string> export_hugging_face(const fs::path& folder, const Gpt& model, const Tokenizer& tokenizer, ElementFormat format) {
   const ForeignArchitecture architecture = foreign_architecture(model.options());
-  std::error_code ignored;
-  if (fs::exists(folder, ignored) && !(fs::is_directory(folder, ignored) && fs::is_empty(folder, ignored)))
-    throw FileError(fmt::format("[export] {} is there and not an empty folder; its files would be lost, so give another --out",
-                                folder.string()));
+  check_export_folder(folder);
   const Json config = config_json(model.options(), architecture, tokenizer, format);
   const std::string tokens = tokenizer_text(tokenizer);
   const Json tokens_json = Json::parse(tokens);
@@ -273,7 +280,7 @@ std::vector<std::string> export_hugging_face(const fs::path& folder, const Gpt& 
   if (tokens_json.contains("hedgehog"))
     notes.push_back(fmt::format("the tokenizer is of kind '{}', for which other libraries have no form: its tokenizer.json is hedgehog's own",
                                 tokenizer.kind()));
-  const StoredTensors tensors = stored_tensors(model, architecture.type, format);
+  const StoredTensors tensors = stored_tensors(model, format);
   save_directory(folder, [&](const fs::path& temporary) {
     write_safetensors(temporary / "model.safetensors", tensors.records, {{"format", "pt"}});
     write_file(temporary / "config.json", config.dump(2) + "\n");

@@ -7,6 +7,7 @@
 
 #include "nn/gpt.h"
 #include "train/block_formats.h"
+#include "train/foreign_parts.h"
 #include "train/tokenizer.h"
 
 namespace hedgehog {
@@ -30,6 +31,12 @@ struct ForeignArchitecture {
 ///
 /// Throws: UsageError naming, for either base, what of the model does not fit.
 ForeignArchitecture foreign_architecture(const GptOptions& options);
+
+/// The parts of a model under the usual names of its architecture. Throws as foreign_architecture.
+ForeignParts exported_parts(const Gpt& model);
+
+/// Throws FileError unless the folder is not there, or empty.
+void check_export_folder(const std::filesystem::path& folder);
 
 /// The attention of a model that other libraries do not have, as config.json's "hedgehog" has it.
 nlohmann::json own_config(const GptOptions& options);

@@ -29,9 +29,9 @@ class SafetensorsFolder : public ForeignWeights {
     if (!fs::exists(single, ignored))
       throw FileError(fmt::format("[import] {} has neither model.safetensors nor model.safetensors.index.json; other formats of weights, such as "
                                   "pytorch_model.bin, are not read: save the model as safetensors", folder.string()));
-    SafetensorsFile* const file = open(single);
-    for (const std::string& name : file->names()) owner_[name] = file;
+    open_single(single);
   }
+  SafetensorsFolder(const fs::path& folder, const fs::path& file) : folder_(folder) { open_single(file); }
 
   std::vector<std::string> names() const override {
     std::vector<std::string> all;
@@ -58,6 +58,11 @@ class SafetensorsFolder : public ForeignWeights {
   std::string place() const override { return folder_.string(); }
 
  private:
+  void open_single(const fs::path& path) {
+    SafetensorsFile* const file = open(path);
+    for (const std::string& name : file->names()) owner_[name] = file;
+  }
+
   SafetensorsFile* open(const fs::path& file) {
     auto& opened = files_[file.filename().string()];
     if (!opened) opened = std::make_unique<SafetensorsFile>(file);
@@ -111,5 +116,7 @@ void ForeignTensor::read(std::int64_t first, std::int64_t count, float* to) cons
 }
 
 std::unique_ptr<ForeignWeights> safetensors_folder(const fs::path& folder) { return std::make_unique<SafetensorsFolder>(folder); }
+
+std::unique_ptr<ForeignWeights> safetensors_file(const fs::path& file) { return std::make_unique<SafetensorsFolder>(file, file); }
 
 }  // namespace hedgehog

@@ -45,4 +45,7 @@ class ForeignWeights {
 /// Throws FileError if there are none, or the index names files or tensors that are not there.
 std::unique_ptr<ForeignWeights> safetensors_folder(const std::filesystem::path& folder);
 
+/// One such file. Throws FileError if it is not there or damaged.
+std::unique_ptr<ForeignWeights> safetensors_file(const std::filesystem::path& file);
+
 }  // namespace hedgehog

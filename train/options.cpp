@@ -179,6 +179,9 @@ std::vector<Option> conversion_options() {
       real("lora_dropout", "0", "", "conversion", "share of the updates' inputs dropped in training", kConvert, 0, 0.99),
       text("lora_targets", "attention,attention_output", "conversion",
            "layers that get updates, with commas: attention, attention_output, mlp, mlp_output", kConvert),
+      text("lora_out", "", "conversion", "write the updates of --finetune=lora also as an adapter folder of PEFT, for the softmax model; not the maps",
+           kConvert),
+      text("lora", "", "conversion", "an adapter folder of PEFT, whose updates are added to the model; --from may be a run's model then too", {"import"}),
       flag("finetune_teacher", "false", "conversion", "finetune a copy of the teacher as long, for a fair comparison", kConvert),
   };
 }

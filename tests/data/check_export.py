@@ -1,11 +1,12 @@
 """Has PyPI's `transformers` open what hedgehog exports, and compares logits and token ids. Not run with the tests.
 
-    python3 -m venv venv && venv/bin/pip install torch transformers
+    python3 -m venv venv && venv/bin/pip install torch transformers peft
     venv/bin/python tests/data/check_export.py build/bin/hedgehog tests/data/models
 
 Exports every fixture of the folder (with a tokenizer of 50 characters), loads the export with AutoModelForCausalLM and AutoTokenizer, and
 fails unless logits are those that expected.json has to 1e-5 of the largest. So do two small models that hedgehog trains itself, compared in
-loss with hedgehog's eval. A model of linear attention must be refused by AutoConfig.
+loss with hedgehog's eval. A model of linear attention must be refused by AutoConfig. Where there is `peft`, it opens the updates that
+convert --finetune=lora writes.
 """
 import json
 import math
@@ -79,6 +80,34 @@ def check_trained(program, work, options):
     assert math.isclose(found, loss, rel_tol=1e-5), (options, found, loss)
 
 
+def check_adapter(program, work, options):
+    try:
+        from peft import PeftModel
+    except ImportError:
+        return print("no peft: adapters are not checked")
+    at = lambda name: os.path.join(work, name)
+    with open(at("text.txt"), "w") as f:
+        f.write("".join(f"the hedgehog number {i * i} walks home. " for i in range(300)))
+    run(program, "train", "--data=" + at("text.txt"), "--steps=20", "--warmup=2", "--report=false", "--quiet", "--evaluate_every=0",
+        "--out=" + at("teacher"), *options)
+    run(program, "convert", "--from=" + at("teacher"), "--data=" + at("text.txt"), "--batch=2", "--distill_steps=5", "--finetune=lora",
+        "--finetune_steps=20", "--finetune_learning_rate=0.01", "--lora_rank=3", "--lora_alpha=5", "--quiet", "--out=" + at("student"),
+        "--lora_targets=attention,attention_output,mlp,mlp_output", "--lora_out=" + at("adapter"))
+    run(program, "export", "--checkpoint=" + at("teacher"), "--out=" + at("folder"))
+    run(program, "import", "--from=" + at("teacher"), "--lora=" + at("adapter"), "--out=" + at("merged"))
+    run(program, "export", "--checkpoint=" + at("merged"), "--out=" + at("merged-folder"))
+    ids = torch.tensor([list(b"the hedgehog number 7 walks home.")])
+    with torch.no_grad():
+        ours = opened(at("merged-folder"))[0](ids).logits
+        base = opened(at("folder"))[0]
+        before = base(ids).logits
+        theirs = PeftModel.from_pretrained(base, at("adapter")).eval()(ids).logits
+    scale = theirs.abs().max()
+    error, moved = ((ours - theirs).abs().max() / scale).item(), ((before - theirs).abs().max() / scale).item()
+    print(f"{type(base).__name__:20} adapter of peft: error {error:.1e}, logits moved by {moved:.1e}")
+    assert error <= 1e-5 < 1e-2 < moved
+
+
 def main(program, fixtures):
     for name in sorted(os.listdir(fixtures)):
         fixture = os.path.join(fixtures, name)
@@ -95,6 +124,9 @@ def main(program, fixtures):
                     ["--attention=softmax", *llama, "--tokenizer=bpe", "--vocabulary=300"], ["--attention=hedgehog", *llama]):
         with tempfile.TemporaryDirectory() as work:
             check_trained(program, work, small + options)
+    for options in (["--positions=learned", "--bias"], llama):
+        with tempfile.TemporaryDirectory() as work:
+            check_adapter(program, work, small + ["--attention=softmax", *options])
 
 
 if __name__ == "__main__":
