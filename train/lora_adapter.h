@@ -25,8 +25,8 @@ struct MergedAdapter {
 /// Throws: FileError naming file and field or tensor; UsageError as foreign_architecture.
 MergedAdapter merge_adapter(Gpt& model, const std::filesystem::path& folder);
 
-/// Writes the updates of a model that has some (GptOptions::lora) as such a folder, in F32. Layers that are one here and several there, such
-/// as queries, keys and values of a Llama, share A and part B.
+/// Writes the updates of a model that has some (GptOptions::lora) as such a folder, in F32. Layers that are one here and several there,
+/// such as queries, keys and values of a Llama, share A and part B.
 ///
 /// folder  made; must not be there, or be empty
 ///
