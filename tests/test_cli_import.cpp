@@ -56,7 +56,7 @@ TEST_CASE("cli: a model is exported as a folder that is read like the checkpoint
   const std::string at = d.path().string();
   d.file("text.txt", some_text());
   const std::string llama = " --norm=rms --gated_mlp --activation=silu --key_heads=1 --bias=false ";
-  for (const std::string options : {"--attention=hedgehog" + llama, "--attention=softmax --positions=learned --tokenizer=char --out=gpt2 " + std::string()}) {
+  for (const std::string& options : {"--attention=hedgehog" + llama, std::string("--attention=softmax --positions=learned --tokenizer=char --out=gpt2 ")}) {
     CAPTURE(options);
     fs::remove_all(d / "runs"), fs::remove_all(d / "folder");
     const bool student = options.find("hedgehog") != std::string::npos;
@@ -107,6 +107,15 @@ TEST_CASE("cli: an adapter of PEFT is merged on import; updates of finetuning ar
   CAPTURE(merged.output);
   CHECK(merged.code == 0);
   CHECK(contains(merged.output, "updated     10 layers, of rank 2"));
+  // an interrupted finetuning writes none; it is repeated
+  fs::rename(d / "updates", d / "uninterrupted");
+  fs::remove_all(d / "student");
+  CHECK(run_program(convert + "--finetune=lora --lora_targets=attention,mlp --lora_rank=2 --stop_at=3", at).code == 130);
+  CHECK_FALSE(fs::exists(d / "updates"));
+  const ProgramResult resumed = run_program("convert --resume=student --quiet", at);
+  CAPTURE(resumed.output);
+  CHECK(resumed.code == 0);
+  CHECK(bytes_of(d / "updates/adapter_model.safetensors") == bytes_of(d / "uninterrupted/adapter_model.safetensors"));
   check_refused(run_program(convert + "--finetune=lora", at), 3, {"updates is there and not an empty folder"});
   check_refused(run_program(convert, at), 2, {"--lora_out belongs to --finetune=lora"});
   check_refused(run_program("import --from=llama --lora=llama --out=bad", at), 3, {"llama/adapter_config.json"});

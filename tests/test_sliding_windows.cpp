@@ -77,7 +77,7 @@ TEST_CASE("sliding windows: every token but the first is a target once, in order
         CHECK(seen == std::vector<std::int32_t>(tokens.begin() + 1, tokens.end()));
       }
   for (const std::int64_t stride : {0, 13})
-    CHECK(contains(message_of<UsageError>([&] { SlidingWindows({1, 2, 3}, "text", 12, stride); }), "from 1 to the model's context of 12"));
+    CHECK(contains(message_of<UsageError>([&] { SlidingWindows({1, 2, 3}, "text", 12, stride); }), "from 1 to the 12 tokens of a window"));
 }
 
 TEST_CASE("sliding windows: the loss is that of one forward pass a token") {

@@ -33,9 +33,16 @@ class WholeText : public BatchSource {
   std::int64_t context_;
 };
 
-/// What --data names, or the data as the run read it.
-RunData evaluation_data(const Config& config, const Checkpoint& checkpoint, const std::filesystem::path& found) {
-  const std::int64_t context = checkpoint.model->options().context;
+/// Tokens a row: --length, or the model's context.
+std::int64_t row_length(const Config& config, const GptOptions& model) {
+  const std::int64_t length = config.has("length") ? config.integer("length") : model.context;
+  if (length > model.longest())
+    throw UsageError(fmt::format("--length={} is more than the {} tokens that the model's positions reach", length, model.longest()));
+  return length;
+}
+
+/// What --data names, or the data as the run read it, in rows of `context` tokens.
+RunData evaluation_data(const Config& config, const Checkpoint& checkpoint, const std::filesystem::path& found, std::int64_t context) {
   const bool slides = config.has("stride");
   const auto windows = [&](std::span<const std::int32_t> tokens, const std::string& name) {
     return std::make_unique<SlidingWindows>(std::vector(tokens.begin(), tokens.end()), name, context, config.integer("stride"));
@@ -50,7 +57,10 @@ RunData evaluation_data(const Config& config, const Checkpoint& checkpoint, cons
   Config run("train");
   set_options(run, checkpoint.run, found);
   if (config.has("data")) run.set("data", config.text("data"), OptionSource::kFlag);
+  if (config.has("length")) run.set("context", std::to_string(context), OptionSource::kFlag);
   RunData data = load_data(run, checkpoint.tokenizer);
+  if (config.has("length") && data.stories)
+    throw UsageError("--length cuts a text into rows, but the built-in stories are rows of their own; give --data=FILE");
   if (!slides) return data;
   const auto* const text = dynamic_cast<const TextSourceBatches*>(data.source.get());
   if (!text) throw UsageError("--stride slides over a text, but the built-in stories are rows of their own; give --data=FILE");
@@ -75,11 +85,14 @@ int eval_command(Config& config) {
   if (config.has("metric")) return metric_command(config);
   const std::filesystem::path found = find_checkpoint(config.text("checkpoint"));
   const Checkpoint checkpoint = load_checkpoint(found, false);
-  const RunData data = evaluation_data(config, checkpoint, found);
+  const std::int64_t length = row_length(config, checkpoint.model->options());
+  const RunData data = evaluation_data(config, checkpoint, found, length);
   for (const std::string& note : data.notes) fmt::print(stderr, "note: {}\n", note);
   const Gpt& model = *checkpoint.model;
   const std::int64_t rows = config.integer("batch");
-  check_evaluation_memory(model.options(), rows, data.source->documents());
+  GptOptions rows_of_length = model.options();
+  rows_of_length.context = length;
+  check_evaluation_memory(rows_of_length, rows, data.source->documents());
   const bool linear = config.flag("linear_branch"), words = config.flag("words");
   if (words) check_words(config, data);
   if (!linear && (model.options().window == 0 || model.options().attention == "softmax"))
@@ -87,7 +100,7 @@ int eval_command(Config& config) {
                                  "give a checkpoint that was trained with --window and a feature map", model.options().attention));
   AttentionContext attention;
   attention.linear = linear;
-  Evaluator evaluator(model, rows, model.options().context, data.source->documents(), {}, attention);
+  Evaluator evaluator(model, rows, length, data.source->documents(), {}, attention);
   const SummedLoss sum = evaluator.sum_loss(*data.source, config.integer("evaluate_batches"));
   const double loss = sum.mean(), per_word = words ? std::exp(sum.nats / double(data.words)) : 0, floor = data.source->floor();
   std::vector<RecallRow> recall;

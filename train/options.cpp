@@ -164,7 +164,8 @@ std::vector<Option> conversion_options() {
   return {
       text("from", "latest", "conversion", "the softmax model to convert: a run's or checkpoint's directory; import too: a folder of Hugging Face or a llama2.c file",
            {"convert", "import"}),
-      integer("length", "", "tokens", "conversion", "tokens a row; without it the model's context", kConvert, 1, 1 << 24),
+      integer("length", "", "tokens", "conversion", "tokens a row, in eval a window of the text; without it the model's context", {"convert", "eval"}, 1,
+              1 << 24),
       text("distill", "weights", "conversion",
            "what the feature maps learn to imitate: the teacher's weights of attention, its output, or nothing", kConvert,
            {"weights", "output", "none"}),

@@ -12,7 +12,7 @@ namespace hedgehog {
 SlidingWindows::SlidingWindows(std::vector<std::int32_t> tokens, std::string name, std::int64_t context, std::int64_t stride)
     : tokens_(std::move(tokens)), name_(std::move(name)), context_(context), stride_(stride) {
   if (stride < 1 || stride > context)
-    throw UsageError(fmt::format("--stride={} must be from 1 to the model's context of {} tokens; a larger one would leave tokens out",
+    throw UsageError(fmt::format("--stride={} must be from 1 to the {} tokens of a window; a larger one would leave tokens out",
                                  stride, context));
 }
 
