@@ -19,7 +19,7 @@ TEST_CASE("cli: bench predicts memory too") {
 TEST_CASE("cli: help, commands and unknown names") {
   const ProgramResult help = run_program("--help");
   CHECK(help.code == 0);
-  for (const char* command : {"train", "sample", "eval", "analyze", "convert", "prepare", "reproduce", "step", "gradcheck", "bench", "info"}) {
+  for (const char* command : {"train", "sample", "eval", "analyze", "convert", "prepare", "import", "export", "reproduce", "step", "gradcheck", "bench", "info"}) {
     CHECK(contains(help.output, command));
     const ProgramResult own = run_program(std::string(command) + " --help");
     CHECK(own.code == 0);

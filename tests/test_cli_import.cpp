@@ -51,6 +51,39 @@ TEST_CASE("cli: a model of another library is imported, writes, is measured and 
   CHECK(run_program("sample --checkpoint=student --tokens=5 --prompt=HEDGEHOG", at).code == 0);
 }
 
+TEST_CASE("cli: a model is exported as a folder that is read like the checkpoint, students too") {
+  const TemporaryDirectory d;
+  const std::string at = d.path().string();
+  d.file("text.txt", some_text());
+  const std::string llama = " --norm=rms --gated_mlp --activation=silu --key_heads=1 --bias=false ";
+  for (const std::string options : {"--attention=hedgehog" + llama, "--attention=softmax --positions=learned --tokenizer=char --out=gpt2 " + std::string()}) {
+    CAPTURE(options);
+    fs::remove_all(d / "runs"), fs::remove_all(d / "folder");
+    const bool student = options.find("hedgehog") != std::string::npos;
+    const std::string run = student ? "latest" : "gpt2";
+    REQUIRE(run_program("train --data=text.txt --report=false " + std::string(kSmall) + options, at).code == 0);
+    const ProgramResult exported = run_program("export --out=folder --checkpoint=" + run, at);
+    CAPTURE(exported.output);
+    REQUIRE(exported.code == 0);
+    CHECK(contains(exported.output, student ? "model    hedgehog on llama: attention hedgehog, which hedgehog alone reads again" : "model    GPT2LMHeadModel"));
+    for (const char* file : {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}) CHECK(fs::exists(d / "folder" / file));
+    for (const char* command : {"sample --tokens=12 --prompt=number --temperature=0 --checkpoint=", "eval --json --stride=5 --data=text.txt --checkpoint="}) {
+      const ProgramResult before = run_program(command + run, at), after = run_program(std::string(command) + "folder", at);
+      CHECK(after.code == 0);
+      auto trained = before.output, read = after.output;
+      if (contains(trained, "\"step\": 6")) trained.replace(trained.find("\"step\": 6"), 9, "\"step\": 0");  // what is read has not learned
+      CHECK(trained == read);
+    }
+  }
+  check_refused(run_program("export --checkpoint=gpt2 --out=folder", at), 3, {"folder is there and not an empty folder", "another --out"});
+  check_refused(run_program("export --checkpoint=gpt2", at), 2, {"export needs --out"});
+  check_refused(run_program("export --checkpoint=gpt2 --out=new --dtype=f64", at), 2, {"--dtype=f64 is not stored", "f16"});
+  check_refused(run_program("train --dtype=f16", at), 2, {"--dtype=f16 is for the files of export"});
+  REQUIRE(run_program("train --data=text.txt --report=false --out=plain " + std::string(kSmall), at).code == 0);
+  check_refused(run_program("export --checkpoint=plain --out=new", at), 2, {"no architecture of other libraries fits", "norm is layer, not rms"});
+  CHECK_FALSE(fs::exists(d / "new"));
+}
+
 TEST_CASE("cli: import refuses with a sentence what it cannot read") {
   const TemporaryDirectory d;
   const std::string at = d.path().string();

@@ -14,10 +14,13 @@ int analyze_command(Config& config);
 int convert_command(Config& config);
 int prepare_command(Config& config);
 int import_command(Config& config);
+int export_command(Config& config);
 int reproduce_command(Config& config);
 int gradcheck_command(Config& config);
 int step_command(Config& config);
 int bench_command(Config& config);
 int info_command(Config& config);
+/// eval --metric: predictions against references, without a model.
+int metric_command(const Config& config);
 
 }  // namespace hedgehog

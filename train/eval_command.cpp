@@ -8,6 +8,7 @@
 #include "train/commands.h"
 #include "train/evaluation.h"
 #include "train/setup.h"
+#include "train/sliding_windows.h"
 
 namespace hedgehog {
 
@@ -34,22 +35,44 @@ class WholeText : public BatchSource {
 
 /// What --data names, or the data as the run read it.
 RunData evaluation_data(const Config& config, const Checkpoint& checkpoint, const std::filesystem::path& found) {
+  const std::int64_t context = checkpoint.model->options().context;
+  const bool slides = config.has("stride");
+  const auto windows = [&](std::span<const std::int32_t> tokens, const std::string& name) {
+    return std::make_unique<SlidingWindows>(std::vector(tokens.begin(), tokens.end()), name, context, config.integer("stride"));
+  };
   if (config.has("data") && config.text("data") != "stories") {
     RunData data;
     TokenDataset whole = whole_data(config.text("data"), checkpoint.tokenizer, data);
-    data.source = std::make_unique<WholeText>(std::move(whole), data.name, checkpoint.model->options().context);
+    if (slides) data.source = windows(whole.validation(), data.name);
+    else data.source = std::make_unique<WholeText>(std::move(whole), data.name, context);
     return data;
   }
   Config run("train");
   set_options(run, checkpoint.run, found);
   if (config.has("data")) run.set("data", config.text("data"), OptionSource::kFlag);
-  return load_data(run, checkpoint.tokenizer);
+  RunData data = load_data(run, checkpoint.tokenizer);
+  if (!slides) return data;
+  const auto* const text = dynamic_cast<const TextSourceBatches*>(data.source.get());
+  if (!text) throw UsageError("--stride slides over a text, but the built-in stories are rows of their own; give --data=FILE");
+  data.source = windows(text->dataset().validation(), data.name);
+  return data;
+}
+
+/// Refuses --words where they are not known, or not all tokens are counted.
+void check_words(const Config& config, const RunData& data) {
+  if (config.integer("evaluate_batches") > 0)
+    throw UsageError("--words divides by the words of the whole text, but --evaluate_batches counts a part of its tokens; leave one of them out");
+  if (data.words == 0) throw UsageError("--words needs the text itself, not tokens or a run's own data; give it by --data=FILE");
 }
 
 }  // namespace
 
 int eval_command(Config& config) {
+  for (const char* option : {"predictions", "references", "prediction_column", "reference_column", "positive"})
+    if (config.was_set(option) && !config.has("metric"))
+      throw UsageError(fmt::format("--{} belongs to --metric; say which, as --metric=accuracy,f1", option));
   const OnDevice guard(configure_machine(config));
+  if (config.has("metric")) return metric_command(config);
   const std::filesystem::path found = find_checkpoint(config.text("checkpoint"));
   const Checkpoint checkpoint = load_checkpoint(found, false);
   const RunData data = evaluation_data(config, checkpoint, found);
@@ -57,18 +80,23 @@ int eval_command(Config& config) {
   const Gpt& model = *checkpoint.model;
   const std::int64_t rows = config.integer("batch");
   check_evaluation_memory(model.options(), rows, data.source->documents());
-  const bool linear = config.flag("linear_branch");
+  const bool linear = config.flag("linear_branch"), words = config.flag("words");
+  if (words) check_words(config, data);
   if (!linear && (model.options().window == 0 || model.options().attention == "softmax"))
     throw UsageError(fmt::format("--linear_branch=false leaves out the linear attention before a window, but this model has {} attention without one; "
                                  "give a checkpoint that was trained with --window and a feature map", model.options().attention));
   AttentionContext attention;
   attention.linear = linear;
   Evaluator evaluator(model, rows, model.options().context, data.source->documents(), {}, attention);
-  const double loss = evaluator.mean_loss(*data.source, config.integer("evaluate_batches")), floor = data.source->floor();
+  const SummedLoss sum = evaluator.sum_loss(*data.source, config.integer("evaluate_batches"));
+  const double loss = sum.mean(), per_word = words ? std::exp(sum.nats / double(data.words)) : 0, floor = data.source->floor();
   std::vector<RecallRow> recall;
   if (data.stories && linear) recall = measure_recall(model, *data.stories, rows);
   if (config.flag("json")) {
     nlohmann::json out{{"loss", loss}, {"perplexity", std::exp(loss)}, {"step", checkpoint.run.step}, {"data", data.name}};
+    out["tokens"] = sum.tokens;
+    if (config.has("stride")) out["stride"] = config.integer("stride");
+    if (words) out["words"] = data.words, out["word_perplexity"] = per_word;
     if (!linear) out["linear_branch"] = false;
     if (!std::isnan(floor)) out["entropy"] = floor;
     for (const RecallRow& r : recall) out["recall"][r.name] = {{"questions", r.questions}, {"right", r.right}};
@@ -79,6 +107,7 @@ int eval_command(Config& config) {
   fmt::print("checkpoint  step {}, {} attention, {} parameters\n", checkpoint.run.step, model.options().attention, count_text(double(model.parameters().count())));
   if (!linear) fmt::print("attention   within the window of {} tokens alone\n", model.options().window);
   fmt::print("loss        {:.4f} nats a token, perplexity {:.3f}, {:.4f} bits a token\n", loss, std::exp(loss), loss / std::log(2.0));
+  if (words) fmt::print("words       {} for {} tokens: perplexity {:.3f} a word\n", data.words, sum.tokens, per_word);
   if (!std::isnan(floor)) fmt::print("entropy     {:.4f} nats a token: {:+.2f} %\n", floor, 100 * (loss / floor - 1));
   for (const RecallRow& r : recall) fmt::print("{:<32} {:>6} of {:>6} right, {:.1f} %\n", r.name, r.right, r.questions, 100 * r.share());
   return kGood;

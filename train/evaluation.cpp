@@ -50,17 +50,16 @@ double Evaluator::total_loss(const Batch& batch) {
   return sum;
 }
 
-double Evaluator::mean_loss(const BatchSource& source, std::int64_t count) {
+SummedLoss Evaluator::sum_loss(const BatchSource& source, std::int64_t count) {
   const std::int64_t all = source.validation_batches(rows_);
-  double sum = 0;
-  std::int64_t valid = 0;
+  SummedLoss sum;
   for (std::int64_t i = 0; i < (count > 0 ? std::min(count, all) : all); ++i) {
     const Batch batch = source.validation(i, rows_);
-    sum += total_loss(batch);
-    valid += batch.valid;
-    if (!std::isfinite(sum)) break;  // the batch stays in the inputs for explain_failure
+    sum.nats += total_loss(batch);
+    sum.tokens += batch.valid;
+    if (!std::isfinite(sum.nats)) break;  // the batch stays in the inputs for explain_failure
   }
-  return sum / double(std::max<std::int64_t>(valid, 1));
+  return sum;
 }
 
 NonFinite Evaluator::explain_failure() const {

@@ -10,6 +10,13 @@
 
 namespace hedgehog {
 
+/// Losses added up, nats, and the tokens that they are of.
+struct SummedLoss {
+  double nats = 0;
+  std::int64_t tokens = 0;
+  double mean() const { return nats / double(tokens > 0 ? tokens : 1); }
+};
+
 /// Loss of a model on batches of one shape, without gradients. Shares the parameters with training and, if given, the
 /// arena.
 class Evaluator {
@@ -20,8 +27,10 @@ class Evaluator {
   static Bytes predict(const GptOptions& model, std::int64_t rows, std::int64_t context, bool documents);
   /// Sum of the losses of all valid targets, nats.
   double total_loss(const Batch& batch);
-  /// Mean loss over validation batches first … first + count - 1 (0: all), nats a token.
-  double mean_loss(const BatchSource& source, std::int64_t count = 0);
+  /// Over the first `count` validation batches (0: all), as far as the losses are finite.
+  SummedLoss sum_loss(const BatchSource& source, std::int64_t count = 0);
+  /// Its mean, nats a token.
+  double mean_loss(const BatchSource& source, std::int64_t count = 0) { return sum_loss(source, count).mean(); }
   /// After a non-finite loss: which op made the first non-finite number, where, and from what inputs.
   NonFinite explain_failure() const;
 

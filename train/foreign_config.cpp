@@ -4,6 +4,7 @@
 
 #include "core/error.h"
 #include "train/files.h"
+#include "train/foreign_export.h"
 #include "train/foreign_model.h"
 #include "train/json_fields.h"
 #include "train/strict_json.h"
@@ -96,12 +97,52 @@ GptOptions llama_options(const JsonFields& f, const std::string& type) {
   return o;
 }
 
+/// What `own_config` wrote: attention that other libraries do not have.
+void read_own(const nlohmann::json& root, const JsonFields& f, GptOptions& o) {
+  const nlohmann::json known = own_config(o);
+  for (const auto& [name, value] : root.at("hedgehog").items())
+    if (!known.contains(name))
+      throw FileError(fmt::format("[import] {}: field 'hedgehog.{}' is not known and may change the results; it is of another version",
+                                  f.file().string(), name));
+  o.attention = f.get<std::string>("attention", "text");
+  o.window = f.integer("window", 0, kMost);
+  o.qk_norm = f.get<bool>("qk_norm", "true or false");
+  o.decay_gate = f.get<bool>("decay_gate", "true or false");
+  o.map_weights = f.get<bool>("map_weights", "true or false");
+  o.short_convolution = f.integer("short_convolution", 0, 64);
+  o.features.taylor_dim = f.integer("taylor_dim", 1, 30);
+  o.features.performer_features = f.integer("performer_features", 0, 512);
+  o.features.performer_hyperbolic = f.get<bool>("performer_hyperbolic", "true or false");
+  o.features.performer_redraw = f.integer("performer_redraw", 0, INT32_MAX);
+  o.features.performer_draw = f.integer("performer_draw", 0, INT32_MAX);
+  o.features.cosformer_length = f.integer("cosformer_length", 0, std::int64_t(1) << 40);
+  o.seed = std::uint64_t(f.integer("seed", 0, INT64_MAX));
+}
+
 }  // namespace
+
+nlohmann::json own_config(const GptOptions& o) {
+  return {{"attention", o.attention},
+          {"window", o.window},
+          {"qk_norm", o.qk_norm},
+          {"decay_gate", o.decay_gate},
+          {"map_weights", o.map_weights},
+          {"short_convolution", o.short_convolution},
+          {"taylor_dim", o.features.taylor_dim},
+          {"performer_features", o.features.performer_features},
+          {"performer_hyperbolic", o.features.performer_hyperbolic},
+          {"performer_redraw", o.features.performer_redraw},
+          {"performer_draw", o.features.performer_draw},
+          {"cosformer_length", o.features.cosformer_length},
+          {"seed", o.seed}};
+}
 
 GptOptions read_hugging_face_config(const std::filesystem::path& file, std::string& family) {
   const nlohmann::json root = parse_strict_json(file, read_file(file, std::size_t(16) << 20), "config of a model", 16);
   const JsonFields f(root, file, "import", "the config is damaged or not of this library");
-  const auto type = f.get<std::string>("model_type", "text");
+  auto type = f.get<std::string>("model_type", "text");
+  const bool own = type == "hedgehog";
+  if (own) type = f.get<std::string>("base_model_type", "text");
   GptOptions o;
   if (type == "gpt2") {
     o = gpt2_options(f), family = "gpt2";
@@ -111,6 +152,7 @@ GptOptions read_hugging_face_config(const std::filesystem::path& file, std::stri
     throw FileError(fmt::format("[import] {}: models of type '{}' are not supported; gpt2, llama (SmolLM2 too), mistral and qwen2 are",
                                 file.string(), type));
   }
+  if (own) read_own(root, f.object("hedgehog"), o);
   try {
     parameter_count(o);  // checks that the sizes fit together
   } catch (const ShapeError& error) {

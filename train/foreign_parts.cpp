@@ -2,34 +2,23 @@
 
 #include <algorithm>
 #include <cstring>
-#include <map>
 #include <set>
 
 #include "core/device.h"
 #include "core/error.h"
 #include "core/parallel.h"
 #include "train/foreign_model.h"
+#include "train/foreign_parts.h"
 
 namespace hedgehog {
 namespace {
 
-/// A foreign tensor that becomes columns of a parameter of ours, of all its rows.
-///
-/// transposed    the file has (out, in), a parameter (in, out)
-/// paired_heads  above 0: the outputs of so many heads turn as neighbours (2 i, 2 i + 1) and become a head's halves (i, i + D / 2)
-/// table         rows are tokens; a file may have more of them than there are tokens, which pad it
-struct Piece {
-  std::string name;
-  bool transposed = false;
-  std::int64_t paired_heads = 0;
-  bool table = false;
-};
-
-using Parts = std::map<std::string, std::vector<Piece>>;
+using Piece = ForeignPiece;
+using Parts = ForeignParts;
 
 Parts gpt2_parts(const GptOptions& o, const ForeignWeights& weights) {
   // a file of the bare model has no such prefix
-  const std::string prefix = weights.find("transformer.wte.weight") ? "transformer." : "";
+  const std::string prefix = weights.find("wte.weight") ? "" : "transformer.";
   Parts parts{{"wte.weight", {{prefix + "wte.weight", false, 0, true}}}, {"wpe.weight", {{prefix + "wpe.weight"}}}};
   const auto add = [&](const std::string& name) {
     for (const char* kind : {".weight", ".bias"}) parts[name + kind] = {{prefix + name + kind}};
@@ -47,18 +36,35 @@ Parts llama_parts(const GptOptions& o, const ForeignWeights& weights, bool paire
   for (std::int64_t i = 0; i < o.layers; ++i) {
     const std::string ours = fmt::format("h.{}.", i), theirs = fmt::format("{}layers.{}.", prefix, i), attention = theirs + "self_attn.";
     const std::int64_t q = paired ? o.heads : 0, k = paired ? o.shared_heads() : 0;
+    const std::int64_t Q = o.heads * o.query_width(), K = o.shared_heads() * o.query_width(), V = o.shared_heads() * (o.width / o.heads);
     parts[ours + "ln_1.weight"] = {{theirs + "input_layernorm.weight"}};
     parts[ours + "ln_2.weight"] = {{theirs + "post_attention_layernorm.weight"}};
-    parts[ours + "attn.c_attn.weight"] = {{attention + "q_proj.weight", true, q}, {attention + "k_proj.weight", true, k},
-                                          {attention + "v_proj.weight", true}};
+    parts[ours + "attn.c_attn.weight"] = {{attention + "q_proj.weight", true, q, false, Q}, {attention + "k_proj.weight", true, k, false, K},
+                                          {attention + "v_proj.weight", true, 0, false, V}};
     if (o.attention_bias)
-      parts[ours + "attn.c_attn.bias"] = {{attention + "q_proj.bias", false, q}, {attention + "k_proj.bias", false, k}, {attention + "v_proj.bias"}};
+      parts[ours + "attn.c_attn.bias"] = {{attention + "q_proj.bias", false, q, false, Q}, {attention + "k_proj.bias", false, k, false, K},
+                                          {attention + "v_proj.bias", false, 0, false, V}};
     parts[ours + "attn.c_proj.weight"] = {{attention + "o_proj.weight", true}};
     parts[ours + "mlp.c_fc.weight"] = {{theirs + "mlp.gate_proj.weight", true}, {theirs + "mlp.up_proj.weight", true}};
     parts[ours + "mlp.c_proj.weight"] = {{theirs + "mlp.down_proj.weight", true}};
   }
   if (!o.tied_head) parts["lm_head.weight"] = {{"lm_head.weight", false, 0, true}};
   return parts;
+}
+
+/// What attention here has and that of other libraries has not: h.0.attn.map_q.weight is map_q.weight in the layer's attention.
+void add_own_parts(Parts& parts, const Gpt& model, const std::string& family, const ForeignWeights& weights) {
+  const bool gpt2 = family == "gpt2";
+  const std::string prefix = weights.find(gpt2 ? "wte.weight" : "embed_tokens.weight") ? "" : gpt2 ? "transformer." : "model.";
+  for (const Tensor& parameter : model.parameters().all()) {
+    const std::string& name = parameter.name();
+    const std::size_t attention = name.find(".attn.");
+    if (parts.contains(name) || !name.starts_with("h.") || attention == std::string::npos) continue;
+    const std::string layer = name.substr(2, attention - 2), rest = name.substr(attention + 6);
+    Piece piece{fmt::format(fmt::runtime(gpt2 ? "{}h.{}.attn.{}" : "{}layers.{}.self_attn.{}"), prefix, layer, rest)};
+    piece.whole = true;
+    parts[name] = {piece};
+  }
 }
 
 /// Tensors that files hold though they are no weights: masks of GPT-2, frequencies of rotary positions, the tied classifier.
@@ -121,6 +127,14 @@ void write_piece(const ForeignTensor& t, const Piece& piece, std::int64_t rows, 
   });
 }
 
+/// Refuses a tensor that has not the parameter's shape.
+void check_whole(const ForeignTensor& t, const Tensor& parameter) {
+  std::vector<std::int64_t> shape;
+  for (int axis = 0; axis < parameter.shape().rank(); ++axis) shape.push_back(parameter.shape()[axis]);
+  if (t.shape != shape)
+    throw FileError(fmt::format("[import] {} must be {}, as the config says, but is {}", t.place, parameter.shape().text(), t.shape_text()));
+}
+
 /// Columns [first, first + columns) of a parameter's rows, and the tensor that they are.
 struct PlacedPiece {
   ForeignTensor tensor;
@@ -133,10 +147,10 @@ using PlacedPieces = std::map<std::string, std::vector<PlacedPiece>>;
 PlacedPieces place_pieces(const ForeignModel& foreign) {
   const ForeignWeights& weights = *foreign.weights;
   const GptOptions& options = foreign.options;
-  const Parts parts = foreign.family == "gpt2" ? gpt2_parts(options, weights) : llama_parts(options, weights, foreign.paired);
+  const Gpt declared = Gpt::declared(options);
+  const Parts parts = foreign_parts(declared, foreign.family, weights, foreign.paired);
   PlacedPieces placed;
   std::set<std::string> used;
-  const Gpt declared = Gpt::declared(options);
   for (const Tensor& parameter : declared.parameters().masters()) {
     const bool vector = parameter.shape().rank() == 1;
     const std::int64_t width = parameter.shape().last();
@@ -144,14 +158,21 @@ PlacedPieces place_pieces(const ForeignModel& foreign) {
     for (const Piece& piece : parts.at(parameter.name())) {
       const auto found = weights.find(piece.name);
       if (!found) throw FileError(fmt::format("[import] {} lacks the tensor '{}'", weights.place(), piece.name));
+      used.insert(piece.name);
+      if (piece.whole) {
+        check_whole(*found, parameter);
+        placed[parameter.name()].push_back({*found, piece, 1, parameter.size(), 0});
+        first = width;
+        continue;
+      }
       const std::int64_t rows = vector ? 1 : piece.table ? options.vocabulary : parameter.shape()[0];
       const std::int64_t columns = columns_of(*found, piece, rows, vector);
-      if (first + columns > width || (piece.paired_heads && columns % (2 * piece.paired_heads)))
+      if (first + columns > width || (piece.columns && columns != piece.columns) ||
+          (piece.paired_heads && columns % (2 * piece.paired_heads)))
         throw FileError(fmt::format("[import] {} is {}, which does not fit the {} columns that the config gives '{}'", found->place,
                                     found->shape_text(), width, parameter.name()));
       placed[parameter.name()].push_back({*found, piece, rows, columns, first});
       first += columns;
-      used.insert(piece.name);
     }
     if (first != width)
       throw FileError(fmt::format("[import] {}: {} must have {} columns, as the config says, but have {}", weights.place(),
@@ -165,6 +186,12 @@ PlacedPieces place_pieces(const ForeignModel& foreign) {
 }
 
 }  // namespace
+
+ForeignParts foreign_parts(const Gpt& model, const std::string& family, const ForeignWeights& weights, bool paired) {
+  ForeignParts parts = family == "gpt2" ? gpt2_parts(model.options(), weights) : llama_parts(model.options(), weights, paired);
+  add_own_parts(parts, model, family, weights);
+  return parts;
+}
 
 Gpt load_foreign_model(const ForeignModel& foreign) {
   const PlacedPieces placed = place_pieces(foreign);

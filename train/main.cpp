@@ -19,7 +19,7 @@ int dispatch(const std::string& name, const std::vector<std::string>& arguments)
       {"train", hedgehog::train_command},         {"sample", hedgehog::sample_command},
       {"eval", hedgehog::eval_command},           {"analyze", hedgehog::analyze_command},
       {"convert", hedgehog::convert_command},     {"prepare", hedgehog::prepare_command},
-      {"import", hedgehog::import_command},
+      {"import", hedgehog::import_command},       {"export", hedgehog::export_command},
       {"reproduce", hedgehog::reproduce_command}, {"gradcheck", hedgehog::gradcheck_command},
       {"step", hedgehog::step_command},           {"bench", hedgehog::bench_command},
       {"info", hedgehog::info_command}};

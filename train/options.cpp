@@ -43,7 +43,7 @@ Option outside_file(Option option, const char* bare = "") {
 
 const std::vector<std::string> kTrain = {"train"};
 const std::vector<std::string> kModelCommands = {"train", "bench", "info"};
-const std::vector<std::string> kAlsoStep = {"train", "bench", "step", "info"};
+const std::vector<std::string> kAlsoStepAndExport = {"train", "bench", "step", "info", "export"};
 const std::vector<std::string> kSample = {"sample"};
 const std::vector<std::string> kAnalyze = {"analyze"};
 const std::vector<std::string> kConvert = {"convert"};
@@ -52,7 +52,7 @@ const std::vector<std::string> kStep = {"step"};
 const std::vector<std::string> kReproduce = {"reproduce"};
 const std::vector<std::string> kEverywhere = {"train", "sample", "eval", "analyze", "convert", "reproduce", "gradcheck", "bench", "info"};
 const std::vector<std::string> kAlsoPrepare = {"train",     "sample",    "eval",  "analyze", "convert", "prepare",
-                                               "import",    "reproduce", "gradcheck", "bench", "info"};
+                                               "import",    "export",    "reproduce", "gradcheck", "bench", "info"};
 
 std::vector<Option> data_options() {
   return {
@@ -187,14 +187,21 @@ std::vector<Option> run_options() {
   return {
       text("out", "", "run", "directory of the run, without it runs/<data>-<attention>-<n>; prepare: of tokenizer.json and shards; analyze: of its page and numbers, "
            "without it 'analysis' beside the checkpoint; reproduce: of parts, table and page, without it reproduce/<name>-<size>; "
-           "import: of the model",
-           {"train", "analyze", "convert", "prepare", "import", "reproduce"}),
+           "import and export: of the model",
+           {"train", "analyze", "convert", "prepare", "import", "export", "reproduce"}),
       outside_file(text("resume", "", "run", "go on from a run's last checkpoint, by default the latest run; convert: with a conversion that was "
                         "interrupted", kTrainOrConvert),
                    "latest"),
       integer("evaluate_every", "250", "steps", "run", "validation every so many steps; 0 only at the end", kTrain),
       integer("evaluate_batches", "0", "batches", "run", "validation batches; 0 for the whole validation set",
               {"train", "eval", "convert"}),
+      integer("stride", "", "tokens", "run",
+              "perplexity by sliding windows, as for WikiText: each window of the model's context begins this many tokens behind the last one and counts "
+              "the tokens that no earlier one counted; the text's first token is not counted, documents are joined; without it windows follow each other",
+              {"eval"}, 1, 1 << 24),
+      flag("words", "false", "run",
+           "perplexity per word too: the loss of all counted tokens over the words of --data, which are what white space separates, markup as <unk> included",
+           {"eval"}),
       flag("linear_branch", "true", "run", "false: attention with a window sees nothing before it, to learn what the linear part is worth", {"eval"}),
       integer("stop_at", "0", "steps", "run", "stop after this step as Ctrl-C does, for --resume to go on; 0 for not; convert: of all stages together",
               kTrainOrConvert),
@@ -205,8 +212,8 @@ std::vector<Option> run_options() {
       text("device", "auto", "run", "where to compute; auto: the GPU if there is one", kEverywhere, {"auto", "cpu", "cuda"}),
       text("dtype", "auto", "run",
            "type of weights and activations; auto: bf16 (with f32 masters and sums) on a GPU, f32 on the CPU; tf32: f32 with "
-           "products in TF32; step: f64, or f32 to show its rounding",
-           kAlsoStep, {"auto", "f32", "bf16", "tf32", "f64"}),
+           "products in TF32; step: f64, or f32 to show its rounding; export: of the numbers in the file, f32, bf16 or f16",
+           kAlsoStepAndExport, {"auto", "f32", "bf16", "f16", "tf32", "f64"}),
       integer("threads", "", "threads", "run", "CPU threads; without it all cores that the process may use",
               kAlsoPrepare, 1, 4096),
       outside_file(
@@ -214,11 +221,25 @@ std::vector<Option> run_options() {
   };
 }
 
+std::vector<Option> metric_options() {
+  const std::vector<std::string> eval = {"eval"};
+  return {
+      text("metric", "", "metric",
+           "compare two files instead of measuring a model: accuracy, f1, mcc (Matthews), pearson, spearman, rouge, or several with commas. rouge: "
+           "ROUGE-1, 2, L and Lsum as rouge-score without stemmer, means over the items", eval),
+      text("predictions", "", "metric", "file with a label, number or text a line; of a text, \\n stands for the end of a line, which rougeLsum sees", eval),
+      text("references", "", "metric", "file with what is right, in the same order; for rouge also several with commas: the best counts for each item", eval),
+      text("prediction_column", "", "metric", "of a file with tabs between columns: a number from 1, or a name in its first line", eval),
+      text("reference_column", "", "metric", "the same of --references", eval),
+      text("positive", "1", "metric", "the label whose F1 it is", eval),
+  };
+}
+
 std::vector<Option> use_options() {
   return {
       text("checkpoint", "latest", "checkpoint",
            "a run's or checkpoint's directory; reproduce: a softmax model for spikiness and monotonicity, without it they train one",
-           {"sample", "eval", "analyze", "reproduce", "step", "info"}),
+           {"sample", "eval", "analyze", "export", "reproduce", "step", "info"}),
       text("prompt", "", "sampling", "text to go on from; without it a session on a terminal", kSample),
       integer("tokens", "200", "tokens", "sampling", "tokens to write", kSample, 1, 1 << 24),
       real("temperature", "0.8", "", "sampling", "0 always takes the most likely token", kSample, 0, 1000),
@@ -261,7 +282,7 @@ std::vector<std::pair<std::string, std::string>> assignments(std::string_view te
 const std::vector<Option>& option_table() {
   static const std::vector<Option> table = [] {
     std::vector<Option> all;
-    for (const auto& part : {data_options(), conversion_options(), model_options(), training_options(), use_options(), experiment_options(), run_options()}) {
+    for (const auto& part : {data_options(), conversion_options(), model_options(), training_options(), use_options(), metric_options(), experiment_options(), run_options()}) {
       all.insert(all.end(), part.begin(), part.end());
     }
     return all;
@@ -273,13 +294,15 @@ const std::vector<Command>& command_table() {
   static const std::vector<Command> table = {
       {"train", "train a model; writes checkpoints, a log and a report", "hedgehog train --data=my.txt --minutes=10"},
       {"sample", "let a trained model write", "hedgehog sample --prompt=\"Once upon a time\" --temperature=0.7"},
-      {"eval", "measure a trained model: loss, perplexity, answers", "hedgehog eval --data=other.txt"},
+      {"eval", "measure a trained model: loss, perplexity, answers; or predictions: accuracy, ROUGE and others", "hedgehog eval --data=other.txt"},
       {"analyze", "look at attention weights: entropy, order, distance from softmax; writes a page",
        "hedgehog analyze --checkpoint=runs/latest --lengths=64,128"},
       {"convert", "turn a softmax model into one of linear attention: distil feature maps, finetune",
        "hedgehog convert --from=runs/shakespeare-softmax-1 --attention=hedgehog"},
       {"prepare", "learn byte-pair tokens from a text; writes tokenizer.json, and the text as tokens", "hedgehog prepare --data=my.txt --vocabulary=8192 --out=tokens"},
       {"import", "read a model of another library: GPT-2, Llama, SmolLM2, Mistral, Qwen2", "hedgehog import --from=SmolLM2-135M --out=smollm"},
+      {"export", "write a model as a folder of Hugging Face, for other libraries to read",
+       "hedgehog export --checkpoint=runs/latest --out=folder --dtype=bf16"},
       {"reproduce", "repeat an experiment of the paper; without a name list them", "hedgehog reproduce recall --size=small", "NAME"},
       {"step", "walk through a program's values and gradients, number by number, with a proof beside each", "hedgehog step scalar",
        "NAME"},

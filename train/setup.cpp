@@ -12,6 +12,7 @@
 #include "core/error.h"
 #include "train/evaluation.h"
 #include "train/text_source.h"
+#include "train/sliding_windows.h"
 #include "train/token_shards.h"
 
 namespace hedgehog {
@@ -157,6 +158,7 @@ TokenDataset whole_data(const std::string& where, const TokenizerPointer& tokeni
   const TextSource text = read_text(where);
   data.name = text.name;
   data.notes = text.notes;
+  data.words = count_words(text.text);
   return TokenDataset::whole(text, *tokenizer);
 }
 
@@ -361,6 +363,7 @@ Device& configure_machine(const Config& config) {
 
 Dtype configure_dtype(const Config& config) {
   const std::string dtype = config.has("dtype") ? config.text("dtype") : "auto";
+  if (dtype == "f16") throw UsageError("--dtype=f16 is for the files of export; computing is in f32, bf16 or f64");
   Device& device = current_device();
   if (device.host() && (dtype == "bf16" || dtype == "tf32"))
     throw UsageError(fmt::format("--dtype={} needs a GPU; leave it out to compute in f32 on the CPU", dtype));

@@ -23,13 +23,14 @@ struct RunData {
   std::string fingerprint;          // equal for equal data
   std::vector<std::string> notes;
   std::string piped;                // what --data=- has read, for the run to keep
+  std::int64_t words = 0;           // of a text read whole (train/sliding_windows.h); 0: not known
 };
 
 /// Reads the data that `config` names (the story corpus without --data), with the given tokenizer or the one it asks
 /// for. Where the user chose no preset, one that fits data and device is applied first, with a note saying why.
 RunData load_data(Config& config, TokenizerPointer tokenizer = {});
 
-/// All of the text or the token shards at `where` as validation tokens; sets the name and notes of `data`.
+/// All of the text or the token shards at `where` as validation tokens; sets name, notes and, of a text, the words of `data`.
 TokenDataset whole_data(const std::string& where, const TokenizerPointer& tokenizer, RunData& data);
 
 GptOptions gpt_options(const Config& config, std::int64_t vocabulary);
