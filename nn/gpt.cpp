@@ -68,7 +68,7 @@ void check(const GptOptions& o) {
   for (const auto& [name, value, choices] :
        {std::tuple{"positions", o.positions, std::vector<std::string>{"rotary", "learned", "none"}},
         std::tuple{"norm", o.norm, std::vector<std::string>{"layer", "rms"}},
-        std::tuple{"activation", o.activation, std::vector<std::string>{"gelu", "silu", "relu"}},
+        std::tuple{"activation", o.activation, std::vector<std::string>{"gelu", "gelu_erf", "silu", "relu"}},
         std::tuple{"init", o.init, std::vector<std::string>{"default", "gpt2", "mimetic"}},
         std::tuple{"attention", o.attention,
                    std::vector<std::string>{"softmax", "hedgehog", "hedgehog-softmax", "hedgehog-joint", "elu", "relu", "exp", "t2r", "taylor",

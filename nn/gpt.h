@@ -28,7 +28,7 @@ struct GptOptions {
   RotaryScaling rotary_scaling = {};
   std::string norm = "layer";          // layer, rms
   double norm_eps = 1e-5;
-  std::string activation = "gelu";     // gelu, silu, relu
+  std::string activation = "gelu";     // gelu, gelu_erf, silu, relu
   bool gated_mlp = false;              // (nn/layers.h); with silu: SwiGLU
   std::int64_t mlp_width = 0;          // numbers between the two layers of the MLP; 0: 4 width
   bool bias = false;                   // of linear layers and norms

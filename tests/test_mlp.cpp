@@ -13,6 +13,6 @@ TEST_CASE("mlp: errors are sentences that name the argument") {
   CHECK(message_of<ShapeError>([&] { mlp(x, weight_1, weight_2, {}, {}, x); }) ==
         "[mlp] addend must have shape (..., M) = (4, 2) to match x (4, 3), but has (4, 3)");
   CHECK(message_of<ShapeError>([&] { mlp(x, weight_1, weight_2, {}, {}, {}, "none"); }) ==
-        "[mlp] activation must be gelu, silu or relu, but is 'none'; two layers without one are a single linear");
-  CHECK(message_of<ShapeError>([&] { mlp(x, weight_1, weight_2, {}, {}, {}, "selu"); }) == "[mlp] activation must be gelu, silu or relu, but is 'selu'");
+        "[mlp] activation must be gelu, gelu_erf, silu or relu, but is 'none'; two layers without one are a single linear");
+  CHECK(message_of<ShapeError>([&] { mlp(x, weight_1, weight_2, {}, {}, {}, "selu"); }) == "[mlp] activation must be gelu, gelu_erf, silu or relu, but is 'selu'");
 }

@@ -82,7 +82,7 @@ std::vector<Option> model_options() {
       integer("context", "128", "tokens", "model", "tokens that the model sees at once", kModelCommands, 1, 1 << 24),
       text("positions", "rotary", "model", "how positions enter", kModelCommands, {"rotary", "learned", "none"}),
       text("norm", "layer", "model", "normalisation", kModelCommands, {"layer", "rms"}),
-      text("activation", "gelu", "model", "activation of the MLP", kModelCommands, {"gelu", "silu", "relu"}),
+      text("activation", "gelu", "model", "activation of the MLP", kModelCommands, {"gelu", "gelu_erf", "silu", "relu"}),
       flag("bias", "false", "model", "biases in linear layers and norms", kModelCommands),
       real("dropout", "0", "", "model", "share of activations dropped in training", kModelCommands, 0, 0.99),
       integer("short_convolution", "0", "tokens", "model",
