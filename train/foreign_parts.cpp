@@ -61,10 +61,61 @@ Parts llama_parts(const GptOptions& o, const ForeignWeights& weights, bool paire
   return parts;
 }
 
-/// Tensors that files hold though they are no weights: masks of GPT-2, frequencies of rotary positions, the tied classifier.
+/// What the tensors of a file of BERT begin with: a file of the bare model has no prefix.
+std::string bert_prefix(const ForeignWeights& weights) { return weights.find("bert.embeddings.word_embeddings.weight") ? "bert." : ""; }
+
+Parts bert_parts(const GptOptions& o, const ForeignWeights& weights) {
+  const std::string prefix = bert_prefix(weights), embeddings = prefix + "embeddings.";
+  Parts parts{{"wte.weight", {{embeddings + "word_embeddings.weight", false, 0, true}}},
+              {"wpe.weight", {{embeddings + "position_embeddings.weight"}}},
+              {"wtt.weight", {{embeddings + "token_type_embeddings.weight"}}}};
+  const auto norm = [&](const std::string& ours, const std::string& theirs) {
+    for (const char* kind : {".weight", ".bias"}) parts[ours + kind] = {{theirs + kind}};
+  };
+  const auto linear = [&](const std::string& ours, std::initializer_list<std::string> theirs) {
+    for (const std::string& name : theirs) {
+      parts[ours + ".weight"].push_back({name + ".weight", true});
+      parts[ours + ".bias"].push_back({name + ".bias"});
+    }
+  };
+  norm("ln_e", embeddings + "LayerNorm");
+  for (std::int64_t i = 0; i < o.layers; ++i) {
+    const std::string ours = fmt::format("h.{}.", i), theirs = fmt::format("{}encoder.layer.{}.", prefix, i);
+    const std::string self = theirs + "attention.self.";
+    linear(ours + "attn.c_attn", {self + "query", self + "key", self + "value"});
+    linear(ours + "attn.c_proj", {theirs + "attention.output.dense"});
+    norm(ours + "ln_1", theirs + "attention.output.LayerNorm");
+    linear(ours + "mlp.c_fc", {theirs + "intermediate.dense"});
+    linear(ours + "mlp.c_proj", {theirs + "output.dense"});
+    norm(ours + "ln_2", theirs + "output.LayerNorm");
+  }
+  if (o.pooler) linear("pooler", {prefix + "pooler.dense"});
+  if (o.classes > 0) linear("classifier", {"classifier"});
+  return parts;
+}
+
+/// Whether a file of BERT has a pooler, and how many classes of texts: its config does not say.
+void read_bert_heads(const ForeignWeights& weights, GptOptions& o) {
+  o.pooler = weights.find(bert_prefix(weights) + "pooler.dense.weight").has_value();
+  const auto classifier = weights.find("classifier.weight");
+  if (!classifier) return;
+  if (!o.pooler || classifier->shape.size() != 2 || classifier->shape[0] < 2)
+    throw FileError(fmt::format("[import] {} is {}, but only classifiers of texts are supported: of at least 2 classes, with a pooler",
+                                classifier->place, classifier->shape_text()));
+  o.classes = classifier->shape[0];
+}
+
+Parts parts_of(const std::string& family, const GptOptions& o, const ForeignWeights& weights, bool paired) {
+  if (family == "gpt2") return gpt2_parts(o, weights);
+  return family == "bert" ? bert_parts(o, weights) : llama_parts(o, weights, paired);
+}
+
+/// Tensors that files hold though they are no weights: masks of GPT-2, frequencies of rotary positions, the tied classifier, numbers of
+/// positions; and BERT's heads of pretraining, which predict left out words and whether sentences are neighbours.
 bool is_left_out(const std::string& name, const GptOptions& o) {
   return name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias") || name.ends_with("rotary_emb.inv_freq") ||
-         (o.tied_head && name == "lm_head.weight");
+         (o.tied_head && name == "lm_head.weight") ||
+         (!o.causal && (name.ends_with("embeddings.position_ids") || name.starts_with("cls.")));
 }
 
 /// Where output r of so many paired heads goes among `outputs`.
@@ -126,8 +177,9 @@ void write_piece(const ForeignTensor& t, const Piece& piece, std::int64_t rows, 
 Gpt load_foreign_model(const ForeignModel& foreign) {
   const ForeignWeights& weights = *foreign.weights;
   GptOptions options = foreign.options;
+  if (foreign.family == "bert") read_bert_heads(weights, options);
   Gpt model = Gpt::blank(options);
-  const Parts parts = foreign.family == "gpt2" ? gpt2_parts(options, weights) : llama_parts(options, weights, foreign.paired);
+  const Parts parts = parts_of(foreign.family, options, weights, foreign.paired);
   std::set<std::string> used;
   const Tensors& all = model.parameters().masters();
   std::vector<float> buffer;
