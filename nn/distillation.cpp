@@ -13,8 +13,8 @@ namespace {
 void check_pair(const GptOptions& teacher, const GptOptions& student) {
   if (teacher.attention != "softmax")
     throw ShapeError(fmt::format("[distillation] the teacher must have softmax attention, but has '{}'", teacher.attention));
-  if (teacher.window > 0 || student.window > 0)
-    throw ShapeError("[distillation] compares weights over all tokens before, but the attention of a model here has a window; give models without");
+  if (teacher.window > 0)
+    throw ShapeError("[distillation] compares weights over all tokens before, but the teacher's attention has a window; give one without");
   if (teacher.causal != student.causal)
     throw ShapeError("[distillation] teacher and student must both be causal or both encoders; make the student with student_options");
   if (student.attention == "softmax") throw ShapeError("[distillation] the student must have linear attention, but has softmax too");

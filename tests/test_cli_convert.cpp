@@ -1,6 +1,7 @@
 #include <doctest/doctest.h>
 
 #include <filesystem>
+#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "tests/cli_cases.h"
@@ -132,6 +133,61 @@ TEST_CASE("cli: Ctrl-C writes the student as it is then, leaves out the stages a
   CHECK(f["steps"]["distillation"].get<int>() < 1000000);
   CHECK_FALSE(f["loss"].contains("finetuned"));
   CHECK(run_program("eval --checkpoint=run", teacher.at).code == 0);
+}
+
+TEST_CASE("cli: a conversion that was stopped in any stage goes on to the same bits") {
+  const Teacher teacher;
+  // in distillation, at its end, with the student, with the teacher
+  for (const auto& [options, stops] : {std::pair{"--window=4", std::vector{3, 6, 9, 14}}, {"--finetune=lora --lora_rank=2", {9, 14}}}) {
+    CAPTURE(options);
+    const std::string all = std::string(options) + " --distill_steps=6 --finetune_steps=5 --finetune_teacher --save_every=2";
+    REQUIRE(teacher.convert(all, "whole").code == 0);
+    const auto bits = [&](const char* run) {
+      json f = teacher.figures(run);
+      f.erase("seconds");
+      for (const char* option : {"out", "resume", "stop_at", "device"}) f["options"].erase(option);
+      return f.dump() + bytes_of(teacher.d / (std::string(run) + "/last/model.safetensors"));
+    };
+    for (const int stop : stops) {
+      CAPTURE(stop);
+      CHECK(teacher.convert(all + " --stop_at=" + std::to_string(stop), "parts").code == 130);
+      for (const char* log : {"distillation.jsonl", "log.jsonl"})  // lines of a step that was lost
+        if (std::filesystem::exists(teacher.d / (std::string("parts/") + log)))
+          std::ofstream(teacher.d / (std::string("parts/") + log), std::ios::app) << bytes_of(teacher.d / (std::string("whole/") + log));
+      const ProgramResult resumed = run_program("convert --resume=parts --quiet", teacher.at);
+      CAPTURE(resumed.output);
+      CHECK(resumed.code == 0);
+      CHECK(bits("parts") == bits("whole"));
+      CHECK_FALSE(std::filesystem::exists(teacher.d / "parts/stage"));
+    }
+  }
+  CHECK(teacher.convert("--distill_steps=6 --stop_at=2", "parts").code == 130);
+  check_refused(run_program("convert --resume=parts --attention=t2r", teacher.at), 2, {"--attention", "cannot change"});
+  check_refused(run_program("convert --resume=whole", teacher.at), 2, {"whole/stage", "interrupted"});
+  teacher.d.file("text.txt", "another text, " + some_text());
+  check_refused(run_program("convert --resume=parts --quiet", teacher.at), 2, {"the data has changed"});
+  teacher.d.file("text.txt", some_text());
+  std::string state = bytes_of(teacher.d / "parts/stage/state.json");
+  const std::size_t at = state.find("\"distillation\"");
+  REQUIRE(at != std::string::npos);
+  teacher.d.file("parts/stage/state.json", state.replace(at, 14, "\"distillatiox\""));
+  check_refused(run_program("convert --resume=parts --quiet", teacher.at), 3, {"state.json", "no stage 'distillatiox'"});
+}
+
+TEST_CASE("cli: a student with a window is measured with it, and what lies before the window is worth something") {
+  const Teacher teacher("--context=32");
+  REQUIRE(teacher.convert("--window=4 --distill_steps=30 --distill_learning_rate=0.05 --finetune_steps=5", "student").code == 0);
+  REQUIRE(teacher.convert("--distill_steps=30 --distill_learning_rate=0.05 --finetune_steps=5", "plain").code == 0);
+  const json f = teacher.figures("student"), plain = teacher.figures("plain");
+  CHECK(f["loss"]["swapped"].get<double>() != plain["loss"]["swapped"].get<double>());
+  CHECK(f["divergence"] == plain["divergence"]);  // of the maps alone
+  const auto loss = [&](const std::string& options) {
+    const ProgramResult r = run_program("eval --checkpoint=student --json --batch=2 " + options, teacher.at);
+    REQUIRE(r.code == 0);
+    return json::parse(r.output)["loss"].get<double>();
+  };
+  CHECK(loss("") == doctest::Approx(f["loss"]["finetuned"].get<double>()).epsilon(1e-6));
+  CHECK(loss("--linear_branch=false") != doctest::Approx(loss("")).epsilon(1e-6));
 }
 
 TEST_CASE("cli: conversions that cannot be are refused in one line") {

@@ -8,7 +8,7 @@
 #include "core/error.h"
 #include "tests/bpe_cases.h"
 #include "tests/counters.h"
-#include "tests/op_cases.h"
+#include "tests/foreign_cases.h"
 #include "tests/temporary_directory.h"
 #include "train/files.h"
 #include "train/foreign_model.h"
@@ -23,38 +23,12 @@ using namespace test;
 namespace fs = std::filesystem;
 using Json = nlohmann::json;
 
-const fs::path kModels = fs::path(HH_SOURCE_DIR) / "tests/data/models";
-
 ForeignModel open_folder(const fs::path& folder, Dtype dtype) {
   ForeignModel model;
   model.options = read_hugging_face_config(folder / "config.json", model.family);
   model.options.dtype = dtype;
   model.weights = safetensors_folder(folder);
   return model;
-}
-
-struct Expected {
-  Tensor ids;
-  std::vector<double> logits;
-};
-
-Expected expected_of(const fs::path& folder) {
-  const Json json = Json::parse(read_file(folder / "expected.json"));
-  std::vector<double> ids, logits;
-  for (const auto& row : json["ids"]) for (double id : row) ids.push_back(id);
-  for (const auto& row : json["logits"]) for (const auto& token : row) for (double x : token) logits.push_back(x);
-  const std::int64_t rows = std::int64_t(json["ids"].size());
-  return {constant({rows, std::int64_t(ids.size()) / rows}, ids, Dtype::i32), logits};
-}
-
-/// The largest difference of logits, relative to the largest logit.
-double error_of(const Gpt& model, const Expected& expected) {
-  const no_grad guard;
-  const std::vector<double> found = model.logits(model.hidden(expected.ids)).to_vector();
-  REQUIRE(found.size() == expected.logits.size());
-  double most = 0;
-  for (std::size_t i = 0; i < found.size(); ++i) most = std::max(most, std::abs(found[i] - expected.logits[i]));
-  return most / largest(expected.logits);
 }
 
 /// A copy of a fixture that may be damaged.
@@ -78,7 +52,7 @@ struct Copy {
 TEST_CASE("foreign models: logits are those of the original library") {
   for (const char* name : {"gpt2", "llama", "llama-grouped", "llama3", "llama-linear", "mistral", "qwen2"}) {
     CAPTURE(std::string(name));
-    const Expected expected = expected_of(kModels / name);
+    const Expected expected = expected_of(kModels / name / "expected.json");
     // there RMS norms and rotary angles, which reach 24, are in f32 always; logits have nine decimals
     const Gpt exact = load_foreign_model(open_folder(kModels / name, Dtype::f64)), single = load_foreign_model(open_folder(kModels / name, Dtype::f32));
     CHECK(exact.parameters().count() == parameter_count(exact.options()));
@@ -86,7 +60,7 @@ TEST_CASE("foreign models: logits are those of the original library") {
     CHECK(error_of(single, expected) <= 1e-5);
   }
   ForeignModel foreign = open_llama2c(kModels / "llama2c.bin");
-  CHECK(error_of(load_foreign_model(foreign), expected_of(kModels / "llama-grouped")) <= 1e-5);
+  CHECK(error_of(load_foreign_model(foreign), expected_of(kModels / "llama-grouped" / "expected.json")) <= 1e-5);
 }
 
 TEST_CASE("foreign models: an encoder's hidden states, pooled texts and classes are those of the original library") {
@@ -138,7 +112,7 @@ TEST_CASE("foreign models: decoding token by token gives the same logits") {
   for (const char* name : {"gpt2", "llama-grouped", "llama3", "mistral", "qwen2"}) {
     CAPTURE(std::string(name));
     const Gpt model = load_foreign_model(open_folder(kModels / name, Dtype::f64));
-    const Expected expected = expected_of(kModels / name);
+    const Expected expected = expected_of(kModels / name / "expected.json");
     const std::vector<double> ids = expected.ids.to_vector();
     const std::size_t V = std::size_t(model.options().vocabulary);
     Generator generator(model, 24);

@@ -61,7 +61,7 @@ double HeadWeights::log_product(std::int64_t i, std::int64_t j) const {
   return most + std::log(sum);
 }
 
-void HeadWeights::rows(std::int64_t begin, std::int64_t end, const double* scores, double* weights) const {
+void HeadWeights::rows(std::int64_t begin, std::int64_t end, const double* scores, double* weights, double* normalisers) const {
   const std::int64_t T = vectors_.tokens, F = source_.features;
   if (!source_.of_score) gemm_serial<double>(false, true, end - begin, end, F, 1, q_.data() + begin * F, F, k_.data(), F, 0, weights, T);
   for (std::int64_t i = begin; i < end; ++i) {
@@ -81,6 +81,7 @@ void HeadWeights::rows(std::int64_t begin, std::int64_t end, const double* score
     double sum = 0;
     for (std::int64_t j = first; j <= i; ++j) sum += std::exp(row[j] - most);
     const double normaliser = most + std::log(sum);
+    if (normalisers) normalisers[i - begin] = normaliser;
     for (std::int64_t j = first; j <= i; ++j) row[j] -= normaliser;
   }
 }

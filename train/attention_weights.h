@@ -33,9 +33,9 @@ class HeadWeights {
  public:
   HeadWeights(const LayerVectors& vectors, const WeightSource& source, std::int64_t head);
   /// ln a_ij of rows begin … end - 1 at weights[(i - begin) T + j]; entries that i does not see are left alone. scores: the s_ij of these
-  /// rows in the same places. A weight of 0 gives -infinity.
+  /// rows in the same places. A weight of 0 gives -infinity. normalisers, if given: ln sum_m A_im of each of the rows.
   /// Throws: Error if a row's weights are not finite or all 0.
-  void rows(std::int64_t begin, std::int64_t end, const double* scores, double* weights) const;
+  void rows(std::int64_t begin, std::int64_t end, const double* scores, double* weights, double* normalisers = nullptr) const;
 
  private:
   double log_product(std::int64_t i, std::int64_t j) const;

@@ -2,14 +2,17 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <iterator>
 
 #include "core/error.h"
 #include "train/progress.h"
 #include "train/report.h"
 #include "train/schedule.h"
 #include "train/trainer.h"
+#include "train/window_factor.h"
 
 namespace hedgehog {
 namespace {
@@ -18,6 +21,9 @@ namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+constexpr const char* const kStages[] = {"distillation", "finetuning", "finetuning the teacher"};
+constexpr std::int64_t kMatchedTexts = 4;  // rows that tell a window's factors: thousands of tokens a head
 
 /// A fresh optimiser: no moments of an earlier stage, no gradients.
 void forget_moments(Gpt& model) {
@@ -34,6 +40,7 @@ double ConversionFigures::kept() const { return std::exp(reference() - student()
 Conversion::Conversion(const Checkpoint& teacher, const RunData& data, ConversionOptions options)
     : teacher_(*teacher.model), source_(*data.source), options_(std::move(options)), first_step_(teacher.run.step) {
   GptOptions o = student_options(teacher_.options(), options_.attention);
+  o.window = options_.window;
   const std::int64_t length = options_.shape.context;
   if (o.positions == "learned" && length > o.context)
     throw UsageError(fmt::format("--length={} is longer than the {} learned positions of the model; give at most that", length, o.context));
@@ -51,6 +58,18 @@ Conversion::Conversion(const Checkpoint& teacher, const RunData& data, Conversio
   }
   student_ = std::make_unique<Gpt>(o);
   copy_weights(teacher_, *student_);
+}
+
+bool Conversion::is_due(const char* stage) const {
+  const auto place = [](std::string_view name) { return std::find(std::begin(kStages), std::end(kStages), name) - std::begin(kStages); };
+  return point_.stage.empty() || place(stage) >= place(point_.stage);
+}
+
+void Conversion::match_window_to_maps() {
+  if (options_.window == 0) return;
+  std::vector<Batch> texts;
+  for (std::int64_t row = 0; row < kMatchedTexts; ++row) texts.push_back(source_.training(first_step_, row, 1));
+  match_window(teacher_, *student_, texts, options_.shape.documents);
 }
 
 void Conversion::say(const std::string& text) const {
@@ -90,82 +109,120 @@ StepRecord Conversion::train_step(const Gpt& model, TrainingStep& step, const St
   return record;
 }
 
-StageEffort Conversion::train(Gpt& model, const Stage& stage) {
-  forget_moments(model);
+void Conversion::save(Gpt& model, const Stage& stage, const TrainingStep* step) {
+  point_.stage = stage.name;
+  point_.step = step ? std::int64_t(slot_of(step->step_state(), kStep)) : 0;
+  point_.step_slots = step ? step->step_state().to_vector() : std::vector<double>(kStepStateSize, 0);
+  save_(model, point_);
+}
+
+void Conversion::train(Gpt& model, const Stage& stage, StageEffort& effort) {
+  std::int64_t i = point_.stage == stage.name && stage.saved ? point_.step : 0;
+  if (i == 0) {
+    forget_moments(model);
+    effort = {};
+  }
   TrainingStep step(model, options_.shape, stage.optimizer, options_.seed, arena_, stage.loss);
+  if (i > 0) step.step_state().copy_from(point_.step_slots);
   const Schedule schedule{ScheduleKind::kCosine, stage.learning_rate, stage.learning_rate / 10,
                           std::min<std::int64_t>(100, stage.steps / 10), stage.steps};
   std::optional<LogWriter> log;
-  if (!stage.log.empty()) log.emplace(stage.log);
+  if (!stage.log.empty()) {
+    truncate_log(stage.log, i);
+    log.emplace(stage.log);
+  }
   Progress::Options shown;
   shown.quiet = options_.quiet;
   Progress progress(shown);
   SmoothedMean smoothed;
   const auto start = Clock::now();
-  std::int64_t i = 0;
-  for (; i < stage.steps && !guard_.interrupted(); ++i) {
+  const double before = effort.seconds;
+  if (i == 0 && stage.saved) save(model, stage, nullptr);
+  for (const std::int64_t first = i; i < stage.steps && !interrupted();) {
     StepRecord record = train_step(model, step, stage, i, learning_rate(schedule, i));
-    record.seconds = seconds_since(start);
+    ++i;
+    stopped_ = stage.steps_before + i == options_.stop_at;
+    record.seconds = effort.seconds = before + seconds_since(start);
+    effort.steps = i;
     record.tokens_per_second = double(record.tokens) / record.seconds;
     smoothed.add(record.loss);
     if (log) log->append(record);
-    progress.update({i + 1, stage.steps, record.loss, smoothed.value(), record.learning_rate, record.tokens_per_second, 0, 0,
-                     record.seconds / double(i + 1) * double(stage.steps - i - 1)});
+    progress.update({i, stage.steps, record.loss, smoothed.value(), record.learning_rate, record.tokens_per_second, 0, 0,
+                     (effort.seconds - before) / double(i - first) * double(stage.steps - i)});
+    if (stage.saved && options_.save_every > 0 && i % options_.save_every == 0 && i < stage.steps) save(model, stage, &step);
   }
   progress.finish();
-  return {i, seconds_since(start)};
+  if (stage.saved) save(model, stage, &step);
 }
 
-void Conversion::distil(const fs::path& directory, ConversionFigures& figures) {
+void Conversion::distil(const fs::path& directory) {
+  ConversionFigures& figures = point_.figures;
   say(fmt::format("distilling the maps of {} layers by {}: {} steps", student_->options().layers, options_.distill,
                   options_.distill_steps));
   OptimizerOptions optimizer = options_.optimizer;
   optimizer.weight_decay = 0;
   student_->parameters().train_only(is_map);
-  figures.distillation = train(*student_, {"distillation", options_.distill_steps, options_.distill_learning_rate, optimizer,
-                                           distils_from(teacher_, options_.distill), first_step_, directory / "distillation.jsonl"});
+  train(*student_, {kStages[0], options_.distill_steps, options_.distill_learning_rate, optimizer,
+                    distils_from(teacher_, options_.distill), first_step_, directory / "distillation.jsonl"}, figures.distillation);
   student_->parameters().train_only(every_parameter);
+  match_window_to_maps();
   figures.after = divergence();
   figures.distilled = validation_loss(*student_);
 }
 
-StageEffort Conversion::train_on_text(std::unique_ptr<Gpt>& model, const Stage& stage) {
-  if (options_.finetune == "all") return train(*model, stage);
+void Conversion::train_on_text(std::unique_ptr<Gpt>& model, const Stage& stage, StageEffort& effort) {
+  if (options_.finetune == "all") return train(*model, stage, effort);
+  save(*model, stage, nullptr);
   GptOptions o = model->options();
   o.lora = options_.lora;
   Gpt updated(o);
   copy_weights(*model, updated);
   updated.parameters().train_only([](const std::string& name) { return is_map(name) || is_lora(name); });
-  const StageEffort effort = train(updated, stage);
+  train(updated, stage, effort);
   *model = merge_lora(updated);
-  return effort;
 }
 
-void Conversion::finetune(const fs::path& directory, ConversionFigures& figures) {
-  Stage stage{"finetuning", options_.finetune_steps, options_.finetune_learning_rate, options_.optimizer, next_token_loss,
-              first_step_ + options_.distill_steps, directory / "log.jsonl"};
+void Conversion::finetune(const fs::path& directory) {
+  const Stage stage{kStages[1], options_.finetune_steps, options_.finetune_learning_rate, options_.optimizer, next_token_loss,
+                    first_step_ + options_.distill_steps, directory / "log.jsonl", options_.distill_steps, options_.finetune == "all"};
   say(fmt::format("finetuning the student: {} steps", stage.steps));
-  figures.finetuning = train_on_text(student_, stage);
-  figures.finetuned = validation_loss(*student_);
-  if (!options_.finetune_teacher || guard_.interrupted()) return;
-  say(fmt::format("finetuning a copy of the teacher: {} steps", stage.steps));
-  auto copy = std::make_unique<Gpt>(teacher_.options());
-  copy_weights(teacher_, *copy);
-  stage.name = "finetuning the teacher";
-  stage.log.clear();
-  train_on_text(copy, stage);
-  if (guard_.interrupted()) return;  // as long as the student, or not at all
-  figures.finetuned_teacher = validation_loss(*copy);
+  train_on_text(student_, stage, point_.figures.finetuning);
+  point_.figures.finetuned = validation_loss(*student_);
 }
 
-ConversionFigures Conversion::run(const fs::path& directory) {
-  ConversionFigures figures;
-  figures.teacher = validation_loss(teacher_);
-  figures.swapped = validation_loss(*student_);
-  figures.before = divergence();
-  if (options_.distill != "none" && !guard_.interrupted()) distil(directory, figures);
-  if (options_.finetune != "none" && !guard_.interrupted()) finetune(directory, figures);
-  figures.interrupted = guard_.interrupted();
+void Conversion::finetune_teacher() {
+  const Stage stage{kStages[2], options_.finetune_steps, options_.finetune_learning_rate, options_.optimizer, next_token_loss,
+                    first_step_ + options_.distill_steps, {}, options_.distill_steps + options_.finetune_steps,
+                    options_.finetune == "all"};
+  say(fmt::format("finetuning a copy of the teacher: {} steps", stage.steps));
+  std::unique_ptr<Gpt> copy = std::move(point_.model);
+  if (!copy) {
+    copy = std::make_unique<Gpt>(teacher_.options());
+    copy_weights(teacher_, *copy);
+  }
+  StageEffort effort;
+  train_on_text(copy, stage, effort);
+  if (interrupted()) return;  // as long as the student, or not at all
+  point_.figures.finetuned_teacher = validation_loss(*copy);
+}
+
+ConversionFigures Conversion::run(const fs::path& directory, const Save& save, ConversionPoint from) {
+  save_ = save, point_ = std::move(from);
+  if (point_.stage == kStages[0] || point_.stage == kStages[1]) student_ = std::move(point_.model);
+  ConversionFigures& figures = point_.figures;
+  if (point_.stage.empty()) {
+    match_window_to_maps();
+    figures.teacher = validation_loss(teacher_);
+    figures.swapped = validation_loss(*student_);
+    figures.before = divergence();
+  }
+  const auto stage = [&](const char* name, bool asked, const auto& work) {
+    if (asked && is_due(name) && !interrupted()) work();
+  };
+  stage(kStages[0], options_.distill != "none", [&] { distil(directory); });
+  stage(kStages[1], options_.finetune != "none", [&] { finetune(directory); });
+  stage(kStages[2], options_.finetune != "none" && options_.finetune_teacher, [&] { finetune_teacher(); });
+  figures.interrupted = interrupted();
   return figures;
 }
 

@@ -5,6 +5,8 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "core/error.h"
+
 namespace hedgehog {
 namespace {
 
@@ -80,6 +82,27 @@ nlohmann::ordered_json figures_json(const ConversionFigures& f) {
   out["steps"] = {{"distillation", f.distillation.steps}, {"finetuning", f.finetuning.steps}};
   out["seconds"] = {{"distillation", f.distillation.seconds}, {"finetuning", f.finetuning.seconds}};
   return out;
+}
+
+ConversionFigures figures_of_json(const std::filesystem::path& file, const std::string& text) {
+  ConversionFigures f;
+  try {
+    const auto json = nlohmann::json::parse(text);
+    const auto& loss = json.at("loss");
+    const auto measured = [&](const char* name) { return loss.contains(name) ? std::optional(loss.at(name).get<double>()) : std::nullopt; };
+    f.teacher = loss.at("teacher"), f.swapped = loss.at("swapped");
+    f.finetuned_teacher = measured("teacher_finetuned"), f.distilled = measured("distilled"), f.finetuned = measured("finetuned");
+    const auto& divergence = json.at("divergence");
+    f.before.heads = divergence.at("before").at("heads").get<std::vector<std::vector<double>>>();
+    if (divergence.contains("after")) f.after = Divergence{divergence.at("after").at("heads").get<std::vector<std::vector<double>>>()};
+    f.distillation = {json.at("steps").at("distillation"), json.at("seconds").at("distillation")};
+    f.finetuning = {json.at("steps").at("finetuning"), json.at("seconds").at("finetuning")};
+  } catch (const nlohmann::json::exception& error) {
+    throw FileError(fmt::format("[checkpoint] {}: the figures of the conversion are damaged ({}); convert anew", file.string(), error.what()));
+  }
+  if (f.before.heads.empty() || f.before.heads[0].empty())
+    throw FileError(fmt::format("[checkpoint] {}: the figures of the conversion have no heads; convert anew", file.string()));
+  return f;
 }
 
 Report conversion_report(const std::string& title, const ConversionFigures& f, const NamedValues& configuration) {

@@ -10,6 +10,8 @@ namespace hedgehog {
 std::string figures_text(const ConversionFigures& figures);
 /// Everything measured, for convert.json.
 nlohmann::ordered_json figures_json(const ConversionFigures& figures);
+/// The same figures again. Throws FileError naming `file` for what is no such JSON.
+ConversionFigures figures_of_json(const std::filesystem::path& file, const std::string& text);
 /// The page of a conversion, without its logs.
 Report conversion_report(const std::string& title, const ConversionFigures& figures, const NamedValues& configuration);
 

@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "core/error.h"
+#include "train/atomic_directory.h"
 #include "train/commands.h"
 #include "train/conversion.h"
 #include "train/conversion_report.h"
@@ -40,7 +41,7 @@ Config run_options(const Config& config, const Checkpoint& teacher, const fs::pa
   Config run("train");
   set_options(run, teacher.run, found);
   for (const auto& [name, value] : config.values())
-    for (const char* same : {"attention", "data", "batch", "gradient_accumulation", "seed"})
+    for (const char* same : {"attention", "window", "data", "batch", "gradient_accumulation", "seed"})
       if (name == same) run.set(name, value, OptionSource::kFlag);
   run.set("map_init_gain", "1", OptionSource::kFlag);
   if (config.has("length")) run.set("context", std::to_string(config.integer("length")), OptionSource::kFlag);
@@ -86,6 +87,7 @@ RunData load_rows(Config& run, const TokenizerPointer& tokenizer) {
 ConversionOptions conversion_options(const Config& config, const Gpt& teacher, const BatchSource& source) {
   ConversionOptions o;
   o.attention = config.text("attention");
+  o.window = config.integer("window");
   o.distill = config.text("distill");
   o.distill_steps = o.distill == "none" ? 0 : config.integer("distill_steps");
   o.distill_learning_rate = config.real("distill_learning_rate");
@@ -100,6 +102,8 @@ ConversionOptions conversion_options(const Config& config, const Gpt& teacher, c
   o.optimizer.clip = config.real("clip");
   o.seed = std::uint64_t(config.integer("seed"));
   o.evaluate_batches = config.integer("evaluate_batches");
+  o.save_every = config.integer("save_every");
+  o.stop_at = config.integer("stop_at");
   o.quiet = config.flag("quiet");
   return o;
 }
@@ -111,6 +115,71 @@ void announce(const Config& config, const RunData& data, const Conversion& conve
   fmt::print(stderr, "teacher     step {}, {} parameters\n", teacher.run.step, count_text(double(teacher.model->parameters().count())));
   fmt::print(stderr, "data        {}\n", data.source->describe());
   fmt::print(stderr, "memory      {}\n\n", memory_text(conversion.predicted()));
+}
+
+/// Where the conversion stands, beside `last`, which is the student.
+constexpr const char* kPoint = "stage";
+/// What a point's options hold besides the command's.
+constexpr const char *kStage = "conversion.stage", *kFigures = "conversion.figures";
+
+/// Takes over the options of the conversion that --resume names; returns its directory.
+fs::path resumed_options(Config& config) {
+  const std::string given = config.text("resume");
+  const fs::path run = given == "latest" ? fs::path("runs") / "latest" : fs::path(given), point = recover(run / kPoint);
+  std::error_code ignored;
+  if (!fs::exists(point, ignored))
+    throw UsageError(fmt::format("--resume={0} is no conversion that can go on: there is no {0}/{1}, which an interrupted one has; start a new one "
+                                 "without --resume", given, kPoint));
+  const RunState state = load_run_state(point);
+  for (const auto& [name, value] : state.options) {
+    if (name == kStage || name == kFigures || name == "resume" || name == "config" || name == "stop_at") continue;
+    const bool free = name == "quiet" || name == "json" || name == "threads" || name == "save_every";
+    if (config.was_set(name)) {
+      if (free) continue;
+      throw UsageError(fmt::format("--{} cannot change when a conversion is resumed; leave it out, or start a new one", name));
+    }
+    try {
+      config.set(name, value, OptionSource::kCheckpoint);
+    } catch (const UsageError& e) {
+      throw FileError(fmt::format("[checkpoint] {}: field 'options.{}' is damaged or of another version: {}", (point / "state.json").string(), name,
+                                  e.what()));
+    }
+  }
+  return run;
+}
+
+/// The point that a conversion goes on from; the student of a stage that trains the teacher is `last`.
+ConversionPoint load_point(const fs::path& directory, const RunData& data, Conversion& conversion) {
+  Checkpoint checkpoint = load_checkpoint(directory / kPoint, true);
+  const fs::path state = directory / kPoint / "state.json";
+  if (checkpoint.run.data_fingerprint != data.fingerprint)
+    throw UsageError("the data has changed since the conversion was interrupted; resume needs the same data");
+  for (const char* field : {kStage, kFigures})
+    if (!checkpoint.run.options.contains(field)) throw FileError(fmt::format("[checkpoint] {} has no field 'options.{}'", state.string(), field));
+  ConversionPoint point;
+  point.stage = checkpoint.run.options.at(kStage);
+  if (point.stage != "distillation" && point.stage != "finetuning" && point.stage != "finetuning the teacher")
+    throw FileError(fmt::format("[checkpoint] {}: there is no stage '{}'", state.string(), point.stage));
+  point.figures = figures_of_json(state, checkpoint.run.options.at(kFigures));
+  point.step = checkpoint.run.step;
+  point.step_slots = checkpoint.run.step_slots;
+  point.model = std::move(checkpoint.model);
+  if (point.stage == "finetuning the teacher") conversion.take_student(load_checkpoint(directory / "last", false).model);
+  return point;
+}
+
+void save_point(const fs::path& directory, Gpt& model, const ConversionPoint& point, const RunData& data, const Config& config) {
+  RunState state;
+  state.step = point.step;
+  state.step_slots = point.step_slots;
+  state.data = config.has("data") ? config.text("data") : "stories";
+  state.data_fingerprint = data.fingerprint;
+  state.machine = machine_description();
+  for (const auto& [option, value] : config.values()) state.options[option] = value;
+  state.options["device"] = current_device().name();
+  state.options[kStage] = point.stage;
+  state.options[kFigures] = figures_json(point.figures).dump();
+  save_checkpoint(directory / kPoint, model, *data.tokenizer, state);
 }
 
 void save(Conversion& conversion, const ConversionFigures& figures, const Checkpoint& teacher, const RunData& data, const Config& run,
@@ -149,6 +218,7 @@ void write_files(const Config& config, const Checkpoint& teacher, const RunData&
 }  // namespace
 
 int convert_command(Config& config) {
+  const fs::path resumed = config.has("resume") ? resumed_options(config) : fs::path{};
   check_stages(config);
   const OnDevice guard(configure_machine(config));
   const fs::path found = find_checkpoint(config.text("from"));
@@ -165,18 +235,29 @@ int convert_command(Config& config) {
   Conversion conversion(teacher, data, options);
   run.set("context", std::to_string(conversion.student().options().context), OptionSource::kFlag);  // what eval reads, whatever --length
   announce(config, data, conversion, teacher);
-  const fs::path directory = make_run_directory(config.has("out") ? config.text("out") : "",
-                                                fmt::format("{}-{}", data.name, options.attention));
-  write_file(directory / "convert.toml", config.to_toml());
-  const ConversionFigures figures = conversion.run(directory);
+  ConversionPoint point;
+  if (!resumed.empty()) point = load_point(resumed, data, conversion);
+  const fs::path directory = resumed.empty() ? make_run_directory(config.has("out") ? config.text("out") : "",
+                                                                  fmt::format("{}-{}", data.name, options.attention))
+                                             : resumed;
+  if (resumed.empty()) write_file(directory / "convert.toml", config.to_toml());
+  const auto save_stage = [&](Gpt& model, const ConversionPoint& at) {
+    if (&model != &conversion.student() && at.step == 0) save(conversion, at.figures, teacher, data, run, options, directory);
+    save_point(directory, model, at, data, config);
+  };
+  const ConversionFigures figures = conversion.run(directory, save_stage, std::move(point));
   save(conversion, figures, teacher, data, run, options, directory);
   mark_latest(directory);
   write_files(config, teacher, data, figures, directory);
   if (config.flag("json")) fmt::print("{}", read_file(directory / "convert.json"));
   else fmt::print("{0}\ncheckpoint  {1}/last\nreport      {1}/report.html\nwrite text  ./hedgehog sample --checkpoint={1}\n",
                   figures_text(figures), directory.string());
-  if (!figures.interrupted) return kGood;
-  fmt::print(stderr, "interrupted: the student is written as it was then\n");
+  if (!figures.interrupted) {
+    std::error_code ignored;
+    fs::remove_all(directory / kPoint, ignored);  // done: nothing to go on with
+    return kGood;
+  }
+  fmt::print(stderr, "interrupted: the student is written as it was then; go on with ./hedgehog convert --resume={}\n", directory.string());
   return kInterrupted;
 }
 

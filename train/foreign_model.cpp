@@ -5,6 +5,7 @@
 #include "core/device.h"
 #include "core/error.h"
 #include "train/files.h"
+#include "train/gguf.h"
 #include "train/json_fields.h"
 #include "train/strict_json.h"
 #include "train/tokenizer_sentencepiece.h"
@@ -57,20 +58,28 @@ ForeignModel open_hugging_face(const fs::path& folder) {
   return model;
 }
 
+ForeignModel open_llama2c_with_tokenizer(const fs::path& path) {
+  ForeignModel model = open_llama2c(path);
+  const fs::path file = llama2c_tokenizer(path.parent_path(), model.options.vocabulary);
+  model.tokenizer = sentencepiece_tokenizer_of(file, read_llama2c_tokenizer(file, model.options.vocabulary));
+  return model;
+}
+
+ForeignModel open_any(const fs::path& path) {
+  if (!is_file(path)) return open_hugging_face(path);
+  if (is_gguf(path)) return open_gguf(path);
+  if (path.extension() == ".bin") return open_llama2c_with_tokenizer(path);
+  throw FileError(fmt::format("[import] {} is a file of no known kind; give a folder of Hugging Face with a config.json, a GGUF file, or a "
+                              "llama2.c model (.bin)", path.string()));
+}
+
 }  // namespace
 
 bool is_foreign_model(const fs::path& path) { return is_file(path / "config.json") || is_file(path); }
 
 ForeignModel open_foreign_model(const fs::path& path) {
-  if (is_file(path) && path.extension() != ".bin")
-    throw FileError(fmt::format("[import] {} is a file of no known kind; give a folder of Hugging Face with a config.json, or a llama2.c model (.bin)",
-                                path.string()));
-  ForeignModel model = is_file(path) ? open_llama2c(path) : open_hugging_face(path);
+  ForeignModel model = open_any(path);
   GptOptions& o = model.options;
-  if (is_file(path)) {
-    const fs::path file = llama2c_tokenizer(path.parent_path(), o.vocabulary);
-    model.tokenizer = sentencepiece_tokenizer_of(file, read_llama2c_tokenizer(file, o.vocabulary));
-  }
   // tables are often padded behind the last token
   if (model.tokenizer->size() > o.vocabulary)
     throw FileError(fmt::format("[import] {}: the tokenizer has {} tokens, but the model {}; they do not belong together", path.string(),

@@ -172,22 +172,24 @@ void write_piece(const ForeignTensor& t, const Piece& piece, std::int64_t rows, 
   });
 }
 
-}  // namespace
+/// Columns [first, first + columns) of a parameter's rows, and the tensor that they are.
+struct PlacedPiece {
+  ForeignTensor tensor;
+  Piece piece;
+  std::int64_t rows, columns, first;
+};
+using PlacedPieces = std::map<std::string, std::vector<PlacedPiece>>;
 
-Gpt load_foreign_model(const ForeignModel& foreign) {
+/// The pieces of every parameter. All is checked here, before anything has memory: sizes in a config may be anything.
+PlacedPieces place_pieces(const ForeignModel& foreign, const GptOptions& options) {
   const ForeignWeights& weights = *foreign.weights;
-  GptOptions options = foreign.options;
-  if (foreign.family == "bert") read_bert_heads(weights, options);
-  Gpt model = Gpt::blank(options);
   const Parts parts = parts_of(foreign.family, options, weights, foreign.paired);
+  PlacedPieces placed;
   std::set<std::string> used;
-  const Tensors& all = model.parameters().masters();
-  std::vector<float> buffer;
-  for (const Tensor& parameter : all) {
-    const bool vector = parameter.shape().rank() == 1, host = parameter.root()->storage->device().host() && parameter.dtype() == Dtype::f32;
+  const Gpt declared = Gpt::declared(options);
+  for (const Tensor& parameter : declared.parameters().masters()) {
+    const bool vector = parameter.shape().rank() == 1;
     const std::int64_t width = parameter.shape().last();
-    if (!host) buffer.assign(std::size_t(parameter.size()), 0);
-    float* const to = host ? parameter.as<float>() : buffer.data();
     std::int64_t first = 0;
     for (const Piece& piece : parts.at(parameter.name())) {
       const auto found = weights.find(piece.name);
@@ -197,22 +199,40 @@ Gpt load_foreign_model(const ForeignModel& foreign) {
       if (first + columns > width || (piece.paired_heads && columns % (2 * piece.paired_heads)))
         throw FileError(fmt::format("[import] {} is {}, which does not fit the {} columns that the config gives '{}'", found->place,
                                     found->shape_text(), width, parameter.name()));
-      write_piece(*found, piece, rows, columns, to + first, width);
+      placed[parameter.name()].push_back({*found, piece, rows, columns, first});
       first += columns;
       used.insert(piece.name);
     }
     if (first != width)
       throw FileError(fmt::format("[import] {}: {} must have {} columns, as the config says, but have {}", weights.place(),
                                   names_of(parts.at(parameter.name())), width, first));
-    weights.forget();
-    if (!host && parameter.dtype() == Dtype::f32) parameter.write(buffer.data(), 0, parameter.size());
-    if (parameter.dtype() == Dtype::f64) parameter.copy_from({buffer.begin(), buffer.end()});
   }
-  model.parameters().refresh_copies();
   for (const std::string& name : weights.names())
     if (!used.contains(name) && !is_left_out(name, options))
       throw FileError(fmt::format("[import] {} holds a tensor '{}' that a model of this config does not have; its architecture is another one",
                                   weights.place(), name));
+  return placed;
+}
+
+}  // namespace
+
+Gpt load_foreign_model(const ForeignModel& foreign) {
+  GptOptions options = foreign.options;
+  if (foreign.family == "bert") read_bert_heads(*foreign.weights, options);
+  const PlacedPieces placed = place_pieces(foreign, options);
+  Gpt model = Gpt::blank(options);
+  std::vector<float> buffer;
+  for (const Tensor& parameter : model.parameters().masters()) {
+    const bool host = parameter.root()->storage->device().host() && parameter.dtype() == Dtype::f32;
+    const std::int64_t width = parameter.shape().last();
+    if (!host) buffer.assign(std::size_t(parameter.size()), 0);
+    float* const to = host ? parameter.as<float>() : buffer.data();
+    for (const PlacedPiece& p : placed.at(parameter.name())) write_piece(p.tensor, p.piece, p.rows, p.columns, to + p.first, width);
+    foreign.weights->forget();
+    if (!host && parameter.dtype() == Dtype::f32) parameter.write(buffer.data(), 0, parameter.size());
+    if (parameter.dtype() == Dtype::f64) parameter.copy_from({buffer.begin(), buffer.end()});
+  }
+  model.parameters().refresh_copies();
   return model;
 }
 

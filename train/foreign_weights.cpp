@@ -3,8 +3,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include <bit>
-#include <cstring>
+#include <algorithm>
 #include <map>
 
 #include "core/error.h"
@@ -17,25 +16,6 @@ namespace hedgehog {
 namespace {
 
 namespace fs = std::filesystem;
-
-float of_bf16(std::uint16_t bits) { return std::bit_cast<float>(std::uint32_t(bits) << 16); }
-
-/// IEEE 754 binary16: sign, 5 bits of exponent, 10 of mantissa.
-float of_f16(std::uint16_t bits) {
-  const std::uint32_t sign = std::uint32_t(bits & 0x8000) << 16, exponent = bits >> 10 & 31, mantissa = bits & 0x3ff;
-  if (exponent == 31) return std::bit_cast<float>(sign | 0x7f800000 | mantissa << 13);
-  if (exponent == 0) return std::bit_cast<float>(sign | std::bit_cast<std::uint32_t>(float(mantissa) * 0x1p-24f));
-  return std::bit_cast<float>(sign | (exponent + 112) << 23 | mantissa << 13);
-}
-
-template <class Convert>
-void read_halves(const std::byte* from, std::int64_t count, float* to, const Convert& convert) {
-  for (std::int64_t i = 0; i < count; ++i) {
-    std::uint16_t bits;
-    std::memcpy(&bits, from + 2 * i, 2);
-    to[i] = convert(bits);
-  }
-}
 
 class SafetensorsFolder : public ForeignWeights {
  public:
@@ -113,10 +93,20 @@ std::int64_t ForeignTensor::size() const {
 std::string ForeignTensor::shape_text() const { return fmt::format("({})", fmt::join(shape, ", ")); }
 
 void ForeignTensor::read(std::int64_t first, std::int64_t count, float* to) const {
-  switch (format) {
-    case ElementFormat::f32: std::memcpy(to, data + 4 * first, std::size_t(4 * count)); return;
-    case ElementFormat::f16: return read_halves(data + 2 * first, count, to, of_f16);
-    case ElementFormat::bf16: return read_halves(data + 2 * first, count, to, of_bf16);
+  const BlockFormat& block = block_format(format);
+  while (count > 0) {
+    const std::byte* const from = data + first / block.elements * block.bytes;
+    const std::int64_t begin = first % block.elements, whole = begin ? 0 : count / block.elements;
+    std::int64_t taken = whole * block.elements;
+    if (whole > 0) {
+      block.read(from, whole, to);
+    } else {  // a part of a block
+      float elements[kMostBlockElements];
+      block.read(from, 1, elements);
+      taken = std::min(block.elements - begin, count);
+      std::copy_n(elements + begin, taken, to);
+    }
+    first += taken, count -= taken, to += taken;
   }
 }
 

@@ -7,10 +7,9 @@
 #include <string>
 #include <vector>
 
-namespace hedgehog {
+#include "train/block_formats.h"
 
-/// How a foreign file stores numbers.
-enum class ElementFormat : std::uint8_t { f32, f16, bf16 };
+namespace hedgehog {
 
 /// One tensor of a foreign file: its bytes are there, whatever the file said.
 ///

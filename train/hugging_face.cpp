@@ -32,6 +32,14 @@ void VocabularyReader::take_tokens(const nlohmann::json& tokens, const std::stri
   for (const auto& [token, id] : tokens.items()) take_token(token, checked_id(id, field, token), field);
 }
 
+void VocabularyReader::take_tokens(const std::vector<std::string_view>& tokens, const std::string& field) {
+  vocabulary_.tokens.resize(tokens.size());
+  for (size_t id = 0; id < tokens.size(); ++id) {
+    if (valid_utf8(tokens[id]) != tokens[id]) fail(fmt::format("field '{}': token {} is no UTF-8", field, id));
+    take_token(std::string(tokens[id]), int32_t(id), field);
+  }
+}
+
 void VocabularyReader::take_added(const std::string& text, const AddedToken& token, const std::string& field) {
   if (text.empty()) fail(fmt::format("field '{}' has an empty text", field));
   const auto listed = ids_.find(text);

@@ -21,6 +21,8 @@ class VocabularyReader {
 
   /// Takes tokens with their ids, as JSON has them; `more` come as added tokens. The ids must be 0 … n-1.
   void take_tokens(const nlohmann::json& tokens, const std::string& field, size_t more);
+  /// Takes tokens by id.
+  void take_tokens(const std::vector<std::string_view>& tokens, const std::string& field);
   /// Takes an added token, which the vocabulary may hold already.
   void take_added(const std::string& text, const AddedToken& token, const std::string& field);
   /// Takes a merge of two tokens as they are written.

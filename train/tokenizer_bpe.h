@@ -86,6 +86,11 @@ BpeVocabulary read_bpe_json(const std::filesystem::path& file, const nlohmann::j
 /// the vocabulary has it. Throws FileError naming file and token or line.
 BpeVocabulary read_bpe_files(const std::filesystem::path& vocabulary, const std::filesystem::path& merges);
 
+/// The vocabulary of lists, as GGUF has them: tokens by id and merges by rank as GPT-2's files write them, some tokens added ones.
+/// Its pattern is left empty. Throws FileError naming file and token or merge.
+BpeVocabulary read_bpe_lists(const std::filesystem::path& file, const std::vector<std::string_view>& tokens,
+                             const std::vector<std::string_view>& merges, const std::vector<AddedToken>& added);
+
 /// As bpe_tokenizer, with FileError naming the file for what is wrong.
 TokenizerPointer bpe_tokenizer_of(const std::filesystem::path& file, BpeVocabulary vocabulary);
 

@@ -183,6 +183,15 @@ BpeVocabulary read_bpe_files(const std::filesystem::path& vocabulary, const std:
   return result;
 }
 
+BpeVocabulary read_bpe_lists(const std::filesystem::path& file, const std::vector<std::string_view>& tokens,
+                             const std::vector<std::string_view>& merges, const std::vector<AddedToken>& added) {
+  VocabularyReader reader(file);
+  reader.take_tokens(tokens, "tokens");
+  for (const AddedToken& token : added) reader.take_added(std::string(tokens.at(size_t(token.id))), token, "tokens");
+  for (size_t rank = 0; rank < merges.size(); ++rank) reader.take_merge(std::string(merges[rank]), fmt::format("merge {}", rank));
+  return byte_level(reader.finish(), reader);
+}
+
 std::string bpe_json(const BpeVocabulary& v) {
   std::vector<bool> is_added(v.tokens.size());
   std::string vocab, merges;
