@@ -265,7 +265,10 @@ Tensor Gpt::classify(const Tensor& pooled) const {
   return classifier_(pooled);
 }
 
-Tensor Gpt::logits(const Tensor& hidden) const { return of_vocabulary(matmul(hidden, head_, false, true)); }
+Tensor Gpt::logits(const Tensor& hidden) const {
+  need_causal("score tokens");
+  return of_vocabulary(matmul(hidden, head_, false, true));
+}
 
 Tensors DecodingState::memory() const {
   Tensors all;

@@ -48,6 +48,12 @@ void shake(Gpt& model) {
   }
 }
 
+RunState unstarted() {
+  RunState run;
+  run.step_slots.assign(kStepStateSize, 0);
+  return run;
+}
+
 const Numbers kWords{1, 5, 7, 2, 3, 8, 4, 9, 6};
 
 }  // namespace
@@ -126,7 +132,7 @@ TEST_CASE("encoder: parameters are counted, and a checkpoint gives the same mode
   shake(model);
   CHECK(model.parameters().count() == parameter_count(model.options()));
   const TemporaryDirectory d;
-  save_checkpoint(d / "model", model, *char_tokenizer("abcdefghijk"), {.step_slots = std::vector<double>(kStepStateSize)}, false);
+  save_checkpoint(d / "model", model, *char_tokenizer("abcdefghijk"), unstarted(), false);
   const Checkpoint loaded = load_checkpoint(d / "model", false);
   const no_grad guard;
   const Tensor words = ids({1, 9}, kWords);
@@ -139,7 +145,7 @@ TEST_CASE("encoder: checkpoints from before there were encoders load as the lang
   o.layers = 1, o.width = 8, o.context = 8, o.vocabulary = 11, o.dtype = Dtype::f32;
   Gpt model(o);
   const TemporaryDirectory d;
-  save_checkpoint(d / "model", model, *char_tokenizer("abcdefghijk"), {.step_slots = std::vector<double>(kStepStateSize)}, false);
+  save_checkpoint(d / "model", model, *char_tokenizer("abcdefghijk"), unstarted(), false);
   nlohmann::json state = nlohmann::json::parse(read_file(d / "model/state.json"));
   for (const char* name : {"causal", "post_norm", "embedding_norm", "token_types", "pooler", "classes"})
     REQUIRE(state["model"].erase(name) == 1);
@@ -159,6 +165,7 @@ TEST_CASE("encoder: what it cannot do, and what does not go with it, is refused 
   };
   refused([&] { model.loss(ids({1, 2}, {1, 2}), ids({1, 2}, {2, 3})); }, "an encoder, whose tokens see those behind them");
   refused([&] { model.decoding_state(1, 4); }, "cannot write text");
+  refused([&] { model.logits(model.hidden(ids({1, 2}, {1, 2}))); }, "cannot score tokens");
   const auto without = [&](const auto& change, const char* part) {
     GptOptions o = encoder("softmax");
     change(o);

@@ -73,12 +73,10 @@ struct Training {
 
 TEST_CASE("linear: activations at known points, bias inside and addend outside") {
   const Tensor x = constant({5, 1}, {-3, -1, 0.5, 1, 2}, f64), one = constant({1, 1}, {1}, f64);
-  // x Phi(x) with Phi by tanh and itself; x / (1 + e^-x)
+  // x Phi(x) with Phi by tanh; x / (1 + e^-x)
   const std::vector<double> gelus{-0.0036373920817729943, -0.15880800939172324, 0.34571400982514394, 0.8411919906082768, 1.954597694087775};
-  const std::vector<double> exact{-0.004049694094890287, -0.15865525393145707, 0.34573123063700656, 0.8413447460685429, 1.9544997361036416};
   const std::vector<double> silus{-0.14227761953270035, -0.2689414213699951, 0.3112296656009273, 0.7310585786300049, 1.7615941559557646};
   check_close(linear(x, one, {}, {}, "gelu").to_vector(), gelus, 1e-15);
-  check_close(linear(x, one, {}, {}, "gelu_erf").to_vector(), exact, 1e-15);
   check_close(linear(x, one, {}, {}, "silu").to_vector(), silus, 1e-15);
   check_close(linear(x, one, {}, {}, "relu").to_vector(), {0, 0, 0.5, 1, 2}, 0);
   const Tensor bias = constant({1}, {1}, f64), addend = constant({5, 1}, {10, 20, 30, 40, 50}, f64);
