@@ -56,7 +56,7 @@ TEST_CASE("cli: a model is exported as a folder that is read like the checkpoint
   const std::string at = d.path().string();
   d.file("text.txt", some_text());
   const std::string llama = " --norm=rms --gated_mlp --activation=silu --key_heads=1 --bias=false ";
-  for (const std::string options : {"--attention=hedgehog" + llama, "--attention=softmax --positions=learned --tokenizer=char --out=gpt2 " + std::string()}) {
+  for (const std::string& options : {"--attention=hedgehog" + llama, "--attention=softmax --positions=learned --tokenizer=char --out=gpt2 " + std::string()}) {
     CAPTURE(options);
     fs::remove_all(d / "runs"), fs::remove_all(d / "folder");
     const bool student = options.find("hedgehog") != std::string::npos;

@@ -28,6 +28,10 @@ int import_command(Config& config) {
              o.shared_heads() == o.heads ? "" : fmt::format(" with {} of keys and values", o.shared_heads()), o.vocabulary, o.context);
   fmt::print("parameters  {}, read in {:.2f} s\n", count_text(double(checkpoint.model->parameters().count())), seconds);
   fmt::print("written     {}\n", out.string());
+  if (!o.causal) {
+    fmt::print("vectors     ./hedgehog embed --checkpoint={} --data=lines.txt\n", out.string());
+    return kGood;
+  }
   fmt::print("write text  ./hedgehog sample --checkpoint={}\n", out.string());
   fmt::print("convert     ./hedgehog convert --from={} --data=my.txt\n", out.string());
   return kGood;
