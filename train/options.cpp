@@ -167,7 +167,7 @@ std::vector<Option> conversion_options() {
       text("from", "latest", "conversion", "the softmax model to convert: a run's or checkpoint's directory; import too: a folder of Hugging Face or a llama2.c file",
            {"convert", "import"}),
       integer("length", "", "tokens", "conversion", "tokens a row, or of a text that embed reads; without it the model's context",
-              {"convert", "embed"}, 1, 1 << 24),
+              {"convert", "embed", "eval"}, 1, 1 << 24),
       text("distill", "weights", "conversion",
            "what the feature maps learn to imitate: the teacher's weights of attention, its output, or nothing", kConvert,
            {"weights", "output", "none"}),
@@ -199,7 +199,7 @@ std::vector<Option> run_options() {
       integer("evaluate_batches", "0", "batches", "run", "validation batches; 0 for the whole validation set",
               {"train", "eval", "convert"}),
       integer("stride", "", "tokens", "run",
-              "perplexity by sliding windows, as for WikiText: each window of the model's context begins this many tokens behind the last one and counts "
+              "perplexity by sliding windows, as for WikiText: each window of the model's context (or --length) begins this many tokens behind the last one and counts "
               "the tokens that no earlier one counted; the text's first token is not counted, documents are joined; without it windows follow each other",
               {"eval"}, 1, 1 << 24),
       flag("words", "false", "run",
