@@ -82,6 +82,7 @@ void register_unary(KernelTable& table) {
   register_formula<Reciprocal>(table, "reciprocal");
   register_formula<Relu>(table, "relu");
   register_formula<Gelu>(table, "gelu");
+  register_formula<GeluErf>(table, "gelu_erf");
   register_formula<Silu>(table, "silu");
   register_formula<EluPlusOne>(table, "elu_plus_one");
   register_formula<FloorAt>(table, "floor_at");

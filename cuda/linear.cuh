@@ -1,6 +1,7 @@
 #pragma once
 #include "cuda/common.cuh"
 #include "ops/activation.h"
+#include "ops/normal.h"
 
 /// What follows a linear layer's product, and what goes before its backward products.
 namespace hedgehog::cuda {
@@ -15,6 +16,7 @@ template <class A>
 __device__ __forceinline__ A activate(Activation kind, A h) {
   switch (kind) {
     case Activation::gelu: return h * sigmoid(A(kGelu) * h * (A(1) + A(kGeluCube) * h * h));
+    case Activation::gelu_erf: return h * vector_normal(h).below;
     case Activation::silu: return h * sigmoid(h);
     case Activation::relu: return h < A(0) ? A(0) : h;  // NaN stays NaN
     default: return h;
@@ -28,6 +30,10 @@ __device__ __forceinline__ A slope(Activation kind, A h) {
     case Activation::gelu: {
       const A square = h * h, s = sigmoid(A(kGelu) * h * (A(1) + A(kGeluCube) * square));
       return s + s * (A(1) - s) * A(kGelu) * h * (A(1) + A(3 * kGeluCube) * square);
+    }
+    case Activation::gelu_erf: {
+      const Normal<A> n = vector_normal(h);
+      return n.below + h * n.density;
     }
     case Activation::silu: {
       const A s = sigmoid(h);

@@ -156,6 +156,7 @@ Tensor Attention::attend(const AttentionHeads& heads, const AttentionContext& co
   SoftmaxAttentionOptions o;
   o.document_start = context.document_start;
   o.window = options_.window;
+  o.causal = options_.causal;
   return softmax_attention(heads.q, heads.k, heads.v, o);
 }
 
@@ -174,6 +175,7 @@ Tensor Attention::linear(const AttentionHeads& heads, const AttentionContext& co
   o.map = features_.map();
   o.document_start = context.document_start;
   o.rotary = rotary;
+  o.causal = options_.causal;
   return linear_attention(features_(heads.q), features_(heads.k), heads.v, o).o;
 }
 

@@ -22,13 +22,14 @@ struct MappedHeads {
 /// Whether features of an attention have smooth logarithms, which is what a decay gate needs: the Hedgehog maps, "exp" and "performer".
 bool has_log_features(const std::string& kind);
 
-/// What attention needs to know besides x. All optional.
+/// What a model, and attention in it, needs to know besides its tokens. All optional.
 struct AttentionContext {
   Tensor document_start = {};  // i32 (B, T): start of each token's document in its row; attention stays inside it
   Tensor step = {};            // the optimiser's step state, for dropout in training
   bool linear = true;          // false: where attention has a window, nothing before it is seen
   Tensor rotary = {};          // table of rotary_table(T, D), shared by all layers; empty: no rotary positions
   std::vector<AttentionHeads>* heads = nullptr;  // each layer adds its own, for those who distil or look at attention
+  Tensor token_types = {};     // i32 (B, T), of a model that has such; empty: all 0
 };
 
 /// What one layer remembers of a stream: the attention's state, the keys and values in its window if it has one, and the last
@@ -40,10 +41,10 @@ struct AttentionState {
 /// Whether the feature maps of this attention have a matrix a head for queries and one for keys; `asked`: as map_weights.
 bool has_map_weights(const std::string& attention, bool asked);
 
-/// Multi-head causal attention: packed projection, short convolution of queries, keys and values, norm of queries and keys (both if asked),
-/// rotary positions, softmax or linear attention, output projection. The projection is one tensor (B, T, Q + K + V); q, k, v are windows of it.
-/// Q is C but for "taylor", whose queries and keys are narrower; K and V are as wide as Q and C, or with grouped queries as the part of their
-/// heads that key_heads is.
+/// Multi-head attention, causal unless asked otherwise: packed projection, short convolution of queries, keys and values, norm of queries
+/// and keys (both if asked), rotary positions, softmax or linear attention, output projection. The projection is one tensor (B, T, Q + K +
+/// V); q, k, v are windows of it. Q is C but for "taylor", whose queries and keys are narrower; K and V are as wide as Q and C, or with
+/// grouped queries as the part of their heads that key_heads is.
 ///
 /// With qk_norm queries and keys are RMS-normed before positions turn them and maps see them, all heads with the same D gains:
 ///
@@ -69,6 +70,7 @@ class Attention {
     std::int64_t heads = 1, width = 1;
     std::int64_t key_heads = 0;     // of keys and values, a divisor of heads; 0: as many
     std::string kind = "hedgehog";  // softmax, or a map of linear attention
+    bool causal = true;             // false: a token sees those behind it too; there are no steps then
     FeatureOptions features;
     std::int64_t layer = 0;         // number of the layer, for random features
     std::uint64_t seed = 1;         // of random features

@@ -15,6 +15,8 @@ void check_pair(const GptOptions& teacher, const GptOptions& student) {
     throw ShapeError(fmt::format("[distillation] the teacher must have softmax attention, but has '{}'", teacher.attention));
   if (teacher.window > 0)
     throw ShapeError("[distillation] compares weights over all tokens before, but the teacher's attention has a window; give one without");
+  if (teacher.causal != student.causal)
+    throw ShapeError("[distillation] teacher and student must both be causal or both encoders; make the student with student_options");
   if (student.attention == "softmax") throw ShapeError("[distillation] the student must have linear attention, but has softmax too");
   for (const auto& [what, t, s] : {std::tuple{"layers", teacher.layers, student.layers}, std::tuple{"heads", teacher.heads, student.heads},
                                    std::tuple{"width", teacher.width, student.width}})
@@ -29,10 +31,12 @@ std::vector<AttentionHeads> teacher_heads(const Gpt& teacher, const Tensor& toke
   return teacher.heads(tokens, {.document_start = context.document_start});
 }
 
-DistillationRows layer_rows(const Attention& student, const AttentionHeads& heads, const AttentionContext& context) {
+DistillationRows layer_rows(const Attention& student, const AttentionHeads& heads, bool causal, const AttentionContext& context) {
   const MappedHeads features = student.features(heads);
   const auto rows = attention_cross_entropy(heads.q, heads.k, features.q, features.k,
-                                            {.document_start = context.document_start, .logarithmic = features.logarithmic});
+                                            {.document_start = context.document_start,
+                                             .causal = causal,
+                                             .logarithmic = features.logarithmic});
   return {rows.loss, rows.entropy};
 }
 
@@ -88,7 +92,7 @@ std::vector<DistillationRows> distillation_rows(const Gpt& teacher, const Gpt& s
   std::vector<DistillationRows> layers;
   for (std::size_t i = 0; i < heads.size(); ++i) {
     const Scope scope(fmt::format("block{}/distillation", i));
-    layers.push_back(layer_rows(student.attention(std::int64_t(i)), heads[i], context));
+    layers.push_back(layer_rows(student.attention(std::int64_t(i)), heads[i], teacher.options().causal, context));
   }
   return layers;
 }
@@ -107,7 +111,7 @@ Tensor distillation_loss(const Gpt& teacher, const Gpt& student, const Tensor& t
     const Attention& layer = student.attention(std::int64_t(i));
     Tensor loss;
     if (by == "weights") {
-      const DistillationRows rows = layer_rows(layer, heads[i], context);
+      const DistillationRows rows = layer_rows(layer, heads[i], teacher.options().causal, context);
       loss = mean(rows.loss - rows.entropy);
     } else {
       const Dtype wide = accumulator_of(student.options().dtype);  // bf16 would round the squares

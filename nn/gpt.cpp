@@ -23,8 +23,21 @@ Init residual_init(const GptOptions& o, std::int64_t fan_in) {
   return init;
 }
 
+[[noreturn]] void refuse(const std::string& message) { throw ShapeError("[gpt] " + message); }
+
+void check_encoder(const GptOptions& o) {
+  if (o.token_types < 0 || o.classes < 0 || o.classes == 1)
+    refuse(fmt::format("token_types must be at least 0, and classes 0, for none, or at least 2, got {} and {}", o.token_types, o.classes));
+  if (o.causal && (o.post_norm || o.pooler || o.classes > 0))
+    refuse("post_norm, pooler and classes are those of encoders: causal must be false");
+  if (o.causal) return;
+  if (o.window > 0 || o.short_convolution > 0 || o.decay_gate)
+    refuse("an encoder sees tokens on both sides, but window, short_convolution and decay_gate look back: they must be off");
+  if (!o.tied_head) refuse("an encoder scores no tokens, so that it has no classifier of them: tied_head must be true");
+  if (o.classes > 0 && !o.pooler) refuse("classes are told from pooled texts: pooler must be true");
+}
+
 void check(const GptOptions& o) {
-  auto refuse = [](const std::string& message) { throw ShapeError("[gpt] " + message); };
   if (o.layers < 1 || o.heads < 1 || o.width < 1 || o.context < 1 || o.vocabulary < 1 || o.vocabulary_multiple < 1)
     refuse(fmt::format("layers, heads, width, context and vocabulary must be at least 1, got {}, {}, {}, {}, {}", o.layers, o.heads,
                        o.width, o.context, o.vocabulary));
@@ -64,11 +77,12 @@ void check(const GptOptions& o) {
   if (o.decay_gate && o.window > 0) refuse(fmt::format("a decay gate does not go with a window, got a window of {} tokens", o.window));
   if (o.short_convolution < 0 || o.short_convolution == 1 || o.short_convolution > 64)
     refuse(fmt::format("short_convolution must be 0, or 2 to 64 tokens, got {}", o.short_convolution));
+  check_encoder(o);
   if (o.lora) check_lora(*o.lora, o.width);
   for (const auto& [name, value, choices] :
        {std::tuple{"positions", o.positions, std::vector<std::string>{"rotary", "learned", "none"}},
         std::tuple{"norm", o.norm, std::vector<std::string>{"layer", "rms"}},
-        std::tuple{"activation", o.activation, std::vector<std::string>{"gelu", "silu", "relu"}},
+        std::tuple{"activation", o.activation, std::vector<std::string>{"gelu", "gelu_erf", "silu", "relu"}},
         std::tuple{"init", o.init, std::vector<std::string>{"default", "gpt2", "mimetic"}},
         std::tuple{"attention", o.attention,
                    std::vector<std::string>{"softmax", "hedgehog", "hedgehog-softmax", "hedgehog-joint", "elu", "relu", "exp", "t2r", "taylor",
@@ -93,6 +107,7 @@ Block make_block(Parameters& p, const GptOptions& o, std::int64_t layer) {
                                .width = o.width,
                                .key_heads = o.shared_heads(),
                                .kind = o.attention,
+                               .causal = o.causal,
                                .features = features_of(o),
                                .layer = layer,
                                .seed = o.seed,
@@ -117,15 +132,20 @@ Block make_block(Parameters& p, const GptOptions& o, std::int64_t layer) {
   block.mlp.activation = o.activation;
   block.mlp.gated = o.gated_mlp;
   block.mlp.dropout = dropout(1);
+  block.post_norm = o.post_norm;
   return block;
 }
 
 }  // namespace
 
 Tensor Block::operator()(Tensor x, const AttentionContext& context) const {
-  x = named(attention(norm_1(x), x, context), "middle");
-  return named(mlp(norm_2(x), x, context.step), "out");
+  x = attended(x, context);
+  if (!post_norm) return named(mlp(norm_2(x), named(x, "middle"), context.step), "out");
+  x = named(norm_1(x), "middle");
+  return named(norm_2(mlp(x, x, context.step)), "out");
 }
+
+Tensor Block::attended(const Tensor& x, const AttentionContext& context) const { return attention(post_norm ? x : norm_1(x), x, context); }
 
 std::int64_t GptOptions::longest() const {
   std::int64_t most = std::int64_t(1) << 40;
@@ -145,11 +165,17 @@ Gpt::Gpt(const GptOptions& options, Parameters::Start start) : options_(options)
   token_table_ = p.add("wte.weight", {rows, options_.width}, Init::normal(options_.embedding_init), 1);
   if (options_.positions == "learned")
     position_table_ = p.add("wpe.weight", {options_.context, options_.width}, Init::normal(options_.embedding_init), 1);
+  if (options_.token_types > 0)
+    type_table_ = p.add("wtt.weight", {options_.token_types, options_.width}, Init::normal(options_.embedding_init), 1);
+  if (options_.embedding_norm) embedding_norm_ = Norm(p, "ln_e", options_.norm, options_.width, options_.bias, options_.norm_eps);
   embedding_dropout_ = {options_.dropout, 0};
   for (std::int64_t i = 0; i < options_.layers; ++i) blocks_.push_back(make_block(p, options_, i));
-  final_norm_ = Norm(p, "ln_f", options_.norm, options_.width, options_.bias, options_.norm_eps);
+  if (!options_.post_norm) final_norm_ = Norm(p, "ln_f", options_.norm, options_.width, options_.bias, options_.norm_eps);
   head_ = options_.tied_head ? token_table_
                              : p.add("lm_head.weight", {rows, options_.width}, weight_init(options_, options_.width), 1);
+  if (options_.pooler) pooler_ = Linear(p, "pooler", options_.width, options_.width, true, weight_init(options_, options_.width));
+  if (options_.classes > 0)
+    classifier_ = Linear(p, "classifier", options_.width, options_.classes, true, weight_init(options_, options_.width));
   if (options_.init == "mimetic" && !options_.tied_head && p.drawn()) {
     std::vector<double> like = p.values(token_table_);
     for (double& x : like) x /= options_.embedding_init * std::sqrt(double(options_.width));
@@ -175,7 +201,11 @@ Tensor Gpt::embed(const Tensor& tokens, AttentionContext& context) const {
                                  options_.context));
   const Scope scope("embedding");
   if (options_.positions == "rotary") context.rotary = rotary_angles(tokens.shape().last(), {});
-  return named(embedding_dropout_(embedding(tokens, token_table_, position_table_), context.step), "x");
+  Tensor x = embedding(tokens, token_table_, position_table_);
+  if (context.token_types && !type_table_) throw ShapeError("[gpt] token types are given, but the model has none: token_types is 0");
+  if (type_table_) x = x + gather_rows(type_table_, context.token_types ? context.token_types : constant({1}, {0}, Dtype::i32, "type"));
+  if (embedding_norm_.weight) x = embedding_norm_(x);
+  return named(embedding_dropout_(x, context.step), "x");
 }
 
 Tensor Gpt::hidden(const Tensor& tokens, const AttentionContext& given) const {
@@ -185,7 +215,7 @@ Tensor Gpt::hidden(const Tensor& tokens, const AttentionContext& given) const {
     const Scope scope(fmt::format("block{}", i));
     x = blocks_[i](x, context);
   }
-  return final_norm_(x);
+  return options_.post_norm ? x : final_norm_(x);
 }
 
 std::vector<AttentionHeads> Gpt::heads(const Tensor& tokens, const AttentionContext& given) const {
@@ -196,12 +226,13 @@ std::vector<AttentionHeads> Gpt::heads(const Tensor& tokens, const AttentionCont
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
     const Scope scope(fmt::format("block{}", i));
     if (i + 1 < blocks_.size()) x = blocks_[i](x, context);
-    else blocks_[i].attention(blocks_[i].norm_1(x), x, context);
+    else blocks_[i].attended(x, context);
   }
   return all;
 }
 
 TokenLosses Gpt::loss(const Tensor& tokens, const Tensor& targets, const Tensor& scale, const AttentionContext& context) const {
+  need_causal("be trained or scored as a language model");
   const Tensor x = hidden(tokens, context);
   const Scope scope("classifier");
   return classifier_cross_entropy(x, head_, targets, scale, options_.vocabulary);
@@ -214,7 +245,30 @@ Tensor Gpt::of_vocabulary(const Tensor& all) const {
   return surplus ? split(all, {options_.vocabulary, surplus})[0] : all;
 }
 
-Tensor Gpt::logits(const Tensor& hidden) const { return of_vocabulary(matmul(hidden, head_, false, true)); }
+void Gpt::need_causal(const char* what) const {
+  if (!options_.causal)
+    refuse(fmt::format("an encoder, whose tokens see those behind them, predicts no next token and cannot {}; hedgehog embed makes "
+                       "vectors of texts with it", what));
+}
+
+Tensor Gpt::pooled(const Tensor& hidden) const {
+  if (!options_.pooler) throw ShapeError("[gpt] the model has no pooler: pooler is false");
+  const Scope scope("pooler");
+  const std::int64_t B = hidden.shape()[0], T = hidden.shape()[1];
+  std::vector<double> first;
+  for (std::int64_t b = 0; b < B; ++b) first.push_back(double(b * T));
+  return tanh(pooler_(gather_rows(reshape(hidden, {B * T, options_.width}), constant({B}, first, Dtype::i32, "first"))));
+}
+
+Tensor Gpt::classify(const Tensor& pooled) const {
+  if (options_.classes == 0) throw ShapeError("[gpt] the model has no classifier of texts: classes is 0");
+  return classifier_(pooled);
+}
+
+Tensor Gpt::logits(const Tensor& hidden) const {
+  need_causal("score tokens");
+  return of_vocabulary(matmul(hidden, head_, false, true));
+}
 
 Tensors DecodingState::memory() const {
   Tensors all;
@@ -227,6 +281,7 @@ Tensors DecodingState::memory() const {
 }
 
 DecodingState Gpt::decoding_state(std::int64_t batch, std::int64_t capacity) const {
+  need_causal("write text");
   if (options_.lora) throw ShapeError("[gpt] low-rank updates are not decoded with; give merge_lora(model)");
   if (capacity > options_.longest())
     throw ShapeError(fmt::format("[gpt] a stream of {} tokens exceeds the {} of {} that {} have", capacity,
@@ -285,7 +340,10 @@ std::int64_t parameter_count(const GptOptions& options) {
       if (options.lora->has(target)) lora += options.lora->rank * both;
   const std::int64_t block =
       packed * c + c * c + c * fc + m * c + maps + packed * options.short_convolution + qk_norm + bias + factors + 2 * norm + lora;
-  return Gpt::table_rows(options) * c * (options.tied_head ? 1 : 2) + positions + options.layers * block + norm;
+  const std::int64_t linear = c * c + c;
+  const std::int64_t norms = (options.embedding_norm ? norm : 0) + (options.post_norm ? 0 : norm);
+  const std::int64_t encoder = options.token_types * c + (options.pooler ? linear : 0) + options.classes * (c + 1);
+  return Gpt::table_rows(options) * c * (options.tied_head ? 1 : 2) + positions + options.layers * block + encoder + norms;
 }
 
 }  // namespace hedgehog

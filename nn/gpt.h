@@ -9,7 +9,7 @@
 
 namespace hedgehog {
 
-/// The shape of a GPT. Letters: L layers, H heads, C width, T context, V vocabulary.
+/// The shape of a model: a GPT, or an encoder such as BERT. Letters: L layers, H heads, C width, T context, V vocabulary.
 struct GptOptions {
   std::int64_t layers = 2;
   std::int64_t heads = 2;
@@ -28,7 +28,7 @@ struct GptOptions {
   RotaryScaling rotary_scaling = {};
   std::string norm = "layer";          // layer, rms
   double norm_eps = 1e-5;
-  std::string activation = "gelu";     // gelu, silu, relu
+  std::string activation = "gelu";     // gelu, gelu_erf, silu, relu
   bool gated_mlp = false;              // (nn/layers.h); with silu: SwiGLU
   std::int64_t mlp_width = 0;          // numbers between the two layers of the MLP; 0: 4 width
   bool bias = false;                   // of linear layers and norms
@@ -43,6 +43,12 @@ struct GptOptions {
   std::string init = "default";
   double map_init_gain = 1;            // feature maps start at this times the identity
   bool map_weights = false;            // exp, elu and relu work on x W too, with a matrix a head as Hedgehog's: for fair comparisons
+  bool causal = true;                  // false: an encoder, whose tokens see all of their document; it predicts no next token
+  bool post_norm = false;              // of encoders: norms are of the residual stream behind each sum, none is at its end
+  bool embedding_norm = false;         // the summed embeddings are normed
+  std::int64_t token_types = 0;        // types of tokens, each a vector that is added to their embeddings; 0: none
+  bool pooler = false;                 // of encoders: a layer with tanh over the first token
+  std::int64_t classes = 0;            // of encoders with a pooler: classes of a text; 0: no classifier
   Dtype dtype = Dtype::f32;
   std::uint64_t seed = 1;
   std::optional<LoraOptions> lora = {};  // low-rank updates, for finetuning: merge_lora() before decoding or saving
@@ -60,11 +66,19 @@ struct GptOptions {
 ///
 ///   x = x + attention(norm_1(x))
 ///   x = x + mlp(norm_2(x))
+///
+/// or with post_norm
+///
+///   x = norm_1(x + attention(x))
+///   x = norm_2(x + mlp(x))
 struct Block {
   Norm norm_1, norm_2;
   Attention attention;
   Mlp mlp;
+  bool post_norm = false;
   Tensor operator()(Tensor x, const AttentionContext& context) const;
+  /// x + attention, before the norm that post_norm puts behind it.
+  Tensor attended(const Tensor& x, const AttentionContext& context) const;
 };
 
 /// What a GPT remembers between tokens: one state a layer. Linear attention: constant in size; softmax: a cache of keys
@@ -77,6 +91,9 @@ struct DecodingState {
 };
 
 /// A decoder-only Transformer: embedding, L blocks, final norm, classifier (tied to the embedding unless asked otherwise).
+/// Or with causal = false an encoder: embedding, L blocks, norm; hidden() gives a vector a token, pooled() and classify() one a text.
+/// A batch of texts of several lengths is padded at the end and has document_start = length where the padding is, 0 before: it is a
+/// document of its own then, which sees no text and is seen by none.
 ///
 ///   Gpt model(options);
 ///   Program step = record([&] {
@@ -89,7 +106,8 @@ struct DecodingState {
 /// both halves of its first layer in h.0.mlp.c_fc.weight (C, 2 M);
 /// the feature maps are h.0.attn.map_q.weight and map_k.weight (H, D, D), for T2R with map_q.bias and map_k.bias (H, D); the short
 /// convolution is h.0.attn.conv.weight (K, 3 C), the norms of queries and keys h.0.attn.q_norm.weight and k_norm.weight (D), the decay gate
-/// h.0.attn.decay_gate (H); an untied classifier is lm_head.weight (V, C). V is rounded up to a multiple of vocabulary_multiple.
+/// h.0.attn.decay_gate (H); an untied classifier is lm_head.weight (V, C). Encoders have
+/// wtt.weight (types, C), ln_e, pooler and classifier. V is rounded up to a multiple of vocabulary_multiple.
 class Gpt {
  public:
   /// Throws ShapeError naming the option if the sizes do not fit together.
@@ -107,6 +125,10 @@ class Gpt {
   /// Mean loss over the targets (B, T) that are not -1, or their sum times `scale` (1); and the loss of each token (B, T).
   TokenLosses loss(const Tensor& tokens, const Tensor& targets, const Tensor& scale = {},
                       const AttentionContext& context = {}) const;
+  /// Of an encoder with a pooler: tanh(x_0 W + b) of the first of every row's hidden states (B, T, C), which makes (B, C).
+  Tensor pooled(const Tensor& hidden) const;
+  /// Logits (B, classes) of pooled texts (B, C).
+  Tensor classify(const Tensor& pooled) const;
   /// Logits (…, V) of hidden states (…, C).
   Tensor logits(const Tensor& hidden) const;
   /// Logits (B, V) after one more token each, tokens i32 (B, 1). The state is advanced in place; its position is the
@@ -135,14 +157,16 @@ class Gpt {
   /// What the first block reads; puts the table of rotary positions into `context`.
   Tensor embed(const Tensor& tokens, AttentionContext& context) const;
   Tensor rotary_angles(std::int64_t length, const Tensor& offset) const;
+  void need_causal(const char* what) const;
   Tensor of_vocabulary(const Tensor& all) const;  // without the rows that pad the table
 
   GptOptions options_;
   std::unique_ptr<Parameters> parameters_;
-  Tensor token_table_, position_table_, head_;  // head_ (V, C) is token_table_ when tied
+  Tensor token_table_, position_table_, type_table_, head_;  // head_ (V, C) is token_table_ when tied
   Dropout embedding_dropout_;
   std::vector<Block> blocks_;
-  Norm final_norm_;
+  Norm final_norm_, embedding_norm_;  // or none
+  Linear pooler_, classifier_;        // or none
 };
 
 /// Number of parameters of a GPT of this shape, without building it. Throws as Gpt does.

@@ -10,7 +10,10 @@ Linear::Linear(Parameters& parameters, const std::string& name, std::int64_t in,
 namespace {
 
 Tensor activated(const Tensor& x, const std::string& activation) {
-  return activation == "gelu" ? gelu(x) : activation == "silu" ? silu(x) : activation == "relu" ? relu(x) : x;
+  if (activation == "gelu") return gelu(x);
+  if (activation == "gelu_erf") return gelu_erf(x);
+  if (activation == "silu") return silu(x);
+  return activation == "relu" ? relu(x) : x;
 }
 
 }  // namespace

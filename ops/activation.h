@@ -5,7 +5,7 @@
 namespace hedgehog {
 
 /// Activations that a linear layer ends with, as its attribute spells them.
-enum class Activation : std::uint8_t { none, gelu, silu, relu };
+enum class Activation : std::uint8_t { none, gelu, gelu_erf, silu, relu };
 
 /// By name; throws ShapeError in the name of `op`.
 Activation activation_of(const std::string& name, const char* op = "linear");

@@ -135,6 +135,15 @@ Tensor relu(const Tensor& x, SourceLine where = SourceLine::current());
 /// Source:   Hendrycks, Gimpel 2016, arXiv:1606.08415, section 2.
 Tensor gelu(const Tensor& x, SourceLine where = SourceLine::current());
 
+/// Gaussian error linear unit itself, which BERT has.
+///
+///   y = x Phi(x),   Phi(x) = erfc(-x / sqrt(2)) / 2
+///
+/// Backward: dx = dy * (Phi(x) + x exp(-x^2 / 2) / sqrt(2 pi)).
+/// Saved:    nothing; reads x.
+/// Source:   Hendrycks, Gimpel 2016, arXiv:1606.08415, equation 1.
+Tensor gelu_erf(const Tensor& x, SourceLine where = SourceLine::current());
+
 /// Sigmoid linear unit (swish): y = x s, s = 1 / (1 + e^-x).
 ///
 /// Backward: dx = dy * s (1 + x (1 - s)).

@@ -4,6 +4,7 @@
 
 #include "core/op.h"
 #include "ops/math.h"
+#include "ops/normal.h"
 
 /// The formulas of the elementwise ops, one element at a time: loops on the CPU and kernels on the device call the same
 /// text. constexpr makes them callable from device code. Internal to ops/ and cuda/.
@@ -130,6 +131,16 @@ struct Gelu {
     return T(0.5) * (T(1) + t) + T(0.5 * k) * x * (T(1) - t * t) * (T(1) + T(3 * cubic) * x * x);
   }
   template <class T> [[gnu::always_inline]] constexpr T wrong_slope(T x, T) const { return T(0.5) * (T(1) + tanh_of(x)); }
+};
+
+struct GeluErf {
+  static constexpr Reads reads{bits(0)};
+  template <class T> [[gnu::always_inline]] constexpr T value(T x) const { return x * vector_normal(x).below; }
+  template <class T> [[gnu::always_inline]] constexpr T slope(T x, T) const {
+    const Normal<T> n = vector_normal(x);
+    return n.below + x * n.density;
+  }
+  template <class T> [[gnu::always_inline]] constexpr T wrong_slope(T x, T) const { return vector_normal(x).below; }
 };
 
 struct Silu {

@@ -109,7 +109,7 @@ std::vector<Sample> kink_samples() {
 
 }  // namespace
 
-extern const Op kAffine, kNegate, kExp, kLog, kTanh, kSigmoid, kSquare, kSqrt, kReciprocal, kRelu, kGelu, kSilu, kEluPlusOne, kFloorAt;
+extern const Op kAffine, kNegate, kExp, kLog, kTanh, kSigmoid, kSquare, kSqrt, kReciprocal, kRelu, kGelu, kGeluErf, kSilu, kEluPlusOne, kFloorAt;
 
 const Op kAffine = unary<Affine>({"affine", "y = x * scale + shift", "dx = dy * scale", 2,
     {{"both", {{"scale", -2.5}, {"shift", 0.75}}, {normal({2, 3, 5})}}, {"scale", {{"scale", 0.5}}, {normal({7, 13})}},
@@ -126,6 +126,8 @@ const Op kReciprocal = unary<Reciprocal>({"reciprocal", "y = 1 / x", "dx = -dy *
 const Op kRelu = unary<Relu>({"relu", "y = max(x, 0)", "dx = dy where y > 0, else 0", 1, kink_samples(), "the mask is missing", "odd"});
 const Op kGelu = unary<Gelu>({"gelu", "y = x (1 + t) / 2, t = tanh(k (x + 0.044715 x^3)), k = sqrt(2 / pi)",
     "dx = dy * ((1 + t) / 2 + x (1 - t^2) k (1 + 3 * 0.044715 x^2) / 2)", 20, usual_samples(), "the slope of tanh is missing"});
+const Op kGeluErf = unary<GeluErf>({"gelu_erf", "y = x Phi(x), Phi(x) = erfc(-x / sqrt 2) / 2",
+    "dx = dy * (Phi(x) + x e^(-x^2 / 2) / sqrt(2 pi))", 25, usual_samples(), "the slope of Phi is missing"});
 const Op kSilu = unary<Silu>({"silu", "y = x s, s = 1 / (1 + e^-x)", "dx = dy * s (1 + x (1 - s))", 13, usual_samples(), "the slope of s is missing"});
 const Op kEluPlusOne = unary<EluPlusOne>({"elu_plus_one", "y = x + 1 for x > 0, else e^x", "dx = dy * min(y, 1)", 11, kink_samples(),
     "y is used on both sides", "odd"});
@@ -149,6 +151,7 @@ Tensor sqrt(const Tensor& x, SourceLine where) { return apply(kSqrt, {}, {x}, wh
 Tensor reciprocal(const Tensor& x, SourceLine where) { return apply(kReciprocal, {}, {x}, where)[0]; }
 Tensor relu(const Tensor& x, SourceLine where) { return apply(kRelu, {}, {x}, where)[0]; }
 Tensor gelu(const Tensor& x, SourceLine where) { return apply(kGelu, {}, {x}, where)[0]; }
+Tensor gelu_erf(const Tensor& x, SourceLine where) { return apply(kGeluErf, {}, {x}, where)[0]; }
 Tensor silu(const Tensor& x, SourceLine where) { return apply(kSilu, {}, {x}, where)[0]; }
 Tensor elu_plus_one(const Tensor& x, SourceLine where) { return apply(kEluPlusOne, {}, {x}, where)[0]; }
 Tensor floor_at(const Tensor& x, double value, SourceLine where) { return apply(kFloorAt, {{"value", value}}, {x}, where)[0]; }

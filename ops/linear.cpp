@@ -16,9 +16,10 @@ extern const Op kLinear;
 Activation activation_of(const std::string& name, const char* op) {
   if (name == "none") return Activation::none;
   if (name == "gelu") return Activation::gelu;
+  if (name == "gelu_erf") return Activation::gelu_erf;
   if (name == "silu") return Activation::silu;
   if (name == "relu") return Activation::relu;
-  fail(op, fmt::format("activation must be none, gelu, silu or relu, but is '{}'", name));
+  fail(op, fmt::format("activation must be none, gelu, gelu_erf, silu or relu, but is '{}'", name));
 }
 
 namespace {
@@ -95,6 +96,7 @@ Tensors composed_linear(const Attributes& a, const Tensors& in) {
   switch (activation_of(a)) {
     case Activation::none: break;
     case Activation::gelu: y = gelu(y); break;
+    case Activation::gelu_erf: y = gelu_erf(y); break;
     case Activation::silu: y = silu(y); break;
     case Activation::relu: y = relu(y); break;
   }
@@ -132,6 +134,7 @@ const Op kLinear{
             {"residual", {}, {normal({2, 3, 5}), normal({5, 7}), normal({7}), normal({2, 3, 7})}},
             {"gelu", {{"activation", "gelu"}}, {normal({2, 3, 5}), normal({5, 7}), normal({7}), omitted()}},
             {"gelu residual", {{"activation", "gelu"}}, {normal({4, 3}), normal({3, 5}), omitted(), normal({4, 5})}},
+            {"gelu_erf", {{"activation", "gelu_erf"}}, {normal({3, 2, 5}), normal({5, 7}), normal({7}), normal({3, 2, 7})}},
             {"silu", {{"activation", "silu"}}, {normal({3, 5}), normal({5, 7}), normal({7}), normal({3, 7})}},
             {"relu", {{"activation", "relu"}}, {normal({3, 2, 5}), normal({5, 7}), normal({7}), omitted()}},
             {"tiles", {{"activation", "gelu"}}, {normal({197, 3}), normal({3, 17}), normal({17}), omitted()}},

@@ -2,6 +2,7 @@
 
 #include "ops/blas.h"
 #include "ops/math.h"
+#include "ops/normal.h"
 #include "ops/rows.h"
 
 namespace hedgehog {
@@ -10,6 +11,7 @@ namespace {
 template <Activation kind, class T>
 [[gnu::always_inline]] inline T activate(T h) {
   if constexpr (kind == Activation::gelu) return h * vector_sigmoid(T(kGelu) * h * (T(1) + T(kGeluCube) * h * h));
+  if constexpr (kind == Activation::gelu_erf) return h * vector_normal(h).below;
   if constexpr (kind == Activation::silu) return h * vector_sigmoid(h);
   if constexpr (kind == Activation::relu) return h < T(0) ? T(0) : h;  // NaN stays NaN
   return h;
@@ -20,6 +22,10 @@ template <Activation kind, class T>
   if constexpr (kind == Activation::gelu) {
     const T square = h * h, s = vector_sigmoid(T(kGelu) * h * (T(1) + T(kGeluCube) * square));
     return s + s * (T(1) - s) * T(kGelu) * h * (T(1) + T(3 * kGeluCube) * square);
+  }
+  if constexpr (kind == Activation::gelu_erf) {
+    const Normal<T> n = vector_normal(h);
+    return n.below + h * n.density;
   }
   if constexpr (kind == Activation::silu) {
     const T s = vector_sigmoid(h);
@@ -35,6 +41,7 @@ void with_activation(Activation kind, const F& f) {
   switch (kind) {
     case Activation::none: return f(std::integral_constant<Activation, Activation::none>{});
     case Activation::gelu: return f(std::integral_constant<Activation, Activation::gelu>{});
+    case Activation::gelu_erf: return f(std::integral_constant<Activation, Activation::gelu_erf>{});
     case Activation::silu: return f(std::integral_constant<Activation, Activation::silu>{});
     case Activation::relu: return f(std::integral_constant<Activation, Activation::relu>{});
   }

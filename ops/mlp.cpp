@@ -22,9 +22,9 @@ std::int64_t padded(std::int64_t elements) { return (elements + 15) / 16 * 16; }
 Layout infer_mlp(const Attributes& a, std::span<const Meta> in) {
   const Meta &x = in[0], &weight_1 = in[1], &weight_2 = in[2], &bias_1 = in[3], &bias_2 = in[4], &addend = in[5];
   const std::string activation = a.text("activation");
-  if (activation == "none") fail(kMlp, "activation must be gelu, silu or relu, but is 'none'; two layers without one are a single linear");
-  if (activation != "gelu" && activation != "silu" && activation != "relu")
-    fail(kMlp, fmt::format("activation must be gelu, silu or relu, but is '{}'", activation));
+  if (activation == "none") fail(kMlp, "activation must be gelu, gelu_erf, silu or relu, but is 'none'; two layers without one are a single linear");
+  if (activation != "gelu" && activation != "gelu_erf" && activation != "silu" && activation != "relu")
+    fail(kMlp, fmt::format("activation must be gelu, gelu_erf, silu or relu, but is '{}'", activation));
   check_floating(kMlp, "x", x);
   if (x.shape.rank() < 1) fail(kMlp, "x must be (..., K), but is a scalar; reshape it to (1)");
   check_rank(kMlp, "weight_1", weight_1, 2, "(K, N)");
@@ -135,6 +135,7 @@ const Op kMlp{
             {"gelu", {}, {normal({2, 3, 5}), normal({5, 11}), normal({11, 7}), normal({11}), normal({7}), normal({2, 3, 7})}},
             {"plain", {}, {normal({4, 5}), normal({5, 7}), normal({7, 3}), omitted(), omitted(), omitted()}},
             {"residual", {}, {normal({3, 5}), normal({5, 11}), normal({11, 7}), omitted(), omitted(), normal({3, 7})}},
+            {"gelu_erf", {{"activation", "gelu_erf"}}, {normal({2, 3, 5}), normal({5, 11}), normal({11, 7}), normal({11}), normal({7}), normal({2, 3, 7})}},
             {"silu", {{"activation", "silu"}}, {normal({3, 5}), normal({5, 11}), normal({11, 7}), normal({11}), omitted(), normal({3, 7})}},
             {"relu", {{"activation", "relu"}}, {normal({3, 2, 5}), normal({5, 11}), normal({11, 7}), omitted(), normal({7}), omitted()}},
             {"tiles", {}, {normal({197, 3}), normal({3, 17}), normal({17, 5}), normal({17}), normal({5}), omitted()}},

@@ -16,7 +16,7 @@ namespace hedgehog {
 /// bias_1      (N)       dtype of x, or none
 /// bias_2      (M)       dtype of x, or none
 /// addend      (..., M)  dtype of x, or none: the residual
-/// activation  "gelu" | "silu" | "relu", as linear defines them
+/// activation  "gelu" | "gelu_erf" | "silu" | "relu", as linear defines them
 /// returns     (..., M)
 ///
 /// Backward: daddend = dy;  dbias_2 = sum over rows of dy;  dweight_2 = g^T dy;
@@ -24,7 +24,7 @@ namespace hedgehog {
 ///           dbias_1 = sum over rows of dh;  dweight_1 = x^T dh;  dx = dh weight_1^T.
 /// Saved:    h and g, both (..., N). In bf16 dh is rounded when it is made, before its sums and products.
 /// Throws:   ShapeError if weight_1 is not (K, N), weight_2 not (N, M), bias_1 not (N), bias_2 not (M), addend not (..., M),
-///           dtypes differ, or the activation is not one of the three.
+///           dtypes differ, or the activation is not one of the four.
 Tensor mlp(const Tensor& x, const Tensor& weight_1, const Tensor& weight_2, const Tensor& bias_1 = {}, const Tensor& bias_2 = {},
            const Tensor& addend = {}, const std::string& activation = "gelu", SourceLine where = SourceLine::current());
 

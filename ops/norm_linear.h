@@ -7,7 +7,7 @@ namespace hedgehog {
 
 struct NormLinearOptions {
   std::string norm = "layer";       // or "rms"
-  std::string activation = "none";  // or "gelu", "silu", "relu", as linear defines them
+  std::string activation = "none";  // or "gelu", "gelu_erf", "silu", "relu", as linear defines them
   bool transpose_weight = false;
   double eps = 1e-5;                // above 0, unitless
 };

@@ -87,7 +87,9 @@ Program with_rounded_results(Program program, const Kept& kept, const Op& op) {
   // ops/cross_entropy.h: a tile of logits is stored in the dtype of x
   const bool products = op.name == "classifier_cross_entropy";
   // ops/mlp.h: dh is stored in the dtype of x before anything is made of it
-  auto is_dh = [&](const Entry& e) { return op.name == "mlp" && e.backward && (e.op->name == "gelu" || e.op->name == "silu" || e.op->name == "relu"); };
+  auto is_dh = [&](const Entry& e) {
+    return op.name == "mlp" && e.backward && (e.op->name.starts_with("gelu") || e.op->name == "silu" || e.op->name == "relu");
+  };
   // ops/linear_attention.h: on tensor cores, which take the calls of attention_cases.h, features enter the final state as bf16 numbers,
   // for its value and for the gradient of its shift
   Tensors features;

@@ -33,7 +33,7 @@ Cases linear_cases() {
   };
   // three tiles of 128 rows and an odd rest, two and a rest of columns; k of some steps of 32; rows so few that blocks share their sums
   for (const auto [m, k, n] : {Size{384, 64, 128}, {391, 72, 40}, {391, 33, 65}, {3, 264, 520}, {391, 96, 264}, {2, 1096, 72}})
-    for (const char* activation : {"none", "gelu", "silu", "relu"})
+    for (const char* activation : {"none", "gelu", "gelu_erf", "silu", "relu"})
       for (const bool residual : {false, true}) {
         const bool bias = residual == (std::string(activation) == "none");
         const std::string label = fmt::format("{} x {} x {} {}{}{}", m, k, n, activation, bias ? " bias" : "", residual ? " residual" : "");
@@ -50,7 +50,7 @@ Cases mlp_cases() {
     std::int64_t m, k, n, width;
   };
   for (const auto [m, k, n, width] : {Size{512, 64, 128, 72}, {1031, 72, 264, 40}, {1031, 33, 65, 31}, {3, 264, 520, 136}})
-    for (const char* activation : {"gelu", "silu", "relu"})
+    for (const char* activation : {"gelu", "gelu_erf", "silu", "relu"})
       for (const bool bias : {false, true})
         out.push_back(of("mlp", fmt::format("{} x {} x {} x {} {}{}", m, k, n, width, activation, bias ? " bias residual" : ""),
                          {{"activation", activation}},

@@ -108,6 +108,7 @@ TEST_CASE("export: models made here are the same when they are read again, whate
   add("gpt2", "softmax", [](GptOptions& o) { o.bias = false, o.tied_head = false; });
   add("gpt2", "softmax", [](GptOptions& o) { o.activation = "relu", o.bias = false, o.attention_bias = true; });
   add("gpt2", "softmax", [](GptOptions& o) { o.vocabulary_multiple = 16, o.mlp_width = 0, o.norm_eps = 1e-3; });
+  add("gpt2", "softmax", [](GptOptions& o) { o.activation = "gelu_erf"; });
   add("llama", "softmax", [](GptOptions& o) { o.activation = "gelu", o.key_heads = 0, o.vocabulary_multiple = 16; });
   add("llama", "softmax", [](GptOptions& o) { o.window = 5, o.rotary_scaling = {8, 1, 4, 16}; });
   add("llama", "softmax", [](GptOptions& o) { o.attention_bias = true, o.rotary_scaling.factor = 2; });
@@ -199,6 +200,8 @@ TEST_CASE("export: what fits no architecture is refused with what does not fit")
   CHECK(contains(refusal_of(o), "attention_bias with a window is true, not false"));
   o = small("gpt2"), o.window = 4;
   CHECK(contains(refusal_of(o), "window is 4, not 0"));
+  o = small("gpt2"), o.causal = false, o.post_norm = true;
+  CHECK(contains(refusal_of(o), "for GPT-2 causal is false, not true, post_norm is true, not false"));
   o = small("gpt2"), o.key_heads = 2;
   CHECK(contains(refusal_of(o), "key_heads is 2, not 4"));
 }

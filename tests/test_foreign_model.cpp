@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <nlohmann/json.hpp>
 
 #include "core/error.h"
@@ -60,6 +61,51 @@ TEST_CASE("foreign models: logits are those of the original library") {
   }
   ForeignModel foreign = open_llama2c(kModels / "llama2c.bin");
   CHECK(error_of(load_foreign_model(foreign), expected_of(kModels / "llama-grouped" / "expected.json")) <= 1e-5);
+}
+
+TEST_CASE("foreign models: an encoder's hidden states, pooled texts and classes are those of the original library") {
+  const no_grad guard;
+  for (const Dtype dtype : {Dtype::f64, Dtype::f32}) {
+    const double allowed = dtype == Dtype::f64 ? 1e-9 : 1e-5;  // what is expected has nine decimals
+    const auto numbers = [](const Json& json) {
+      std::vector<double> all;
+      const std::function<void(const Json&)> add = [&](const Json& j) {
+        if (j.is_number()) return all.push_back(j);
+        for (const auto& item : j) add(item);
+      };
+      add(json);
+      return all;
+    };
+    for (const char* name : {"bert", "bert-classes"}) {
+      CAPTURE(std::string(name));
+      const Json expected = Json::parse(read_file(kModels / name / "expected.json"));
+      const Gpt model = load_foreign_model(open_folder(kModels / name, dtype));
+      CHECK(model.parameters().count() == parameter_count(model.options()));
+      const std::vector<double> mask = numbers(expected["mask"]);
+      const std::int64_t rows = std::int64_t(expected["ids"].size()), tokens = std::int64_t(mask.size()) / rows;
+      std::vector<double> starts(mask.size(), 0);
+      for (std::int64_t i = 0; i < std::int64_t(mask.size()); ++i)
+        if (const auto at = std::size_t(i); mask[at] == 0) starts[at] = mask[at - 1] == 1 ? double(i % tokens) : starts[at - 1];
+      const auto given = [&](const std::vector<double>& values) { return constant({rows, tokens}, values, Dtype::i32); };
+      const Tensor hidden = model.hidden(given(numbers(expected["ids"])),
+                                         {.document_start = given(starts), .token_types = given(numbers(expected["types"]))});
+      const auto check = [&](const char* what, const Tensor& found, const std::vector<double>& used) {
+        const std::vector<double> wanted = numbers(expected[what]), got = found.to_vector();
+        REQUIRE(got.size() == wanted.size());
+        double most = 0;
+        for (std::size_t i = 0; i < got.size(); ++i)
+          if (used.empty() || used[i * used.size() / got.size()] == 1) most = std::max(most, std::abs(got[i] - wanted[i]));
+        CAPTURE(std::string(what));
+        CHECK(most <= allowed * largest(wanted));
+      };
+      if (expected.contains("logits")) {
+        check("logits", model.classify(model.pooled(hidden)), {});
+      } else {
+        check("hidden", hidden, mask);
+        check("pooled", model.pooled(hidden), {});
+      }
+    }
+  }
 }
 
 TEST_CASE("foreign models: decoding token by token gives the same logits") {
@@ -131,8 +177,8 @@ TEST_CASE("foreign models: what is damaged or unknown is refused with file, fiel
     contains(c.message(), {"holds a tensor 'model.layers.1.", "architecture is another one"});
     c.config([](Json& j) { j["num_hidden_layers"] = 2, j["head_dim"] = 8; });
     contains(c.message(), {"'head_dim' is 8", "only 4"});
-    c.config([](Json& j) { j["head_dim"] = 4, j["hidden_act"] = "gelu"; });
-    contains(c.message(), {"'hidden_act' is 'gelu'", "silu"});
+    c.config([](Json& j) { j["head_dim"] = 4, j["hidden_act"] = "quick_gelu"; });
+    contains(c.message(), {"'hidden_act' is 'quick_gelu'", "silu"});
     c.config([](Json& j) { j["hidden_act"] = "silu", j["rope_parameters"] = Json::object({{"rope_type", "yarn"}, {"factor", 4.0}}); });
     contains(c.message(), {"rotary scaling 'yarn'", "llama3"});
     c.config([](Json& j) { j["rope_parameters"] = Json::object({{"rope_type", "linear"}}); });
@@ -143,6 +189,23 @@ TEST_CASE("foreign models: what is damaged or unknown is refused with file, fiel
     contains(c.message(), {"config.json"});
     fs::remove(c.folder / "config.json");
     contains(c.message(), {"config.json"});
+  }
+  {
+    const Copy c("bert");
+    for (const auto& [field, value] : {std::pair<const char*, Json>{"position_embedding_type", "relative_key"}, {"is_decoder", true},
+                                       {"add_cross_attention", true}, {"pruned_heads", Json{{"0", {1}}}}}) {
+      c.config([&](Json& j) { j[field] = value; });
+      contains(c.message(), {field, "supported"});
+      c.config([&](Json& j) { j.erase(field); });
+    }
+    c.config([](Json& j) { j["num_hidden_layers"] = 3; });
+    contains(c.message(), {"lacks the tensor 'encoder.layer.2."});
+    c.config([](Json& j) { j["num_hidden_layers"] = 1; });
+    contains(c.message(), {"holds a tensor 'encoder.layer.1."});
+    c.config([](Json& j) { j["num_hidden_layers"] = 2, j["type_vocab_size"] = 3; });
+    contains(c.message(), {"token_type_embeddings.weight'", "must have the shape (3, outputs)"});
+    c.config([](Json& j) { j["type_vocab_size"] = 2, j["num_attention_heads"] = 3; });
+    contains(c.message(), {"heads must divide width"});
   }
   {
     const Copy c("llama-grouped");

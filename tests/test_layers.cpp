@@ -89,7 +89,7 @@ TEST_CASE("linear: errors are sentences that name the argument") {
   CHECK(message_of([&] { linear(x, weight); }) == "[linear] weight must be (K, N) with K = 3 to match x (4, 3), but is (2, 3)");
   const Tensor right = input({3, 2}, "weight"), bias = input({3}, "bias");
   CHECK(message_of([&] { linear(x, right, bias); }) == "[linear] bias must have shape (N) = (2) to match weight (3, 2), but has (3)");
-  CHECK(message_of([&] { linear(x, right, {}, {}, "selu"); }) == "[linear] activation must be none, gelu, silu or relu, but is 'selu'");
+  CHECK(message_of([&] { linear(x, right, {}, {}, "selu"); }) == "[linear] activation must be none, gelu, gelu_erf, silu or relu, but is 'selu'");
 }
 
 TEST_CASE("norm: a known row") {

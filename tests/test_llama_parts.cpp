@@ -91,7 +91,7 @@ TEST_CASE("grouped queries: the model is one whose keys and values are written o
 }
 
 TEST_CASE("gated MLP: activation of one half times the other, with gradients and low-rank updates") {
-  for (const char* activation : {"silu", "gelu", "relu"}) {
+  for (const char* activation : {"silu", "gelu", "gelu_erf", "relu"}) {
     CAPTURE(std::string(activation));
     Parameters parameters(Dtype::f64);
     Mlp mlp;
@@ -105,6 +105,7 @@ TEST_CASE("gated MLP: activation of one half times the other, with gradients and
     const auto act = [&](double h) {
       if (activation[0] == 's') return h / (1 + std::exp(-h));
       if (activation[0] == 'r') return std::max(h, 0.0);
+      if (std::string(activation) == "gelu_erf") return h * std::erfc(-h / std::sqrt(2)) / 2;
       return 0.5 * h * (1 + std::tanh(std::sqrt(2 / M_PI) * (h + 0.044715 * h * h * h)));
     };
     for (std::size_t n = 0; n < 5; ++n)

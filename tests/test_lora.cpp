@@ -61,7 +61,7 @@ TEST_CASE("lora: at the start nothing changes, merged it gives the same logits, 
   const Ids ids = some_ids();
   const no_grad guard;
   for (const std::vector<std::string>& targets : {kAll, {"attention"}, {"mlp"}, {"attention_output", "mlp_output"}})
-    for (const char* activation : {"gelu", "silu", "relu"}) {
+    for (const char* activation : {"gelu", "gelu_erf", "silu", "relu"}) {
       CAPTURE(targets.front());
       CAPTURE(activation);
       GptOptions o = shape_of(targets), plain = shape_of({});

@@ -16,10 +16,10 @@ namespace {
 
 constexpr std::int64_t B = 2, T = 9, L = 2, H = 2, C = 12, D = C / H;
 
-GptOptions shape_of(const std::string& attention, Dtype dtype = Dtype::f64) {
+GptOptions shape_of(const std::string& attention, Dtype dtype = Dtype::f64, bool causal = true) {
   GptOptions o;
   o.layers = L, o.heads = H, o.width = C, o.context = T, o.vocabulary = 11, o.attention = attention, o.dtype = dtype;
-  o.embedding_init = 1;
+  o.embedding_init = 1, o.causal = causal;
   return o;
 }
 
@@ -44,8 +44,8 @@ void shake_maps(Gpt& model, double by) {
 
 struct Pair {
   Gpt teacher, student;
-  explicit Pair(const std::string& attention, Dtype dtype = Dtype::f64, bool map_weights = false)
-      : teacher(shape_of("softmax", dtype)), student([&] {
+  explicit Pair(const std::string& attention, Dtype dtype = Dtype::f64, bool map_weights = false, bool causal = true)
+      : teacher(shape_of("softmax", dtype, causal)), student([&] {
           GptOptions o = student_options(teacher.options(), attention);
           o.map_weights = map_weights;
           return o;
@@ -96,7 +96,7 @@ void add_weight_gradient(std::vector<double>& dweight, std::int64_t h, const Map
   }
 }
 
-Dense dense_layer(const AttentionHeads& heads, const std::vector<double>& weight_q, const std::vector<double>& weight_k) {
+Dense dense_layer(const AttentionHeads& heads, const std::vector<double>& weight_q, const std::vector<double>& weight_k, bool causal) {
   Dense r{std::vector<double>(H), std::vector<double>(weight_q.size()), std::vector<double>(weight_k.size())};
   const std::vector<double> q = heads.q.to_vector(), k = heads.k.to_vector();
   for (std::int64_t b = 0; b < B; ++b)
@@ -106,12 +106,12 @@ Dense dense_layer(const AttentionHeads& heads, const std::vector<double>& weight
       for (std::size_t i = 0; i < std::size_t(T); ++i) {
         std::vector<double> p, A;
         double sum_p = 0, sum_A = 0;
-        for (std::size_t j = 0; j <= i; ++j) {
+        for (std::size_t j = 0; j < (causal ? i + 1 : std::size_t(T)); ++j) {
           p.push_back(std::exp(dot(mq.x[i], mk.x[j]) / std::sqrt(double(D))));
           A.push_back(dot(mq.phi[i], mk.phi[j]));
           sum_p += p[j], sum_A += A[j];
         }
-        for (std::size_t j = 0; j <= i; ++j) {
+        for (std::size_t j = 0; j < (causal ? i + 1 : std::size_t(T)); ++j) {
           const double share = p[j] / sum_p;
           r.divergence[std::size_t(h)] += share * std::log(share * sum_A / A[j]) / double(B * T);
           const double dA = (1 / sum_A - share / A[j]) / double(B * T * H * L);
@@ -136,7 +136,10 @@ double distance(const std::vector<double>& a, const std::vector<double>& b) {
 }  // namespace
 
 TEST_CASE("model distillation: loss, divergence of each head and gradients of all maps equal dense f64 formulas, the rest gets none") {
-  Pair pair("hedgehog");
+  bool causal = true;
+  SUBCASE("each token sees those before") {}
+  SUBCASE("an encoder's sees all") { causal = false; }
+  Pair pair("hedgehog", Dtype::f64, false, causal);
   shake_maps(pair.student, 0.3);
   const Tensor tokens = some_tokens();
   const Tensor loss = distillation_loss(pair.teacher, pair.student, tokens);
@@ -153,7 +156,7 @@ TEST_CASE("model distillation: loss, divergence of each head and gradients of al
     const std::string name = "h." + std::to_string(layer) + ".attn.map_";
     const Parameters& p = pair.student.parameters();
     const Tensor wq = p.find(name + "q.weight"), wk = p.find(name + "k.weight");
-    const Dense dense = dense_layer(heads[std::size_t(layer)], wq.to_vector(), wk.to_vector());
+    const Dense dense = dense_layer(heads[std::size_t(layer)], wq.to_vector(), wk.to_vector(), causal);
     // f64, sums of some hundred terms
     CHECK(distance(wq.grad().to_vector(), dense.dq) < 1e-11);
     CHECK(distance(wk.grad().to_vector(), dense.dk) < 1e-11);

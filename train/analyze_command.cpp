@@ -89,8 +89,11 @@ void print_lengths(const std::vector<LengthAnalysis>& lengths) {
       print_layers(lengths.back(), c);
 }
 
-/// What is measured are weights over all tokens before; those of a window are others.
-void check_no_window(const Gpt& model, const char* which) {
+/// What is measured are weights over all tokens before; those of a window and of an encoder are others.
+void check_sight(const Gpt& model, const char* which) {
+  if (!model.options().causal)
+    throw UsageError(fmt::format("the {} is an encoder, whose tokens see those behind them, and analyze measures attention to those "
+                                 "before; give a language model", which));
   if (model.options().window > 0)
     throw UsageError(fmt::format("the {}'s attention has a window of {} tokens, and analyze measures attention to all of them; give a model that was "
                                  "trained without --window", which, model.options().window));
@@ -104,12 +107,12 @@ int analyze_command(Config& config) {
   const std::filesystem::path found = find_checkpoint(config.text("checkpoint"));
   const Checkpoint checkpoint = load_checkpoint(found, false);
   const Gpt& model = *checkpoint.model;
-  check_no_window(model, "checkpoint");
+  check_sight(model, "checkpoint");
   Checkpoint student;
   if (config.has("student")) {
     student = load_checkpoint(find_checkpoint(config.text("student")), false);
     check_student(model, *student.model);
-    check_no_window(*student.model, "student");
+    check_sight(*student.model, "student");
   }
   const std::vector<std::int64_t> lengths = lengths_of(config, model.options(), student.model.get());
   const AnalysisTexts texts(config, checkpoint, found);

@@ -64,6 +64,8 @@ json model_json(const GptOptions& o) {
           {"tied_head", o.tied_head}, {"embedding_init", o.embedding_init},
           {"short_convolution", o.short_convolution}, {"map_init_gain", o.map_init_gain},
           {"map_weights", o.map_weights},
+          {"causal", o.causal},       {"post_norm", o.post_norm},   {"embedding_norm", o.embedding_norm},
+          {"token_types", o.token_types}, {"pooler", o.pooler},     {"classes", o.classes},
           {"taylor_dim", o.features.taylor_dim},
           {"performer_features", o.features.performer_features},
           {"performer_hyperbolic", o.features.performer_hyperbolic},
@@ -109,6 +111,14 @@ GptOptions model_options(const JsonFields& f) {
   o.init = f.get<std::string>("init", "text");
   o.map_init_gain = f.get<double>("map_init_gain", "a number");
   if (f.has("map_weights")) o.map_weights = f.get<bool>("map_weights", "true or false");  // earlier checkpoints have none
+  if (f.has("causal")) {  // nor these six, which are for encoders
+    o.causal = f.get<bool>("causal", "true or false");
+    o.post_norm = f.get<bool>("post_norm", "true or false");
+    o.embedding_norm = f.get<bool>("embedding_norm", "true or false");
+    o.token_types = f.integer("token_types", 0, 1 << 16);
+    o.pooler = f.get<bool>("pooler", "true or false");
+    o.classes = f.integer("classes", 0, 1 << 20);
+  }
   if (f.has("taylor_dim")) {  // earlier checkpoints have none of the four, nor the attentions that they belong to
     o.features.taylor_dim = f.integer("taylor_dim", 1, 30);
     o.features.performer_features = f.integer("performer_features", 0, 512);

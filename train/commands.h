@@ -13,6 +13,7 @@ int eval_command(Config& config);
 int analyze_command(Config& config);
 int convert_command(Config& config);
 int prepare_command(Config& config);
+int embed_command(Config& config);
 int import_command(Config& config);
 int export_command(Config& config);
 int reproduce_command(Config& config);

@@ -227,6 +227,9 @@ int convert_command(Config& config) {
   const Checkpoint teacher = load_checkpoint(found, false);
   // refused before the data is read
   student_options(teacher.model->options(), config.text("attention"));
+  if (!teacher.model->options().causal)
+    throw UsageError(fmt::format("--from={} is an encoder, which predicts no next token: convert, which measures that, takes language "
+                                 "models", found.string()));
   if (config.text("finetune") == "lora") check_updates(config, teacher.model->options().width);
   if (config.has("lora_out")) {
     foreign_architecture(teacher.model->options());

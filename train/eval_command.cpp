@@ -33,15 +33,18 @@ class WholeText : public BatchSource {
   std::int64_t context_;
 };
 
-/// Tokens a row: --length, or the model's context.
-std::int64_t row_length(const Config& config, const GptOptions& model) {
-  const std::int64_t length = config.has("length") ? config.integer("length") : model.context;
-  if (length > model.longest())
-    throw UsageError(fmt::format("--length={} is more than the {} tokens that the model's positions reach", length, model.longest()));
-  return length;
+/// The shape that rows of --length have. Throws UsageError where the model has no positions for them.
+GptOptions evaluated_options(const Config& config, const Gpt& model) {
+  GptOptions o = model.options();
+  if (!config.has("length")) return o;
+  const std::int64_t length = config.integer("length");
+  if (o.positions == "learned" && length > o.context)
+    throw UsageError(fmt::format("--length={} is longer than the {} learned positions of the model; give at most that", length, o.context));
+  o.context = length;
+  return o;
 }
 
-/// What --data names, or the data as the run read it, in rows of `context` tokens.
+/// What --data names, or the data as the run read it.
 RunData evaluation_data(const Config& config, const Checkpoint& checkpoint, const std::filesystem::path& found, std::int64_t context) {
   const bool slides = config.has("stride");
   const auto windows = [&](std::span<const std::int32_t> tokens, const std::string& name) {
@@ -85,14 +88,12 @@ int eval_command(Config& config) {
   if (config.has("metric")) return metric_command(config);
   const std::filesystem::path found = find_checkpoint(config.text("checkpoint"));
   const Checkpoint checkpoint = load_checkpoint(found, false);
-  const std::int64_t length = row_length(config, checkpoint.model->options());
-  const RunData data = evaluation_data(config, checkpoint, found, length);
+  const GptOptions shape = evaluated_options(config, *checkpoint.model);
+  const RunData data = evaluation_data(config, checkpoint, found, shape.context);
   for (const std::string& note : data.notes) fmt::print(stderr, "note: {}\n", note);
   const Gpt& model = *checkpoint.model;
   const std::int64_t rows = config.integer("batch");
-  GptOptions rows_of_length = model.options();
-  rows_of_length.context = length;
-  check_evaluation_memory(rows_of_length, rows, data.source->documents());
+  check_evaluation_memory(shape, rows, data.source->documents());
   const bool linear = config.flag("linear_branch"), words = config.flag("words");
   if (words) check_words(config, data);
   if (!linear && (model.options().window == 0 || model.options().attention == "softmax"))
@@ -100,7 +101,7 @@ int eval_command(Config& config) {
                                  "give a checkpoint that was trained with --window and a feature map", model.options().attention));
   AttentionContext attention;
   attention.linear = linear;
-  Evaluator evaluator(model, rows, length, data.source->documents(), {}, attention);
+  Evaluator evaluator(model, rows, shape.context, data.source->documents(), {}, attention);
   const SummedLoss sum = evaluator.sum_loss(*data.source, config.integer("evaluate_batches"));
   const double loss = sum.mean(), per_word = words ? std::exp(sum.nats / double(data.words)) : 0, floor = data.source->floor();
   std::vector<RecallRow> recall;

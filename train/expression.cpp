@@ -28,8 +28,8 @@ const std::map<std::string, Function>& functions() {
       {"exp", [](const Tensor& x) { return exp(x); }},         {"log", [](const Tensor& x) { return log(x); }},
       {"tanh", [](const Tensor& x) { return tanh(x); }},       {"sigmoid", [](const Tensor& x) { return sigmoid(x); }},
       {"sqrt", [](const Tensor& x) { return sqrt(x); }},       {"relu", [](const Tensor& x) { return relu(x); }},
-      {"gelu", [](const Tensor& x) { return gelu(x); }},       {"silu", [](const Tensor& x) { return silu(x); }},
-      {"square", [](const Tensor& x) { return square(x); }}};
+      {"gelu", [](const Tensor& x) { return gelu(x); }},       {"gelu_erf", [](const Tensor& x) { return gelu_erf(x); }},
+      {"silu", [](const Tensor& x) { return silu(x); }},       {"square", [](const Tensor& x) { return square(x); }}};
   return all;
 }
 
@@ -189,7 +189,7 @@ class Evaluation {
         std::vector<std::string> names;
         for (const auto& [known, f] : functions()) names.push_back(known);
         const std::string nearest = nearest_name(name, names);
-        throw UsageError(fmt::format("there is no function '{}'{}", name, nearest.empty() ? "; there are exp, log, tanh, sigmoid, sqrt, relu, gelu, silu and square" : fmt::format("; did you mean '{}'?", nearest)));
+        throw UsageError(fmt::format("there is no function '{}'{}", name, nearest.empty() ? "; there are exp, log, tanh, sigmoid, sqrt, relu, gelu, gelu_erf, silu and square" : fmt::format("; did you mean '{}'?", nearest)));
       }
       const Term argument = sum();
       if (!take(')')) wrong("')'");

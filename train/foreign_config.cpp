@@ -29,9 +29,11 @@ void must_be(const JsonFields& f, const char* name, const nlohmann::json& suppor
 std::string activation_of(const JsonFields& f, const char* name, const char* usual) {
   const auto found = value_or<std::string>(f, name, usual, "text");
   if (found == "gelu_new" || found == "gelu_pytorch_tanh" || found == "gelu_fast") return "gelu";
+  if (found == "gelu") return "gelu_erf";
   if (found == "silu" || found == "swish") return "silu";
   if (found == "relu") return "relu";
-  throw FileError(fmt::format("[import] {}: '{}' is '{}', but only gelu_new (with tanh), silu and relu are supported", f.file().string(), name, found));
+  throw FileError(fmt::format("[import] {}: '{}' is '{}', but only gelu, gelu_new (with tanh), silu and relu are supported",
+                              f.file().string(), name, found));
 }
 
 GptOptions gpt2_options(const JsonFields& f) {
@@ -119,6 +121,26 @@ void read_own(const nlohmann::json& root, const JsonFields& f, GptOptions& o) {
   o.seed = std::uint64_t(f.integer("seed", 0, INT64_MAX));
 }
 
+GptOptions bert_options(const JsonFields& f) {
+  GptOptions o;
+  o.causal = false, o.post_norm = true, o.embedding_norm = true;
+  o.positions = "learned", o.bias = true, o.init = "gpt2", o.attention = "softmax";
+  o.layers = f.integer("num_hidden_layers", 1, 4096);
+  o.heads = f.integer("num_attention_heads", 1, 4096);
+  o.width = f.integer("hidden_size", 1, 1 << 20);
+  o.mlp_width = f.integer("intermediate_size", 1, 1 << 22);
+  o.context = f.integer("max_position_embeddings", 1, kMost);
+  o.vocabulary = f.integer("vocab_size", 1, kMost);
+  o.token_types = f.has("type_vocab_size") ? f.integer("type_vocab_size", 1, 1 << 16) : 2;
+  o.activation = activation_of(f, "hidden_act", "gelu");
+  o.norm_eps = f.has("layer_norm_eps") ? f.real("layer_norm_eps") : 1e-12;
+  must_be(f, "position_embedding_type", "absolute", "absolute");
+  must_be(f, "is_decoder", false, false);
+  must_be(f, "add_cross_attention", false, false);
+  must_be(f, "pruned_heads", nlohmann::json::object(), nlohmann::json::object());
+  return o;
+}
+
 }  // namespace
 
 nlohmann::json own_config(const GptOptions& o) {
@@ -148,9 +170,11 @@ GptOptions read_hugging_face_config(const std::filesystem::path& file, std::stri
     o = gpt2_options(f), family = "gpt2";
   } else if (type == "llama" || type == "mistral" || type == "qwen2") {
     o = llama_options(f, type), family = "llama";
+  } else if (type == "bert") {
+    o = bert_options(f), family = "bert";
   } else {
-    throw FileError(fmt::format("[import] {}: models of type '{}' are not supported; gpt2, llama (SmolLM2 too), mistral and qwen2 are",
-                                file.string(), type));
+    throw FileError(fmt::format("[import] {}: models of type '{}' are not supported; gpt2, llama (SmolLM2 too), mistral, qwen2 and "
+                                "bert are", file.string(), type));
   }
   if (own) read_own(root, f.object("hedgehog"), o);
   try {

@@ -54,7 +54,10 @@ const char* dtype_name(ElementFormat format) {
   return format == ElementFormat::f16 ? "float16" : format == ElementFormat::bf16 ? "bfloat16" : "float32";
 }
 
-std::string activation_name(const std::string& activation) { return activation == "gelu" ? "gelu_new" : activation; }
+/// Ours is the approximation with tanh; theirs of that name is exact.
+std::string activation_name(const std::string& activation) {
+  return activation == "gelu" ? "gelu_new" : activation == "gelu_erf" ? "gelu" : activation;
+}
 
 /// Of a base: "positions is rotary, not learned".
 class Misfits {
@@ -73,6 +76,10 @@ class Misfits {
 Misfits misfits(const GptOptions& o, bool gpt2) {
   const bool softmax = o.attention == "softmax";
   Misfits m;
+  m.must("causal", o.causal, true);
+  m.must("post_norm", o.post_norm, false);
+  m.must("embedding_norm", o.embedding_norm, false);
+  m.must<std::int64_t>("token_types", o.token_types, 0);
   m.must<std::string>("positions", o.positions, gpt2 ? "learned" : "rotary");
   m.must<std::string>("norm", o.norm, gpt2 ? "layer" : "rms");
   m.must("gated_mlp", o.gated_mlp, !gpt2);

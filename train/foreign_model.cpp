@@ -4,8 +4,12 @@
 
 #include "core/device.h"
 #include "core/error.h"
+#include "train/files.h"
 #include "train/gguf.h"
+#include "train/json_fields.h"
+#include "train/strict_json.h"
 #include "train/tokenizer_sentencepiece.h"
+#include "train/tokenizer_wordpiece.h"
 
 namespace hedgehog {
 namespace {
@@ -17,10 +21,26 @@ bool is_file(const fs::path& path) {
   return fs::is_regular_file(path, ignored);
 }
 
+/// vocab.txt, which does not say whether there are capitals: tokenizer_config.json may.
+TokenizerPointer words_of(const fs::path& folder) {
+  WordPieceVocabulary words = read_wordpiece_words(folder / "vocab.txt");
+  const fs::path file = folder / "tokenizer_config.json";
+  if (is_file(file)) {
+    const nlohmann::json root = parse_strict_json(file, read_file(file, std::size_t(16) << 20), "config of a tokenizer", 16);
+    const JsonFields f(root, file, "import", "the config is damaged");
+    if (f.has("do_lower_case")) words.lowercase = f.get<bool>("do_lower_case", "true or false");
+    if (f.has("tokenize_chinese_chars")) words.cjk = f.get<bool>("tokenize_chinese_chars", "true or false");
+    words.strip_accents = f.has("strip_accents") ? f.get<bool>("strip_accents", "true or false") : words.lowercase;
+  }
+  return wordpiece_tokenizer_of(folder / "vocab.txt", std::move(words));
+}
+
 TokenizerPointer tokenizer_of(const fs::path& folder) {
   if (is_file(folder / "tokenizer.json")) return load_tokenizer(folder / "tokenizer.json");
   if (is_file(folder / "vocab.json") && is_file(folder / "merges.txt")) return make_tokenizer(folder.string(), "", 0);
-  throw FileError(fmt::format("[import] {} has no tokenizer: neither tokenizer.json nor vocab.json with merges.txt", folder.string()));
+  if (is_file(folder / "vocab.txt")) return words_of(folder);
+  throw FileError(fmt::format("[import] {} has no tokenizer: neither tokenizer.json nor vocab.json with merges.txt nor vocab.txt",
+                              folder.string()));
 }
 
 /// llama2.c's own name for the tokenizer of so many tokens, or the general one.

@@ -9,9 +9,9 @@
 
 namespace hedgehog {
 
-/// A language model of another library.
+/// A model of another library.
 ///
-/// family   "gpt2" or "llama" (Llama 2 and 3, SmolLM2, Mistral, Qwen2): what its tensors are called
+/// family   "gpt2", "llama" (Llama 2 and 3, SmolLM2, Mistral, Qwen2) or "bert": what its tensors are called
 /// options  the shape of the same model here
 /// paired   queries and keys turn neighbouring numbers instead of a head's halves: llama2.c, and GGUF files of Llama
 struct ForeignModel {
@@ -27,7 +27,7 @@ bool is_foreign_model(const std::filesystem::path& path);
 
 /// | path                         | what                                                                            |
 /// | ---------------------------- | ------------------------------------------------------------------------------- |
-/// | a folder with a config.json  | Hugging Face: model.safetensors or its parts, tokenizer.json or GPT-2's files    |
+/// | a folder with a config.json  | Hugging Face: model.safetensors or its parts, tokenizer.json, GPT-2's or BERT's files |
 /// | a GGUF file                  | architectures llama and qwen2; its tokenizer is inside                          |
 /// | a .bin file                  | llama2.c, version 0; its tokenizer is tok512.bin (512 tokens) or tokenizer.bin beside |
 ///

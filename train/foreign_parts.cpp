@@ -67,10 +67,61 @@ void add_own_parts(Parts& parts, const Gpt& model, const std::string& family, co
   }
 }
 
-/// Tensors that files hold though they are no weights: masks of GPT-2, frequencies of rotary positions, the tied classifier.
+/// What the tensors of a file of BERT begin with: a file of the bare model has no prefix.
+std::string bert_prefix(const ForeignWeights& weights) { return weights.find("bert.embeddings.word_embeddings.weight") ? "bert." : ""; }
+
+Parts bert_parts(const GptOptions& o, const ForeignWeights& weights) {
+  const std::string prefix = bert_prefix(weights), embeddings = prefix + "embeddings.";
+  Parts parts{{"wte.weight", {{embeddings + "word_embeddings.weight", false, 0, true}}},
+              {"wpe.weight", {{embeddings + "position_embeddings.weight"}}},
+              {"wtt.weight", {{embeddings + "token_type_embeddings.weight"}}}};
+  const auto norm = [&](const std::string& ours, const std::string& theirs) {
+    for (const char* kind : {".weight", ".bias"}) parts[ours + kind] = {{theirs + kind}};
+  };
+  const auto linear = [&](const std::string& ours, std::initializer_list<std::string> theirs) {
+    for (const std::string& name : theirs) {
+      parts[ours + ".weight"].push_back({name + ".weight", true});
+      parts[ours + ".bias"].push_back({name + ".bias"});
+    }
+  };
+  norm("ln_e", embeddings + "LayerNorm");
+  for (std::int64_t i = 0; i < o.layers; ++i) {
+    const std::string ours = fmt::format("h.{}.", i), theirs = fmt::format("{}encoder.layer.{}.", prefix, i);
+    const std::string self = theirs + "attention.self.";
+    linear(ours + "attn.c_attn", {self + "query", self + "key", self + "value"});
+    linear(ours + "attn.c_proj", {theirs + "attention.output.dense"});
+    norm(ours + "ln_1", theirs + "attention.output.LayerNorm");
+    linear(ours + "mlp.c_fc", {theirs + "intermediate.dense"});
+    linear(ours + "mlp.c_proj", {theirs + "output.dense"});
+    norm(ours + "ln_2", theirs + "output.LayerNorm");
+  }
+  if (o.pooler) linear("pooler", {prefix + "pooler.dense"});
+  if (o.classes > 0) linear("classifier", {"classifier"});
+  return parts;
+}
+
+/// Whether a file of BERT has a pooler, and how many classes of texts: its config does not say.
+void read_bert_heads(const ForeignWeights& weights, GptOptions& o) {
+  o.pooler = weights.find(bert_prefix(weights) + "pooler.dense.weight").has_value();
+  const auto classifier = weights.find("classifier.weight");
+  if (!classifier) return;
+  if (!o.pooler || classifier->shape.size() != 2 || classifier->shape[0] < 2)
+    throw FileError(fmt::format("[import] {} is {}, but only classifiers of texts are supported: of at least 2 classes, with a pooler",
+                                classifier->place, classifier->shape_text()));
+  o.classes = classifier->shape[0];
+}
+
+Parts parts_of(const std::string& family, const GptOptions& o, const ForeignWeights& weights, bool paired) {
+  if (family == "gpt2") return gpt2_parts(o, weights);
+  return family == "bert" ? bert_parts(o, weights) : llama_parts(o, weights, paired);
+}
+
+/// Tensors that files hold though they are no weights: masks of GPT-2, frequencies of rotary positions, the tied classifier, numbers of
+/// positions; and BERT's heads of pretraining, which predict left out words and whether sentences are neighbours.
 bool is_left_out(const std::string& name, const GptOptions& o) {
   return name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias") || name.ends_with("rotary_emb.inv_freq") ||
-         (o.tied_head && name == "lm_head.weight");
+         (o.tied_head && name == "lm_head.weight") ||
+         (!o.causal && (name.ends_with("embeddings.position_ids") || name.starts_with("cls.")));
 }
 
 /// Where output r of so many paired heads goes among `outputs`.
@@ -144,9 +195,8 @@ struct PlacedPiece {
 using PlacedPieces = std::map<std::string, std::vector<PlacedPiece>>;
 
 /// The pieces of every parameter. All is checked here, before anything has memory: sizes in a config may be anything.
-PlacedPieces place_pieces(const ForeignModel& foreign) {
+PlacedPieces place_pieces(const ForeignModel& foreign, const GptOptions& options) {
   const ForeignWeights& weights = *foreign.weights;
-  const GptOptions& options = foreign.options;
   const Gpt declared = Gpt::declared(options);
   const Parts parts = foreign_parts(declared, foreign.family, weights, foreign.paired);
   PlacedPieces placed;
@@ -188,14 +238,16 @@ PlacedPieces place_pieces(const ForeignModel& foreign) {
 }  // namespace
 
 ForeignParts foreign_parts(const Gpt& model, const std::string& family, const ForeignWeights& weights, bool paired) {
-  ForeignParts parts = family == "gpt2" ? gpt2_parts(model.options(), weights) : llama_parts(model.options(), weights, paired);
+  ForeignParts parts = parts_of(family, model.options(), weights, paired);
   add_own_parts(parts, model, family, weights);
   return parts;
 }
 
 Gpt load_foreign_model(const ForeignModel& foreign) {
-  const PlacedPieces placed = place_pieces(foreign);
-  Gpt model = Gpt::blank(foreign.options);
+  GptOptions options = foreign.options;
+  if (foreign.family == "bert") read_bert_heads(*foreign.weights, options);
+  const PlacedPieces placed = place_pieces(foreign, options);
+  Gpt model = Gpt::blank(options);
   std::vector<float> buffer;
   for (const Tensor& parameter : model.parameters().masters()) {
     const bool host = parameter.root()->storage->device().host() && parameter.dtype() == Dtype::f32;

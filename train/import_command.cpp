@@ -33,6 +33,10 @@ int import_command(Config& config) {
   fmt::print("parameters  {}, read in {:.2f} s\n", count_text(double(checkpoint.model->parameters().count())), seconds);
   if (adapted) fmt::print("updated     {} layers, of rank {}\n", merged.layers, merged.rank);
   fmt::print("written     {}\n", out.string());
+  if (!o.causal) {
+    fmt::print("vectors     ./hedgehog embed --checkpoint={} --data=lines.txt\n", out.string());
+    return kGood;
+  }
   fmt::print("write text  ./hedgehog sample --checkpoint={}\n", out.string());
   fmt::print("convert     ./hedgehog convert --from={} --data=my.txt\n", out.string());
   return kGood;

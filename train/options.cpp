@@ -50,16 +50,18 @@ const std::vector<std::string> kConvert = {"convert"};
 const std::vector<std::string> kTrainOrConvert = {"train", "convert"};
 const std::vector<std::string> kStep = {"step"};
 const std::vector<std::string> kReproduce = {"reproduce"};
-const std::vector<std::string> kEverywhere = {"train", "sample", "eval", "analyze", "convert", "reproduce", "gradcheck", "bench", "info"};
+const std::vector<std::string> kEverywhere = {"train", "sample",    "eval",      "analyze", "convert",
+                                              "embed", "reproduce", "gradcheck", "bench",   "info"};
 const std::vector<std::string> kAlsoPrepare = {"train",     "sample",    "eval",  "analyze", "convert", "prepare",
-                                               "import",    "export",    "reproduce", "gradcheck", "bench", "info"};
+                                               "import",    "export",    "embed", "reproduce", "gradcheck", "bench", "info"};
 
 std::vector<Option> data_options() {
   return {
       text("data", "", "data",
            "a file, a directory, token shards of prepare, - for standard input, or shakespeare (downloaded); without it the built-in stories, "
-           "in eval, analyze and convert the run's data; eval and analyze take all of a text given; reproduce: text for the experiments that need it",
-           {"train", "eval", "analyze", "convert", "prepare", "reproduce"}),
+           "in eval, analyze and convert the run's data; eval and analyze take all of a text given; reproduce: text for the experiments "
+           "that need it; embed: a file of texts, one a line, without it standard input",
+           {"train", "eval", "analyze", "convert", "prepare", "embed", "reproduce"}),
       text("tokenizer", "", "data",
            "byte, char, word, bpe (byte pairs learned from the text), or a directory with tokenizer.json or GPT-2's encoder.json and vocab.bpe; "
            "without it that of the preset, else byte; prepare: bpe",
@@ -82,7 +84,7 @@ std::vector<Option> model_options() {
       integer("context", "128", "tokens", "model", "tokens that the model sees at once", kModelCommands, 1, 1 << 24),
       text("positions", "rotary", "model", "how positions enter", kModelCommands, {"rotary", "learned", "none"}),
       text("norm", "layer", "model", "normalisation", kModelCommands, {"layer", "rms"}),
-      text("activation", "gelu", "model", "activation of the MLP", kModelCommands, {"gelu", "silu", "relu"}),
+      text("activation", "gelu", "model", "activation of the MLP", kModelCommands, {"gelu", "gelu_erf", "silu", "relu"}),
       flag("bias", "false", "model", "biases in linear layers and norms", kModelCommands),
       real("dropout", "0", "", "model", "share of activations dropped in training", kModelCommands, 0, 0.99),
       integer("short_convolution", "0", "tokens", "model",
@@ -123,8 +125,8 @@ std::vector<Option> training_options() {
       integer("steps", "2000", "steps", "training", "optimiser steps", kTrain, 1),
       real("minutes", "", "minutes", "training", "train about this long: sets steps after a measured warm-up; reproduce: begin no part that would end later",
            {"train", "reproduce"}, kAboveZero),
-      integer("batch", "16", "rows", "training", "rows of context tokens a micro-batch", {"train", "eval", "convert", "bench", "info"}, 1,
-              1 << 20),
+      integer("batch", "16", "rows", "training", "rows of context tokens a micro-batch",
+              {"train", "eval", "convert", "embed", "bench", "info"}, 1, 1 << 20),
       integer("gradient_accumulation", "1", "micro-batches", "training", "micro-batches a step", kTrainOrConvert, 1, 1 << 20),
       text("recompute", "auto", "training",
            "drop results that backward needs and make them again: where they do not fit the memory, never, or all that saves memory",
@@ -164,8 +166,8 @@ std::vector<Option> conversion_options() {
   return {
       text("from", "latest", "conversion", "the softmax model to convert: a run's or checkpoint's directory; import too: a folder of Hugging Face or a llama2.c file",
            {"convert", "import"}),
-      integer("length", "", "tokens", "conversion", "tokens a row, in eval a window of the text; without it the model's context", {"convert", "eval"}, 1,
-              1 << 24),
+      integer("length", "", "tokens", "conversion", "tokens a row, or of a text that embed reads; without it the model's context",
+              {"convert", "embed", "eval"}, 1, 1 << 24),
       text("distill", "weights", "conversion",
            "what the feature maps learn to imitate: the teacher's weights of attention, its output, or nothing", kConvert,
            {"weights", "output", "none"}),
@@ -200,7 +202,7 @@ std::vector<Option> run_options() {
       integer("evaluate_batches", "0", "batches", "run", "validation batches; 0 for the whole validation set",
               {"train", "eval", "convert"}),
       integer("stride", "", "tokens", "run",
-              "perplexity by sliding windows, as for WikiText: each window of the model's context begins this many tokens behind the last one and counts "
+              "perplexity by sliding windows, as for WikiText: each window of the model's context (or --length) begins this many tokens behind the last one and counts "
               "the tokens that no earlier one counted; the text's first token is not counted, documents are joined; without it windows follow each other",
               {"eval"}, 1, 1 << 24),
       flag("words", "false", "run",
@@ -243,7 +245,7 @@ std::vector<Option> use_options() {
   return {
       text("checkpoint", "latest", "checkpoint",
            "a run's or checkpoint's directory; reproduce: a softmax model for spikiness and monotonicity, without it they train one",
-           {"sample", "eval", "analyze", "export", "reproduce", "step", "info"}),
+           {"sample", "eval", "analyze", "export", "embed", "reproduce", "step", "info"}),
       text("prompt", "", "sampling", "text to go on from; without it a session on a terminal", kSample),
       integer("tokens", "200", "tokens", "sampling", "tokens to write", kSample, 1, 1 << 24),
       real("temperature", "0.8", "", "sampling", "0 always takes the most likely token", kSample, 0, 1000),
@@ -256,7 +258,8 @@ std::vector<Option> use_options() {
       integer("rows", "8", "texts", "analysis", "texts of each length, spread over the data; fewer where there are not so many", kAnalyze, 1, 1024),
       text("example", "hedgehog", "program", "a program to step through, by name; list: all of them, and the lessons", kStep),
       text("expr", "", "program", "a formula of numbers instead: \"L = (x*y + 3)^2; x = 2; y = -1\"", kStep),
-      text("text", "", "program", "with --checkpoint: the text whose loss is stepped through", kStep),
+      text("text", "", "program", "with --checkpoint: the text whose loss is stepped through; embed: one text, instead of lines",
+           {"step", "embed"}),
       text("lesson", "", "program", "a lesson by name, or a file: text with lines \"> command\"", kStep),
       text("html", "", "program", "write the program as a page for a browser to this file, and stop; with --all to this directory", kStep),
       flag("all", "false", "program", "a page for every example, and an index", kStep),
@@ -265,7 +268,13 @@ std::vector<Option> use_options() {
       integer("draws", "10", "draws", "check", "random inputs a sample", {"gradcheck"}, 1, 100000),
       text("only", "all", "output", "measure one part alone; all leaves attention out on a CPU", {"bench"},
            {"all", "products", "attention", "steps", "distillation", "decoding"}),
-      flag("json", "false", "output", "print JSON instead of a table", {"eval", "analyze", "convert", "gradcheck", "bench", "info"}),
+      flag("json", "false", "output", "print JSON instead of a table",
+           {"eval", "analyze", "convert", "embed", "gradcheck", "bench", "info"}),
+      text("pooling", "mean", "vectors", "what becomes a text's vector: the mean of its tokens, the first token, or the model's pooler",
+           {"embed"}, {"mean", "first", "pooler"}),
+      flag("normalize", "true", "vectors", "vectors get length 1", {"embed"}),
+      flag("similarity", "false", "vectors", "print cosines between the texts, a row each, instead of vectors; with --json both",
+           {"embed"}),
   };
 }
 
@@ -304,9 +313,12 @@ const std::vector<Command>& command_table() {
       {"convert", "turn a softmax model into one of linear attention: distil feature maps, finetune",
        "hedgehog convert --from=runs/shakespeare-softmax-1 --attention=hedgehog"},
       {"prepare", "learn byte-pair tokens from a text; writes tokenizer.json, and the text as tokens", "hedgehog prepare --data=my.txt --vocabulary=8192 --out=tokens"},
-      {"import", "read a model of another library: GPT-2, Llama, SmolLM2, Mistral, Qwen2", "hedgehog import --from=SmolLM2-135M --out=smollm"},
+      {"import", "read a model of another library: GPT-2, Llama, SmolLM2, Mistral, Qwen2, BERT",
+       "hedgehog import --from=SmolLM2-135M --out=smollm"},
       {"export", "write a model as a folder of Hugging Face, for other libraries to read",
        "hedgehog export --checkpoint=runs/latest --out=folder --dtype=bf16"},
+      {"embed", "turn texts, one a line, into vectors by an encoder such as BERT",
+       "hedgehog embed --checkpoint=all-MiniLM-L6-v2 --data=lines.txt --similarity"},
       {"reproduce", "repeat an experiment of the paper; without a name list them", "hedgehog reproduce recall --size=small", "NAME"},
       {"step", "walk through a program's values and gradients, number by number, with a proof beside each", "hedgehog step scalar",
        "NAME"},

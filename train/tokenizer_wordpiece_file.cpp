@@ -23,7 +23,7 @@ class WordPieceJsonReader : HuggingFaceReader {
   using HuggingFaceReader::HuggingFaceReader;
 
   WordPieceVocabulary read() {
-    for (const char* field : {"truncation", "padding"}) check_unset(json_, "", field);
+    // "truncation" and "padding" say how texts are put into batches, which encode does not
     const Json &model = member(json_, "model"), &normalizer = member(json_, "normalizer");
     const Json& longest = member(model, "max_input_chars_per_word");
     check_type(normalizer, "normalizer", "BertNormalizer", "BertNormalizer");

@@ -5,6 +5,7 @@
 
 Every folder has config.json, the weights, and expected.json: token ids (B, T) and logits (B, T, V), computed in f64 from the weights as
 they are in the file (but rotary angles and RMS norms, which `transformers` computes in f32 always). llama2c.bin is the grouped Llama again in the format of llama2.c, whose heads turn neighbouring numbers.
+bert has ids, mask (1 where there is a token), types, hidden (B, T, C) and pooled (B, C) instead, bert-classes logits (B, classes).
 """
 import copy
 import json
@@ -14,8 +15,8 @@ import struct
 import sys
 
 import torch
-from transformers import (GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config,
-                          Qwen2ForCausalLM)
+from transformers import (BertConfig, BertForSequenceClassification, BertModel, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM,
+                          MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM)
 
 VOCABULARY, CONTEXT = 50, 32
 
@@ -23,7 +24,7 @@ VOCABULARY, CONTEXT = 50, 32
 def randomise(model, seed):
     generator = torch.Generator().manual_seed(seed)
     for name, p in model.named_parameters():
-        if p.ndim == 1 and "norm" in name or ".ln_" in name and name.endswith("weight"):
+        if p.ndim == 1 and "norm" in name.lower() or ".ln_" in name and name.endswith("weight"):
             p.data = 1 + 0.2 * torch.randn(p.shape, generator=generator)
         else:
             p.data = 0.3 * torch.randn(p.shape, generator=generator)
@@ -45,6 +46,33 @@ def save(model, folder, seed, dtype=torch.float32, **options):
         if os.path.exists(os.path.join(folder, name)):
             os.remove(os.path.join(folder, name))
     return model
+
+
+def rounded(tensor):
+    return json.loads(json.dumps(tensor.tolist()), parse_float=lambda x: round(float(x), 9))
+
+
+def save_bert(model, folder, seed):
+    randomise(model, seed)
+    shutil.rmtree(folder, ignore_errors=True)
+    model.save_pretrained(folder)
+    generator = torch.Generator().manual_seed(seed + 100)
+    lengths = torch.tensor([24, 17, 1])
+    ids, types = torch.randint(5, VOCABULARY, (3, 24), generator=generator), torch.randint(0, 2, (3, 24), generator=generator)
+    mask = (torch.arange(24) < lengths[:, None]).long()
+    ids = ids * mask
+    with torch.no_grad():
+        out = model.double().eval()(ids, attention_mask=mask, token_type_ids=types)
+    if "logits" in out:
+        expected = {"logits": rounded(out.logits)}
+    else:
+        expected = {"hidden": rounded(out.last_hidden_state), "pooled": rounded(out.pooler_output)}
+    with open(os.path.join(folder, "expected.json"), "w") as f:
+        json.dump({"ids": ids.tolist(), "mask": mask.tolist(), "types": types.tolist()} | expected, f, separators=(",", ":"))
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"] + list("abcdefghijklmnopqrstuvwxyz") + ["##" + c for c in "abcdefghijklmnopqrs"]
+    assert len(words) == VOCABULARY
+    with open(os.path.join(folder, "vocab.txt"), "w") as f:
+        f.write("".join(w + "\n" for w in words))
 
 
 def llama2c(model, file):
@@ -89,6 +117,12 @@ def main(out):
          f"{out}/llama-linear", 5)
     save(MistralForCausalLM(MistralConfig(**common, num_key_value_heads=2, sliding_window=8)), f"{out}/mistral", 6)
     save(Qwen2ForCausalLM(Qwen2Config(**common, num_key_value_heads=2, tie_word_embeddings=True)), f"{out}/qwen2", 7)
+
+    bert = BertConfig(vocab_size=VOCABULARY, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+                      max_position_embeddings=CONTEXT, type_vocab_size=2, layer_norm_eps=1e-3, attn_implementation="eager")
+    save_bert(BertModel(bert), f"{out}/bert", 8)
+    bert.num_labels = 3
+    save_bert(BertForSequenceClassification(bert), f"{out}/bert-classes", 9)
 
 
 if __name__ == "__main__":
