@@ -8,6 +8,7 @@
 #include "train/commands.h"
 #include "train/evaluation.h"
 #include "train/setup.h"
+#include "train/text_classes.h"
 
 namespace hedgehog {
 
@@ -52,6 +53,7 @@ int eval_command(Config& config) {
   const OnDevice guard(configure_machine(config));
   const std::filesystem::path found = find_checkpoint(config.text("checkpoint"));
   const Checkpoint checkpoint = load_checkpoint(found, false);
+  if (checkpoint.model->options().classes > 0) return evaluate_classes(config, *checkpoint.model, *checkpoint.tokenizer);
   const RunData data = evaluation_data(config, checkpoint, found);
   for (const std::string& note : data.notes) fmt::print(stderr, "note: {}\n", note);
   const Gpt& model = *checkpoint.model;
