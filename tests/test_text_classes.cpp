@@ -107,8 +107,11 @@ TEST_CASE("text classes: files of labelled texts, and refusals that name the lin
   CHECK(contains(message_of<UsageError>([&] { with_classes(with_classes(*c.model, 2, {}), 3, {}); }), "tells 2 classes, but the data has 3"));
   Gpt model = with_classes(*c.model, 2, {});
   const auto all = [](std::int64_t, std::int64_t, double) { return true; };
-  CHECK(contains(message_of<UsageError>([&] { train_classes(model, *c.tokenizer, letters(4), {}, all); }), "--batch=16 exceeds the 4 texts"));
-  CHECK(contains(message_of<UsageError>([&] { train_classes(model, *c.tokenizer, {{"a"}, {2}}, {.batch = 1}, all); }), "a label is 2"));
+  const auto untrained = [&](const LabelledTexts& data, const ClassTraining& o) {
+    return message_of<UsageError>([&] { train_classes(model, *c.tokenizer, data, o, all); });
+  };
+  CHECK(contains(untrained(letters(4), {}), "--batch=16 exceeds the 4 texts"));
+  CHECK(contains(untrained({{"a"}, {2}}, {.batch = 1}), "a label is 2"));
 }
 
 TEST_CASE("cli: finetune teaches an encoder classes, eval measures them") {
