@@ -278,6 +278,8 @@ Checkpoint load_checkpoint(const fs::path& directory, bool moments) {
   Checkpoint c;
   GptOptions options;
   load_state(directory, options, c.run);
+  // an imported model was computed nowhere yet: no run chose its type
+  if (!c.run.options.contains("device") && options.dtype == Dtype::f32 && !current_device().host()) options.dtype = Dtype::bf16;
   c.tokenizer = load_tokenizer(directory / "tokenizer.json");
   if (c.tokenizer->size() != options.vocabulary)
     throw FileError(fmt::format("[checkpoint] {}: tokenizer.json has {} tokens, but the model has {}", directory.string(),

@@ -9,6 +9,7 @@
 #include "train/evaluation.h"
 #include "train/setup.h"
 #include "train/sliding_windows.h"
+#include "train/text_classes.h"
 
 namespace hedgehog {
 
@@ -88,6 +89,7 @@ int eval_command(Config& config) {
   if (config.has("metric")) return metric_command(config);
   const std::filesystem::path found = find_checkpoint(config.text("checkpoint"));
   const Checkpoint checkpoint = load_checkpoint(found, false);
+  if (checkpoint.model->options().classes > 0) return evaluate_classes(config, *checkpoint.model, *checkpoint.tokenizer);
   const GptOptions shape = evaluated_options(config, *checkpoint.model);
   const RunData data = evaluation_data(config, checkpoint, found, shape.context);
   for (const std::string& note : data.notes) fmt::print(stderr, "note: {}\n", note);

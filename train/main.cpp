@@ -20,7 +20,7 @@ int dispatch(const std::string& name, const std::vector<std::string>& arguments)
       {"eval", hedgehog::eval_command},           {"analyze", hedgehog::analyze_command},
       {"convert", hedgehog::convert_command},     {"prepare", hedgehog::prepare_command},
       {"import", hedgehog::import_command},       {"export", hedgehog::export_command},
-      {"embed", hedgehog::embed_command},
+      {"embed", hedgehog::embed_command},         {"finetune", hedgehog::finetune_command},
       {"reproduce", hedgehog::reproduce_command}, {"gradcheck", hedgehog::gradcheck_command},
       {"step", hedgehog::step_command},           {"bench", hedgehog::bench_command},
       {"info", hedgehog::info_command}};
@@ -36,7 +36,7 @@ int dispatch(const std::string& name, const std::vector<std::string>& arguments)
 /// What to do when memory runs out, in options that the command has.
 const char* memory_advice(const std::string& command) {
   if (command == "train" || command == "bench") return "out of memory; use a smaller --batch, --context or --width";
-  if (command == "eval" || command == "convert" || command == "embed") return "out of memory; use a smaller --batch";
+  if (command == "eval" || command == "convert" || command == "embed" || command == "finetune") return "out of memory; use a smaller --batch";
   if (command == "sample") return "out of memory; ask for fewer --tokens or give a shorter --prompt";
   if (command == "analyze") return "out of memory; give shorter --lengths";
   return "out of memory; free some and run again";

@@ -51,17 +51,18 @@ const std::vector<std::string> kTrainOrConvert = {"train", "convert"};
 const std::vector<std::string> kStep = {"step"};
 const std::vector<std::string> kReproduce = {"reproduce"};
 const std::vector<std::string> kEverywhere = {"train", "sample",    "eval",      "analyze", "convert",
-                                              "embed", "reproduce", "gradcheck", "bench",   "info"};
+                                              "embed", "finetune",  "reproduce", "gradcheck", "bench", "info"};
 const std::vector<std::string> kAlsoPrepare = {"train",     "sample",    "eval",  "analyze", "convert", "prepare",
-                                               "import",    "export",    "embed", "reproduce", "gradcheck", "bench", "info"};
+                                               "import",    "export",    "embed", "finetune", "reproduce", "gradcheck", "bench", "info"};
 
 std::vector<Option> data_options() {
   return {
       text("data", "", "data",
            "a file, a directory, token shards of prepare, - for standard input, or shakespeare (downloaded); without it the built-in stories, "
            "in eval, analyze and convert the run's data; eval and analyze take all of a text given; reproduce: text for the experiments "
-           "that need it; embed: a file of texts, one a line, without it standard input",
-           {"train", "eval", "analyze", "convert", "prepare", "embed", "reproduce"}),
+           "that need it; embed: a file of texts, one a line, without it standard input; finetune, and eval "
+           "after it: label TAB text a line",
+           {"train", "eval", "analyze", "convert", "prepare", "embed", "finetune", "reproduce"}),
       text("tokenizer", "", "data",
            "byte, char, word, bpe (byte pairs learned from the text), or a directory with tokenizer.json or GPT-2's encoder.json and vocab.bpe; "
            "without it that of the preset, else byte; prepare: bpe",
@@ -86,7 +87,8 @@ std::vector<Option> model_options() {
       text("norm", "layer", "model", "normalisation", kModelCommands, {"layer", "rms"}),
       text("activation", "gelu", "model", "activation of the MLP", kModelCommands, {"gelu", "gelu_erf", "silu", "relu"}),
       flag("bias", "false", "model", "biases in linear layers and norms", kModelCommands),
-      real("dropout", "0", "", "model", "share of activations dropped in training", kModelCommands, 0, 0.99),
+      real("dropout", "0", "", "model", "share of activations dropped in training; finetune: 0.1 without it",
+           {"train", "bench", "info", "finetune"}, 0, 0.99),
       integer("short_convolution", "0", "tokens", "model",
               "queries, keys and values mix this many tokens, themselves and those before; 0 for none", kModelCommands, 0, 64),
       text("init", "default", "model",
@@ -126,7 +128,7 @@ std::vector<Option> training_options() {
       real("minutes", "", "minutes", "training", "train about this long: sets steps after a measured warm-up; reproduce: begin no part that would end later",
            {"train", "reproduce"}, kAboveZero),
       integer("batch", "16", "rows", "training", "rows of context tokens a micro-batch",
-              {"train", "eval", "convert", "embed", "bench", "info"}, 1, 1 << 20),
+              {"train", "eval", "convert", "embed", "finetune", "bench", "info"}, 1, 1 << 20),
       integer("gradient_accumulation", "1", "micro-batches", "training", "micro-batches a step", kTrainOrConvert, 1, 1 << 20),
       text("recompute", "auto", "training",
            "drop results that backward needs and make them again: where they do not fit the memory, never, or all that saves memory",
@@ -143,7 +145,8 @@ std::vector<Option> training_options() {
       real("beta2", "0.99", "", "training", "AdamW decay of the second moment", kTrain, 0, 0.999999),
       real("epsilon", "1e-8", "", "training", "AdamW addend of the denominator", kTrain, kAboveZero),
       real("clip", "1", "", "training", "largest global gradient norm; 0 for no limit", kTrainOrConvert),
-      integer("seed", "1", "", "training", "seed of everything random", {"train", "sample", "analyze", "convert", "gradcheck", "bench"}),
+      integer("seed", "1", "", "training", "seed of everything random", 
+              {"train", "sample", "analyze", "convert", "finetune", "gradcheck", "bench"}),
   };
 }
 
@@ -164,10 +167,11 @@ std::vector<Option> experiment_options() {
 
 std::vector<Option> conversion_options() {
   return {
-      text("from", "latest", "conversion", "the softmax model to convert: a run's or checkpoint's directory; import too: a folder of Hugging Face or a llama2.c file",
-           {"convert", "import"}),
-      integer("length", "", "tokens", "conversion", "tokens a row, or of a text that embed reads; without it the model's context",
-              {"convert", "embed", "eval"}, 1, 1 << 24),
+      text("from", "latest", "conversion", "the softmax model to convert, or the encoder to finetune: a run's or checkpoint's directory, or as "
+           "for import a folder of Hugging Face, a GGUF or a llama2.c file",
+           {"convert", "finetune", "import"}),
+      integer("length", "", "tokens", "conversion", "tokens a row, or of a text for embed and finetune; without it the model's context",
+              {"convert", "embed", "eval", "finetune"}, 1, 1 << 24),
       text("distill", "weights", "conversion",
            "what the feature maps learn to imitate: the teacher's weights of attention, its output, or nothing", kConvert,
            {"weights", "output", "none"}),
@@ -176,7 +180,9 @@ std::vector<Option> conversion_options() {
       text("finetune", "all", "conversion", "what is trained on the text then: all weights, low-rank updates and the maps, or nothing",
            kConvert, {"all", "lora", "none"}),
       integer("finetune_steps", "1000", "steps", "conversion", "steps on the text", kConvert, 1),
-      real("finetune_learning_rate", "5e-4", "", "conversion", "highest learning rate on the text", kConvert, kAboveZero),
+      real("finetune_learning_rate", "5e-4", "", "conversion", "highest learning rate on the text; finetune: 5e-5 without it",
+           {"convert", "finetune"}, kAboveZero),
+      integer("epochs", "3", "", "conversion", "times that finetune reads every text", {"finetune"}, 1, 10000),
       integer("lora_rank", "8", "", "conversion", "rank of the updates of --finetune=lora", kConvert, 1, 65536),
       real("lora_alpha", "16", "", "conversion", "the updates are scaled by this over the rank", kConvert, kAboveZero),
       real("lora_dropout", "0", "", "conversion", "share of the updates' inputs dropped in training", kConvert, 0, 0.99),
@@ -193,8 +199,8 @@ std::vector<Option> run_options() {
   return {
       text("out", "", "run", "directory of the run, without it runs/<data>-<attention>-<n>; prepare: of tokenizer.json and shards; analyze: of its page and numbers, "
            "without it 'analysis' beside the checkpoint; reproduce: of parts, table and page, without it reproduce/<name>-<size>; "
-           "import and export: of the model",
-           {"train", "analyze", "convert", "prepare", "import", "export", "reproduce"}),
+           "import, export and finetune: of the model",
+           {"train", "analyze", "convert", "prepare", "import", "export", "finetune", "reproduce"}),
       outside_file(text("resume", "", "run", "go on from a run's last checkpoint, by default the latest run; convert: with a conversion that was "
                         "interrupted", kTrainOrConvert),
                    "latest"),
@@ -319,6 +325,8 @@ const std::vector<Command>& command_table() {
        "hedgehog export --checkpoint=runs/latest --out=folder --dtype=bf16"},
       {"embed", "turn texts, one a line, into vectors by an encoder such as BERT",
        "hedgehog embed --checkpoint=all-MiniLM-L6-v2 --data=lines.txt --similarity"},
+      {"finetune", "teach an encoder classes of texts; eval measures it",
+       "hedgehog finetune --from=all-MiniLM-L6-v2 --data=train.tsv --out=told"},
       {"reproduce", "repeat an experiment of the paper; without a name list them", "hedgehog reproduce recall --size=small", "NAME"},
       {"step", "walk through a program's values and gradients, number by number, with a proof beside each", "hedgehog step scalar",
        "NAME"},
