@@ -4,7 +4,9 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "tests/bpe_cases.h"
 #include "tests/cli_cases.h"
+#include "tests/counters.h"
 
 namespace hedgehog {
 
@@ -188,6 +190,24 @@ TEST_CASE("cli: a student with a window is measured with it, and what lies befor
   };
   CHECK(loss("") == doctest::Approx(f["loss"]["finetuned"].get<double>()).epsilon(1e-6));
   CHECK(loss("--linear_branch=false") != doctest::Approx(loss("")).epsilon(1e-6));
+}
+
+TEST_CASE("cli: the real stories260K is converted, its keys in groups" * doctest::test_suite("slow")) {
+  const std::filesystem::path model = shared_data() / "stories260k/stories260K.bin", text = shared_data() / "wikitext-2/wiki.valid.tokens";
+  if (!std::filesystem::exists(model) || !std::filesystem::exists(text)) return skip("../shared/data has no stories260k or no wikitext-2");
+  const TemporaryDirectory d;
+  // a text that the model was not trained on: its teacher has 5.5 nats a token
+  const ProgramResult r = run_program("convert --from='" + model.string() + "' --data='" + text.string() +
+                                          "' --length=64 --batch=8 --distill_steps=60 --distill_learning_rate=0.1 --finetune_steps=60 "
+                                          "--finetune_learning_rate=2e-3 --evaluate_batches=10 --save_every=0 --quiet --json --out=student",
+                                      d.path().string());
+  CAPTURE(r.output);
+  REQUIRE(r.code == 0);
+  const json f = json::parse(bytes_of(d / "student/convert.json"));
+  CHECK(f["divergence"]["after"]["mean"].get<double>() < 0.4 * f["divergence"]["before"]["mean"].get<double>());
+  CHECK(f["loss"]["distilled"].get<double>() < f["loss"]["swapped"].get<double>());
+  CHECK(f["loss"]["finetuned"].get<double>() < f["loss"]["teacher"].get<double>());
+  CHECK(run_program("sample --checkpoint=student --tokens=20 --prompt=Once", d.path().string()).code == 0);
 }
 
 TEST_CASE("cli: conversions that cannot be are refused in one line") {

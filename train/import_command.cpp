@@ -20,7 +20,7 @@ int import_command(Config& config) {
   if (!std::filesystem::exists(from, ignored)) throw FileError(fmt::format("--from={} does not exist", from.string()));
   const bool adapted = config.has("lora");
   if (!adapted && !is_foreign_model(from))
-    throw FileError(fmt::format("--from={} holds no config.json; give a folder of Hugging Face, or a llama2.c file", from.string()));
+    throw FileError(fmt::format("--from={} holds no config.json; give a folder of Hugging Face, a GGUF or a llama2.c file", from.string()));
   const auto start = std::chrono::steady_clock::now();
   Checkpoint checkpoint = load_checkpoint(adapted ? find_checkpoint(from.string()) : from, false);
   MergedAdapter merged;
