@@ -28,7 +28,10 @@ void check_pair(const GptOptions& teacher, const GptOptions& student) {
 std::vector<AttentionHeads> teacher_heads(const Gpt& teacher, const Tensor& tokens, const AttentionContext& context) {
   const no_grad guard;
   const Scope scope("teacher");
-  return teacher.heads(tokens, {.document_start = context.document_start});
+  AttentionContext given;
+  given.document_start = context.document_start;
+  given.token_types = context.token_types;
+  return teacher.heads(tokens, given);
 }
 
 DistillationRows layer_rows(const Attention& student, const AttentionHeads& heads, bool causal, const AttentionContext& context) {

@@ -23,6 +23,12 @@ Init residual_init(const GptOptions& o, std::int64_t fan_in) {
   return init;
 }
 
+/// Embeddings with those of token types, the first where none are given, and their norm, where the model has them.
+Tensor typed_and_normed(Tensor x, const Tensor& table, const Tensor& types, const Norm& norm) {
+  if (table) x = x + gather_rows(table, types ? types : constant({1}, {0}, Dtype::i32, "type"));
+  return norm.weight ? norm(x) : x;
+}
+
 [[noreturn]] void refuse(const std::string& message) { throw ShapeError("[gpt] " + message); }
 
 void check_encoder(const GptOptions& o) {
@@ -47,6 +53,9 @@ void check(const GptOptions& o) {
   if (o.key_heads && o.key_heads != o.heads && o.init == "mimetic")
     refuse(fmt::format("init 'mimetic' starts keys as queries, so it needs as many key heads as heads, got {} and {}", o.key_heads, o.heads));
   if (o.mlp_width < 0) refuse(fmt::format("mlp_width must be 0, for 4 times the width, or at least 1, got {}", o.mlp_width));
+  if (const RotaryScaling& s = o.rotary_scaling; !(s.factor >= 1) || !(s.low > 0) || !(s.high > s.low) || !(s.original >= 0))
+    refuse(fmt::format("rotary_scaling must have a factor of at least 1, 0 < low < high and an original context of at least 0, got {}, {}, {}, {}",
+                       s.factor, s.low, s.high, s.original));
   if (!(o.norm_eps > 0) || !(o.rotary_base > 0))
     refuse(fmt::format("norm_eps and rotary_base must be above 0, got {} and {}", o.norm_eps, o.rotary_base));
   const FeatureOptions& f = o.features;
@@ -203,8 +212,7 @@ Tensor Gpt::embed(const Tensor& tokens, AttentionContext& context) const {
   if (options_.positions == "rotary") context.rotary = rotary_angles(tokens.shape().last(), {});
   Tensor x = embedding(tokens, token_table_, position_table_);
   if (context.token_types && !type_table_) throw ShapeError("[gpt] token types are given, but the model has none: token_types is 0");
-  if (type_table_) x = x + gather_rows(type_table_, context.token_types ? context.token_types : constant({1}, {0}, Dtype::i32, "type"));
-  if (embedding_norm_.weight) x = embedding_norm_(x);
+  x = typed_and_normed(x, type_table_, context.token_types, embedding_norm_);
   return named(embedding_dropout_(x, context.step), "x");
 }
 
@@ -311,6 +319,7 @@ Tensor Gpt::rotary_angles(std::int64_t length, const Tensor& offset) const {
 Tensor Gpt::decode(const Tensor& tokens, DecodingState& state) const {
   Tensor x = embedding(tokens, token_table_), angles;
   if (position_table_) x = x + embedding(reshape(state.position, {1, 1}), position_table_);
+  x = typed_and_normed(x, type_table_, {}, embedding_norm_);
   if (options_.positions == "rotary") angles = rotary_angles(1, state.position);
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
     const Scope scope(fmt::format("block{}", i));

@@ -1,12 +1,12 @@
 #include <doctest/doctest.h>
 
 #include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "tests/bpe_cases.h"
 #include "tests/cli_cases.h"
 #include "tests/counters.h"
+#include "train/log.h"
 
 namespace hedgehog {
 
@@ -148,14 +148,17 @@ TEST_CASE("cli: a conversion that was stopped in any stage goes on to the same b
       json f = teacher.figures(run);
       f.erase("seconds");
       for (const char* option : {"out", "resume", "stop_at", "device"}) f["options"].erase(option);
-      return f.dump() + bytes_of(teacher.d / (std::string(run) + "/last/model.safetensors"));
+      std::string logs;
+      for (const char* log : {"distillation.jsonl", "log.jsonl"})
+        for (const StepRecord& r : read_log(teacher.d / (std::string(run) + "/" + log))) logs += std::to_string(r.step) + ":" + std::to_string(r.loss) + " ";
+      return f.dump() + logs + bytes_of(teacher.d / (std::string(run) + "/last/model.safetensors"));
     };
     for (const int stop : stops) {
       CAPTURE(stop);
       CHECK(teacher.convert(all + " --stop_at=" + std::to_string(stop), "parts").code == 130);
-      for (const char* log : {"distillation.jsonl", "log.jsonl"})  // lines of a step that was lost
+      for (const char* log : {"distillation.jsonl", "log.jsonl"})  // a killed run has written lines of steps that are lost
         if (std::filesystem::exists(teacher.d / (std::string("parts/") + log)))
-          std::ofstream(teacher.d / (std::string("parts/") + log), std::ios::app) << bytes_of(teacher.d / (std::string("whole/") + log));
+          teacher.d.file(std::string("parts/") + log, bytes_of(teacher.d / (std::string("whole/") + log)));
       const ProgramResult resumed = run_program("convert --resume=parts --quiet", teacher.at);
       CAPTURE(resumed.output);
       CHECK(resumed.code == 0);
@@ -166,6 +169,21 @@ TEST_CASE("cli: a conversion that was stopped in any stage goes on to the same b
   CHECK(teacher.convert("--distill_steps=6 --stop_at=2", "parts").code == 130);
   check_refused(run_program("convert --resume=parts --attention=t2r", teacher.at), 2, {"--attention", "cannot change"});
   check_refused(run_program("convert --resume=whole", teacher.at), 2, {"whole/stage", "interrupted"});
+  {  // the latest run is the teacher, then the conversion itself
+    REQUIRE(run_program("train --data=text.txt --attention=softmax " + std::string(kSmall), teacher.at).code == 0);
+    REQUIRE(run_program("convert --batch=2 --quiet --distill_steps=6 --finetune_steps=2 --stop_at=2", teacher.at).code == 130);
+    const ProgramResult latest = run_program("convert --resume --quiet", teacher.at);
+    CAPTURE(latest.output);
+    CHECK(latest.code == 0);
+    CHECK(run_program("eval --checkpoint=latest --batch=2", teacher.at).code == 0);
+  }
+  {  // another teacher at the same place
+    std::filesystem::rename(teacher.d / "teacher", teacher.d / "former");
+    REQUIRE(run_program("train --data=text.txt --attention=softmax --seed=9 --out=teacher " + std::string(kSmall), teacher.at).code == 0);
+    check_refused(run_program("convert --resume=parts --quiet", teacher.at), 2, {"--from is not the teacher", "loss"});
+    std::filesystem::remove_all(teacher.d / "teacher");
+    std::filesystem::rename(teacher.d / "former", teacher.d / "teacher");
+  }
   teacher.d.file("text.txt", "another text, " + some_text());
   check_refused(run_program("convert --resume=parts --quiet", teacher.at), 2, {"the data has changed"});
   teacher.d.file("text.txt", some_text());

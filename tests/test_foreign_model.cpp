@@ -207,6 +207,20 @@ TEST_CASE("foreign models: what is damaged or unknown is refused with file, fiel
     c.config([](Json& j) { j["type_vocab_size"] = 2, j["num_attention_heads"] = 3; });
     contains(c.message(), {"heads must divide width"});
   }
+  {  // the names of BERTs that were converted from TensorFlow, in a header as long as before
+    const Copy c("bert");
+    std::string bytes = read_file(c.folder / "model.safetensors");
+    std::uint64_t length = 0;
+    std::memcpy(&length, bytes.data(), 8);
+    std::string header = bytes.substr(8, length);
+    for (const auto& [now, then] : {std::pair{"LayerNorm.weight", "LayerNorm.gamma"}, {"LayerNorm.bias", "LayerNorm.beta"}})
+      for (std::size_t at = header.find(now); at != std::string::npos; at = header.find(now)) header.replace(at, std::strlen(now), then);
+    REQUIRE(header.size() < length);
+    header.resize(length, ' ');
+    write_file(c.folder / "model.safetensors", bytes.replace(8, length, header));
+    const Gpt model = load_foreign_model(open_folder(c.folder, Dtype::f32)), plain = load_foreign_model(open_folder(kModels / "bert", Dtype::f32));
+    CHECK(model.parameters().values(model.parameters().find("ln_e.bias")) == plain.parameters().values(plain.parameters().find("ln_e.bias")));
+  }
   {
     const Copy c("llama-grouped");
     const std::string index = read_file(c.folder / "model.safetensors.index.json");

@@ -156,6 +156,7 @@ TEST_CASE("gguf: what is damaged or not supported is refused with file, key or t
        {"'falco'", "smollm, starcoder, llama-bpe"});
   says(pairs.message(pairs.with("\xc4\xa0the", "\xc4\xa0thf")), {"merge 2"});
   says(pairs.message(pairs.with("<|end|>", "<|end|\xff")), {"token 1 is no UTF-8"});
+  says(llama.message(llama.with("llama.rope.freq_base", "llama.residual_scale")), {"'llama.residual_scale' is 10000", "not supported"});
   // tensors: name, axes, sizes, format, offset
   says(llama.message(llama.with_number("token_embd.weight", 0, std::uint32_t{5})), {"'token_embd.weight' has 5 axes"});
   says(llama.message(llama.with_number("token_embd.weight", 4, std::uint64_t{0})), {"'token_embd.weight': axis 0 has 0 elements"});

@@ -132,7 +132,15 @@ TEST_CASE("cli: finetune teaches an encoder classes, eval measures them") {
   CHECK(double(json["matthews_correlation"]) >= 0.9);
   CHECK(contains(run_program("eval --checkpoint=told --data=train.tsv", at).output, "Matthews correlation"));
   check_refused(run_program("eval --checkpoint=told", at), 2, {"label TAB text"});
+  // a text cut to its first letter is another one
+  CHECK(run_program("eval --checkpoint=told --data=train.tsv --json --length=3", at).output != measured.output);
+  check_refused(run_program("eval --checkpoint=told --data=train.tsv --length=2", at), 2, {"--length=2 leaves no room for a text: 2 tokens"});
+  check_refused(run_program("eval --checkpoint=told --data=train.tsv --stride=2", at), 2, {"--stride belongs to language models"});
   check_refused(run_program("finetune --from=bert --out=x", at), 2, {"finetune needs --data"});
+  check_refused(run_program("finetune --from=bert --data=train.tsv --out=x --length=2", at), 2, {"--length=2 leaves no room"});
+  check_refused(run_program("finetune --from=bert --data=train.tsv --out=bert", at), 2, {"--out=bert exists already", "lost"});
+  check_refused(run_program("import --from=bert --out=told", at), 2, {"--out=told exists already", "lost"});
+  CHECK(fs::exists(d / "bert/config.json"));
 }
 
 }  // namespace hedgehog

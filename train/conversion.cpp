@@ -24,12 +24,22 @@ using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 constexpr const char* const kStages[] = {"distillation", "finetuning", "finetuning the teacher"};
+constexpr double kOtherMachine = 2e-3;  // of a loss: what bf16 on a GPU differs from f32 by
 constexpr std::int64_t kMatchedTexts = 4;  // rows that tell a window's factors: thousands of tokens a head
 
 /// A fresh optimiser: no moments of an earlier stage, no gradients.
 void forget_moments(Gpt& model) {
   const FlatParameters& flat = model.parameters().flatten();
   for (const Tensor& t : {flat.first_moment, flat.second_moment, flat.gradients}) t.fill(0);
+}
+
+/// Removes an adapter that an earlier sitting wrote, which did not live to say so; it is written again with the same bits.
+void drop_adapter(const fs::path& folder) {
+  std::error_code ignored;
+  if (!fs::exists(folder / "adapter_config.json", ignored)) return;
+  for (const auto& entry : fs::directory_iterator(folder, ignored))
+    if (entry.path().filename() != "adapter_config.json" && entry.path().filename() != "adapter_model.safetensors") return;
+  fs::remove_all(folder, ignored);
 }
 
 bool every_parameter(const std::string&) { return true; }
@@ -181,7 +191,10 @@ void Conversion::train_on_text(std::unique_ptr<Gpt>& model, const Stage& stage, 
   updated.parameters().train_only([](const std::string& name) { return is_map(name) || is_lora(name); });
   train(updated, stage, effort);
   // an interrupted stage is repeated
-  if (model == student_ && !options_.lora_out.empty() && !interrupted()) export_adapter(options_.lora_out, updated);
+  if (model == student_ && !options_.lora_out.empty() && !interrupted()) {
+    if (resumed_) drop_adapter(options_.lora_out);
+    export_adapter(options_.lora_out, updated);
+  }
   *model = merge_lora(updated);
 }
 
@@ -210,7 +223,10 @@ void Conversion::finetune_teacher() {
 }
 
 ConversionFigures Conversion::run(const fs::path& directory, const Save& save, ConversionPoint from) {
-  save_ = save, point_ = std::move(from);
+  save_ = save, point_ = std::move(from), resumed_ = !point_.stage.empty();
+  // roundings of another machine aside, the teacher's loss is what it was
+  if (const double was = point_.figures.teacher; resumed_ && !(std::abs(validation_loss(teacher_) - was) <= kOtherMachine * was))
+    throw UsageError("--from is not the teacher that the conversion began with: its validation loss is another one; give that back, or start anew");
   if (point_.stage == kStages[0] || point_.stage == kStages[1]) student_ = std::move(point_.model);
   ConversionFigures& figures = point_.figures;
   if (point_.stage.empty()) {

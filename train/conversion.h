@@ -137,6 +137,7 @@ class Conversion {
   std::shared_ptr<Arena> arena_ = std::make_shared<Arena>();
   InterruptGuard guard_;
   bool stopped_ = false;  // at options.stop_at
+  bool resumed_ = false;
 };
 
 }  // namespace hedgehog

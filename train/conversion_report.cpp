@@ -84,6 +84,20 @@ nlohmann::ordered_json figures_json(const ConversionFigures& f) {
   return out;
 }
 
+namespace {
+
+/// JSON has null for infinity.
+Divergence divergence_of(const nlohmann::json& json) {
+  Divergence d;
+  for (const auto& layer : json.at("heads")) {
+    d.heads.emplace_back();
+    for (const auto& head : layer) d.heads.back().push_back(head.is_null() ? INFINITY : head.get<double>());
+  }
+  return d;
+}
+
+}  // namespace
+
 ConversionFigures figures_of_json(const std::filesystem::path& file, const std::string& text) {
   ConversionFigures f;
   try {
@@ -93,8 +107,8 @@ ConversionFigures figures_of_json(const std::filesystem::path& file, const std::
     f.teacher = loss.at("teacher"), f.swapped = loss.at("swapped");
     f.finetuned_teacher = measured("teacher_finetuned"), f.distilled = measured("distilled"), f.finetuned = measured("finetuned");
     const auto& divergence = json.at("divergence");
-    f.before.heads = divergence.at("before").at("heads").get<std::vector<std::vector<double>>>();
-    if (divergence.contains("after")) f.after = Divergence{divergence.at("after").at("heads").get<std::vector<std::vector<double>>>()};
+    f.before = divergence_of(divergence.at("before"));
+    if (divergence.contains("after")) f.after = divergence_of(divergence.at("after"));
     f.distillation = {json.at("steps").at("distillation"), json.at("seconds").at("distillation")};
     f.finetuning = {json.at("steps").at("finetuning"), json.at("seconds").at("finetuning")};
   } catch (const nlohmann::json::exception& error) {

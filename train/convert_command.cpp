@@ -127,8 +127,10 @@ constexpr const char *kStage = "conversion.stage", *kFigures = "conversion.figur
 /// Takes over the options of the conversion that --resume names; returns its directory.
 fs::path resumed_options(Config& config) {
   const std::string given = config.text("resume");
-  const fs::path run = given == "latest" ? fs::path("runs") / "latest" : fs::path(given), point = recover(run / kPoint);
   std::error_code ignored;
+  // the run itself, not a link to it that is about to be set anew
+  const fs::path there = fs::weakly_canonical(given == "latest" ? fs::path("runs") / "latest" : fs::path(given), ignored);
+  const fs::path relative = fs::relative(there, ignored), run = relative.empty() ? there : relative, point = recover(run / kPoint);
   if (!fs::exists(point, ignored))
     throw UsageError(fmt::format("--resume={0} is no conversion that can go on: there is no {0}/{1}, which an interrupted one has; start a new one "
                                  "without --resume", given, kPoint));
@@ -152,8 +154,9 @@ fs::path resumed_options(Config& config) {
 
 /// The point that a conversion goes on from; the student of a stage that trains the teacher is `last`.
 ConversionPoint load_point(const fs::path& directory, const RunData& data, Conversion& conversion) {
-  Checkpoint checkpoint = load_checkpoint(directory / kPoint, true);
-  const fs::path state = directory / kPoint / "state.json";
+  const fs::path found = recover(directory / kPoint), state = found / "state.json";
+  Checkpoint checkpoint = load_checkpoint(found, true);
+  note_other_machine(checkpoint.run.machine);
   if (checkpoint.run.data_fingerprint != data.fingerprint)
     throw UsageError("the data has changed since the conversion was interrupted; resume needs the same data");
   for (const char* field : {kStage, kFigures})
@@ -166,7 +169,7 @@ ConversionPoint load_point(const fs::path& directory, const RunData& data, Conve
   point.step = checkpoint.run.step;
   point.step_slots = checkpoint.run.step_slots;
   point.model = std::move(checkpoint.model);
-  if (point.stage == "finetuning the teacher") conversion.take_student(load_checkpoint(directory / "last", false).model);
+  if (point.stage == "finetuning the teacher") conversion.take_student(load_checkpoint(recover(directory / "last"), false).model);
   return point;
 }
 
@@ -224,6 +227,8 @@ int convert_command(Config& config) {
   check_stages(config);
   const OnDevice guard(configure_machine(config));
   const fs::path found = find_checkpoint(config.text("from"));
+  // what is the latest run now is this one soon
+  if (config.text("from") == "latest") config.set("from", fs::weakly_canonical(found).string(), OptionSource::kFlag);
   const Checkpoint teacher = load_checkpoint(found, false);
   // refused before the data is read
   student_options(teacher.model->options(), config.text("attention"));

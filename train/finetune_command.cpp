@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include <chrono>
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "core/error.h"
@@ -8,7 +9,9 @@
 #include "train/commands.h"
 #include "train/interrupt.h"
 #include "train/metrics.h"
+#include "train/run_directory.h"
 #include "train/setup.h"
+#include "train/text_batches.h"
 #include "train/text_classes.h"
 
 namespace hedgehog {
@@ -36,10 +39,12 @@ std::vector<std::string> as_texts(const std::vector<std::int32_t>& labels) {
 int finetune_command(Config& config) {
   for (const char* option : {"from", "data", "out"})
     if (!config.was_set(option)) throw UsageError(fmt::format("finetune needs --{}; see hedgehog finetune --help", option));
+  check_new_directory(config.text("out"));
   const OnDevice guard(configure_machine(config));
   const Checkpoint encoder = load_checkpoint(find_checkpoint(config.text("from")), false);
   const LabelledTexts data = read_labelled_texts(config.text("data"));
   const ClassTraining options = training_of(config);
+  check_text_length(encoder.model->options(), encoder.tokenizer->frame(), options.length);
   Gpt model = with_classes(*encoder.model, data.classes(), options);
   fmt::print("data        {}: {} texts of {} classes\n", config.text("data"), data.texts.size(), data.classes());
   fmt::print("model       {} layers, width {}, {} parameters\n", model.options().layers, model.options().width,
@@ -49,9 +54,9 @@ int finetune_command(Config& config) {
   run.data = config.text("data");
   const auto start = std::chrono::steady_clock::now();
   double sum = 0;
-  std::int64_t shown = 0;
+  std::int64_t shown = 0, all = 0;
   train_classes(model, *encoder.tokenizer, data, options, [&](std::int64_t done, std::int64_t steps, double loss) {
-    run.step = done;
+    run.step = done, all = steps;
     run.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     sum += loss;
     if (done % 50 == 0 || done == steps) {
@@ -60,7 +65,10 @@ int finetune_command(Config& config) {
     }
     return !interrupt.interrupted();
   });
-  if (interrupt.interrupted()) return kInterrupted;
+  if (run.step < all) {
+    fmt::print(stderr, "interrupted after {} of {} steps: nothing was written\n", run.step, all);
+    return kInterrupted;
+  }
   save_checkpoint(config.text("out"), model, *encoder.tokenizer, run, false);
   fmt::print("trained     {} steps in {:.0f} s\n", run.step, run.seconds);
   fmt::print("written     {}\n", config.text("out"));
@@ -71,11 +79,15 @@ int finetune_command(Config& config) {
 int evaluate_classes(const Config& config, const Gpt& model, const Tokenizer& tokenizer) {
   if (!config.was_set("data"))
     throw UsageError("the checkpoint tells classes of texts: give labelled ones, label TAB text a line, by --data=FILE");
+  for (const char* option : {"stride", "words", "evaluate_batches", "linear_branch"})
+    if (config.was_set(option))
+      throw UsageError(fmt::format("--{} belongs to language models, but the checkpoint tells classes of texts; leave it out", option));
   const LabelledTexts data = read_labelled_texts(config.text("data"));
   if (data.classes() > model.options().classes)
     throw UsageError(fmt::format("a label of --data is {}, but the checkpoint tells {} classes", data.classes() - 1,
                                  model.options().classes));
-  const std::vector<std::string> found = as_texts(classes_of(model, tokenizer, data.texts, 0, config.integer("batch")));
+  const std::int64_t length = config.has("length") ? config.integer("length") : 0;
+  const std::vector<std::string> found = as_texts(classes_of(model, tokenizer, data.texts, length, config.integer("batch")));
   const std::vector<std::string> wanted = as_texts(data.labels);
   const double right = accuracy(found, wanted), correlation = matthews_correlation(found, wanted);
   if (config.flag("json")) {
@@ -86,7 +98,8 @@ int evaluate_classes(const Config& config, const Gpt& model, const Tokenizer& to
   }
   fmt::print("texts                 {}\n", data.texts.size());
   fmt::print("accuracy              {:.4f}\n", right);
-  fmt::print("Matthews correlation  {:.4f}\n", correlation);
+  if (std::isfinite(correlation)) fmt::print("Matthews correlation  {:.4f}\n", correlation);
+  else fmt::print("Matthews correlation  undefined: all texts, or all answers, are of one class\n");
   return kGood;
 }
 

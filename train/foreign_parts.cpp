@@ -76,7 +76,10 @@ Parts bert_parts(const GptOptions& o, const ForeignWeights& weights) {
               {"wpe.weight", {{embeddings + "position_embeddings.weight"}}},
               {"wtt.weight", {{embeddings + "token_type_embeddings.weight"}}}};
   const auto norm = [&](const std::string& ours, const std::string& theirs) {
-    for (const char* kind : {".weight", ".bias"}) parts[ours + kind] = {{theirs + kind}};
+    // files of the first BERTs, converted from TensorFlow, keep its names
+    const bool gamma = !weights.find(theirs + ".weight") && weights.find(theirs + ".gamma");
+    parts[ours + ".weight"] = {{theirs + (gamma ? ".gamma" : ".weight")}};
+    parts[ours + ".bias"] = {{theirs + (gamma ? ".beta" : ".bias")}};
   };
   const auto linear = [&](const std::string& ours, std::initializer_list<std::string> theirs) {
     for (const std::string& name : theirs) {
@@ -105,9 +108,9 @@ void read_bert_heads(const ForeignWeights& weights, GptOptions& o) {
   o.pooler = weights.find(bert_prefix(weights) + "pooler.dense.weight").has_value();
   const auto classifier = weights.find("classifier.weight");
   if (!classifier) return;
-  if (!o.pooler || classifier->shape.size() != 2 || classifier->shape[0] < 2)
-    throw FileError(fmt::format("[import] {} is {}, but only classifiers of texts are supported: of at least 2 classes, with a pooler",
-                                classifier->place, classifier->shape_text()));
+  if (!o.pooler || classifier->shape.size() != 2 || classifier->shape[0] < 2 || classifier->shape[0] > 1 << 20 || classifier->shape[1] != o.width)
+    throw FileError(fmt::format("[import] {} is {}, but only classifiers of texts are supported: (classes, {}), of at least 2 classes, with a pooler",
+                                classifier->place, classifier->shape_text(), o.width));
   o.classes = classifier->shape[0];
 }
 

@@ -22,8 +22,11 @@ constexpr const char* kFrequencies = "rope_freqs.weight";
 class GgufWeights : public ForeignWeights {
  public:
   explicit GgufWeights(std::shared_ptr<const GgufFile> file) : file_(std::move(file)) {
-    for (const auto& [name, tensor] : file_->tensors())
-      if (name != kFrequencies) own_names_[hugging_face_name(name).value_or(name)] = name;
+    for (const auto& [name, tensor] : file_->tensors()) {
+      const std::string known = hugging_face_name(name).value_or(name);
+      if (name != kFrequencies && !own_names_.emplace(known, name).second)
+        file_->fail(fmt::format("tensors '{}' and '{}' are the same one by two names", own_names_.at(known), name));
+    }
   }
 
   std::vector<std::string> names() const override {
@@ -83,6 +86,13 @@ GptOptions options_of(const GgufFile& file) {
   if (file.has(key("rope.freq_base"))) o.rotary_base = file.real(key("rope.freq_base"));
   o.tied_head = !file.tensors().contains("output.weight");
   refuse("expert_count", 0);
+  for (const char* name : {"attention.scale", "logit_scale", "residual_scale", "embedding_scale", "attention.clamp_kqv", "attn_logit_softcapping",
+                           "final_logit_softcapping", "rope.scale_linear"})
+    if (file.has(key(name)) && file.real(key(name)) != 0 && file.real(key(name)) != 1)
+      file.fail(fmt::format("key '{}' is {}, which is not supported", key(name), file.real(key(name))));
+  if (file.has(key("attention.causal")) && !file.flag(key("attention.causal"))) file.fail("encoders in GGUF are not supported");
+  if (file.has(key("attention.sliding_window")))
+    if (const std::int64_t window = file.integer(key("attention.sliding_window"), 0, kMost); window > 0 && window < o.context) o.window = window;
   if (o.width % o.heads == 0)
     for (const char* name : {"rope.dimension_count", "attention.key_length", "attention.value_length"})
       refuse(name, double(o.width / o.heads));
@@ -92,7 +102,7 @@ GptOptions options_of(const GgufFile& file) {
   if (file.has(key("rope.scaling.type"))) {
     const std::string type = file.text(key("rope.scaling.type"));
     if (type != "none" && type != "linear")
-      file.fail(fmt::format("rotary scaling '{}' is not supported; none, linear and llama3 are", type));
+      file.fail(fmt::format("rotary scaling '{}' is not supported; none and linear are, and Llama 3's as a tensor '{}'", type, kFrequencies));
     if (type == "linear") o.rotary_scaling = {.factor = file.real(key("rope.scaling.factor"))};
   }
   try {
@@ -100,7 +110,10 @@ GptOptions options_of(const GgufFile& file) {
   } catch (const ShapeError& error) {
     file.fail(error.what());
   }
-  if (const auto found = file.tensors().find(kFrequencies); found != file.tensors().end()) o.rotary_scaling = scaling_of(file, found->second, o);
+  const auto found = file.tensors().find(kFrequencies);
+  if (found != file.tensors().end() && o.rotary_scaling.factor != 1)
+    file.fail(fmt::format("it scales rotary positions twice, by 'rope.scaling.type' and by the tensor '{}'", kFrequencies));
+  if (found != file.tensors().end()) o.rotary_scaling = scaling_of(file, found->second, o);
   return o;
 }
 

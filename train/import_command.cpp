@@ -7,6 +7,7 @@
 #include "train/commands.h"
 #include "train/foreign_model.h"
 #include "train/lora_adapter.h"
+#include "train/run_directory.h"
 #include "train/setup.h"
 
 namespace hedgehog {
@@ -18,6 +19,7 @@ int import_command(Config& config) {
   const std::filesystem::path from = config.text("from"), out = config.text("out");
   std::error_code ignored;
   if (!std::filesystem::exists(from, ignored)) throw FileError(fmt::format("--from={} does not exist", from.string()));
+  check_new_directory(out.string());
   const bool adapted = config.has("lora");
   if (!adapted && !is_foreign_model(from))
     throw FileError(fmt::format("--from={} holds no config.json; give a folder of Hugging Face, a GGUF or a llama2.c file", from.string()));

@@ -170,7 +170,7 @@ std::vector<Option> conversion_options() {
       text("from", "latest", "conversion", "the softmax model to convert, or the encoder to finetune: a run's or checkpoint's directory, or as "
            "for import a folder of Hugging Face, a GGUF or a llama2.c file",
            {"convert", "finetune", "import"}),
-      integer("length", "", "tokens", "conversion", "tokens a row, or of a text for embed and finetune; without it the model's context",
+      integer("length", "", "tokens", "conversion", "tokens a row, without it the model's context; embed and finetune: of a text, without it as the longest needs",
               {"convert", "embed", "eval", "finetune"}, 1, 1 << 24),
       text("distill", "weights", "conversion",
            "what the feature maps learn to imitate: the teacher's weights of attention, its output, or nothing", kConvert,

@@ -8,6 +8,12 @@
 namespace hedgehog {
 namespace fs = std::filesystem;
 
+void check_new_directory(const std::string& out) {
+  std::error_code ignored;  // what cannot be looked at cannot be written either, and that says why
+  if (fs::exists(out, ignored) && (!fs::is_directory(out, ignored) || !fs::is_empty(out, ignored)))
+    throw UsageError(fmt::format("--out={} exists already and what is in it would be lost; name a new directory", out));
+}
+
 fs::path make_run_directory(const std::string& out, const std::string& name) {
   if (!out.empty()) {
     const fs::path path(out);

@@ -1,3 +1,4 @@
+#include "train/checkpoint.h"
 #include "train/setup.h"
 
 #include <fmt/format.h>
@@ -160,6 +161,14 @@ TokenDataset whole_data(const std::string& where, const TokenizerPointer& tokeni
   data.notes = text.notes;
   data.words = count_words(text.text);
   return TokenDataset::whole(text, *tokenizer);
+}
+
+void note_other_machine(const std::map<std::string, std::string>& then) {
+  const auto now = machine_description();
+  for (const auto& [key, value] : then)
+    if (auto same = now.find(key); same == now.end() || same->second != value)
+      fmt::print(stderr, "note: {} was '{}' and is now '{}': the run goes on, but not bit for bit as it would have\n", key, value,
+                 same == now.end() ? "" : same->second);
 }
 
 RunData load_data(Config& config, TokenizerPointer tokenizer) {

@@ -1,4 +1,5 @@
 #pragma once
+#include <map>
 #include <memory>
 #include <string>
 
@@ -25,6 +26,9 @@ struct RunData {
   std::string piped;                // what --data=- has read, for the run to keep
   std::int64_t words = 0;           // of a text read whole (train/sliding_windows.h); 0: not known
 };
+
+/// Prints what of the machine is another one than `then`, where a run that goes on had bits of its own.
+void note_other_machine(const std::map<std::string, std::string>& then);
 
 /// Reads the data that `config` names (the story corpus without --data), with the given tokenizer or the one it asks
 /// for. Where the user chose no preset, one that fits data and device is applied first, with a note saying why.

@@ -1,9 +1,21 @@
 #include "train/text_batches.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <numeric>
 
+#include "core/error.h"
+
 namespace hedgehog {
+
+void check_text_length(const GptOptions& model, const TokenFrame& frame, std::int64_t length) {
+  if (length > model.longest())
+    throw UsageError(fmt::format("--length={} exceeds the {} tokens that the model has positions for", length, model.longest()));
+  const auto frames = std::int64_t(frame.before.size() + frame.after.size());
+  if (length > 0 && length <= frames)
+    throw UsageError(fmt::format("--length={} leaves no room for a text: {} tokens stand around it", length, frames));
+}
 
 FramedText frame_text(const Tokenizer& tokenizer, const std::string& text, std::int64_t length) {
   const TokenFrame frame = tokenizer.frame();

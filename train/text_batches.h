@@ -5,10 +5,14 @@
 #include <string>
 #include <vector>
 
+#include "nn/gpt.h"
 #include "train/data.h"
 #include "train/tokenizer.h"
 
 namespace hedgehog {
+
+/// Refuses a --length that the model has no positions for, or that the frame fills; 0: none was asked for. Throws UsageError.
+void check_text_length(const GptOptions& model, const TokenFrame& frame, std::int64_t length);
 
 /// The ids of a text with those around it.
 struct FramedText {

@@ -33,7 +33,7 @@ std::vector<std::string> columns_of(const std::string& line) {
 std::vector<FramedText> framed_texts(const Gpt& model, const Tokenizer& tokenizer, std::span<const std::string> texts,
                                      std::int64_t length) {
   const std::int64_t most = model.options().longest();
-  if (length > most) throw UsageError(fmt::format("--length={} exceeds the {} tokens that the model has positions for", length, most));
+  check_text_length(model.options(), tokenizer.frame(), length);
   std::vector<FramedText> framed;
   for (const std::string& text : texts) {
     framed.push_back(frame_text(tokenizer, text, length > 0 ? length : most));
@@ -91,7 +91,9 @@ Gpt with_classes(const Gpt& encoder, std::int64_t classes, const ClassTraining& 
     throw UsageError(fmt::format("the model tells {} classes, but the data has {}; give an encoder without a classifier", o.classes,
                                  classes));
   if (classes < 2) throw UsageError("the data has only texts of class 0; give texts of at least 2 classes");
-  o.pooler = true, o.classes = classes, o.dropout = options.dropout, o.seed = options.seed;
+  o.pooler = true, o.classes = classes, o.dropout = options.dropout;
+  // Performer's draws come from the seed, and its weights were made for them
+  if (o.attention != "performer") o.seed = options.seed;
   Gpt model(o);
   copy_weights(encoder, model);
   return model;

@@ -18,11 +18,7 @@ void check(const GptOptions& model, const TokenFrame& frame, const TextVectorOpt
   if (o.pooling != "mean" && o.pooling != "first" && o.pooling != "pooler")
     throw UsageError(fmt::format("pooling must be mean, first or pooler, but is '{}'", o.pooling));
   if (o.pooling == "pooler" && !model.pooler) throw UsageError("--pooling=pooler: the model has no pooler; choose mean or first");
-  if (o.length > model.longest())
-    throw UsageError(fmt::format("--length={} exceeds the {} tokens that the model has positions for", o.length, model.longest()));
-  const auto frames = std::int64_t(frame.before.size() + frame.after.size());
-  if (o.length > 0 && o.length <= frames)
-    throw UsageError(fmt::format("--length={} leaves no room for a text: {} tokens stand around it", o.length, frames));
+  check_text_length(model, frame, o.length);
 }
 
 /// One vector from `rows` of C hidden states.

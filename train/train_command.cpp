@@ -46,11 +46,7 @@ Trainer resume(Config& config, const fs::path& found) {
   const fs::path run = run_of(found, config.text("resume"));
   configure_dtype(config);
   Checkpoint checkpoint = load_checkpoint(found, true);
-  const auto now = machine_description();
-  for (const auto& [key, value] : checkpoint.run.machine)
-    if (auto same = now.find(key); same == now.end() || same->second != value)
-      fmt::print(stderr, "note: {} was '{}' and is now '{}': the run goes on, but not bit for bit as it would have\n", key, value,
-                 same == now.end() ? "" : same->second);
+  note_other_machine(checkpoint.run.machine);
   RunData data = load_data(config, checkpoint.tokenizer);
   const fs::path relative = fs::relative(run);
   return Trainer(std::move(config), std::move(data), std::move(checkpoint), relative.empty() ? run : relative);
