@@ -8,12 +8,22 @@
 #include <vector>
 
 #include "tests/op_cases.h"
+#include "tests/temporary_directory.h"
 #include "train/files.h"
 #include "train/foreign_model.h"
 
 namespace hedgehog::test {
 
 inline const std::filesystem::path kModels = std::filesystem::path(HH_SOURCE_DIR) / "tests/data/models";
+
+/// A copy of a fixture's folder, which may be damaged.
+struct FixtureCopy {
+  TemporaryDirectory directory;
+  std::filesystem::path folder;
+  explicit FixtureCopy(const char* name) : folder(directory / name) {
+    std::filesystem::copy(kModels / name, folder, std::filesystem::copy_options::recursive);
+  }
+};
 
 /// Token ids (B, T) and their logits (B, T, V).
 struct Expected {

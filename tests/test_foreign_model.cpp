@@ -31,11 +31,8 @@ ForeignModel open_folder(const fs::path& folder, Dtype dtype) {
   return model;
 }
 
-/// A copy of a fixture that may be damaged.
-struct Copy {
-  TemporaryDirectory directory;
-  fs::path folder;
-  explicit Copy(const char* name) : folder(directory / name) { fs::copy(kModels / name, folder, fs::copy_options::recursive); }
+struct Copy : FixtureCopy {
+  using FixtureCopy::FixtureCopy;
   template <class Change>
   void config(const Change& change) const {
     Json json = Json::parse(read_file(folder / "config.json"));

@@ -54,11 +54,8 @@ Gpt without_updates(const Gpt& model) {
   return plain;
 }
 
-/// A fixture that may be damaged.
-struct Copy {
-  TemporaryDirectory directory;
-  fs::path folder;
-  explicit Copy(const char* name) : folder(directory / name) { fs::copy(kModels / name, folder, fs::copy_options::recursive); }
+struct Copy : FixtureCopy {
+  using FixtureCopy::FixtureCopy;
   template <class Change>
   std::string refused(const Change& change, const char* base = "llama-grouped") const {
     const std::string good = read_file(folder / "adapter_config.json");

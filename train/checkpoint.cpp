@@ -10,6 +10,7 @@
 #include "ops/cpu.h"
 #include "core/device.h"
 #include "core/error.h"
+#include "train/feature_fields.h"
 #include "train/safetensors.h"
 #include "train/atomic_directory.h"
 #include "train/files.h"
@@ -52,7 +53,7 @@ json number(double x) { return std::isfinite(x) ? json(x) : json(nullptr); }
 
 json model_json(const GptOptions& o) {
   const RotaryScaling& s = o.rotary_scaling;
-  return {{"layers", o.layers},       {"heads", o.heads},           {"width", o.width},
+  json model{{"layers", o.layers},       {"heads", o.heads},           {"width", o.width},
           {"key_heads", o.key_heads}, {"gated_mlp", o.gated_mlp},   {"mlp_width", o.mlp_width},
           {"norm_eps", o.norm_eps},   {"attention_bias", o.attention_bias}, {"rotary_base", o.rotary_base},
           {"rotary_scaling", {s.factor, s.low, s.high, s.original}},
@@ -66,15 +67,10 @@ json model_json(const GptOptions& o) {
           {"map_weights", o.map_weights},
           {"causal", o.causal},       {"post_norm", o.post_norm},   {"embedding_norm", o.embedding_norm},
           {"token_types", o.token_types}, {"pooler", o.pooler},     {"classes", o.classes},
-          {"taylor_dim", o.features.taylor_dim},
-          {"performer_features", o.features.performer_features},
-          {"performer_hyperbolic", o.features.performer_hyperbolic},
-          {"performer_redraw", o.features.performer_redraw},
-          {"performer_draw", o.features.performer_draw},
-          {"cosformer_length", o.features.cosformer_length},
           {"dtype", name_of(o.dtype)}, {"seed", o.seed}};
+  write_features(model, o.features);
+  return model;
 }
-
 
 GptOptions model_options(const JsonFields& f) {
   constexpr std::int64_t kMost = 1 << 24;
@@ -120,14 +116,10 @@ GptOptions model_options(const JsonFields& f) {
     o.classes = f.integer("classes", 0, 1 << 20);
   }
   if (f.has("taylor_dim")) {  // earlier checkpoints have none of the four, nor the attentions that they belong to
-    o.features.taylor_dim = f.integer("taylor_dim", 1, 30);
-    o.features.performer_features = f.integer("performer_features", 0, 512);
-    o.features.performer_hyperbolic = f.get<bool>("performer_hyperbolic", "true or false");
-    o.features.cosformer_length = f.integer("cosformer_length", 0, std::int64_t(1) << 40);
+    read_feature_sizes(f, o.features);
   }
   if (f.has("performer_redraw")) {  // younger than the four
-    o.features.performer_redraw = f.integer("performer_redraw", 0, INT32_MAX);
-    o.features.performer_draw = f.integer("performer_draw", 0, INT32_MAX);
+    read_feature_draws(f, o.features);
   }
   const auto dtype = f.get<std::string>("dtype", "text");
   // the file holds f32 masters of bf16 weights, which the CPU computes with

@@ -10,6 +10,7 @@
 #include "train/files.h"
 #include "train/foreign_export.h"
 #include "train/run_directory.h"
+#include "train/split.h"
 #include "train/trainer.h"
 
 namespace hedgehog {
@@ -49,19 +50,8 @@ Config run_options(const Config& config, const Checkpoint& teacher, const fs::pa
   return run;
 }
 
-/// "a,b" as a, b.
-std::vector<std::string> parts_of(std::string_view text) {
-  std::vector<std::string> parts;
-  for (;;) {
-    const std::size_t comma = text.find(',');
-    parts.emplace_back(text.substr(0, comma));
-    if (comma == std::string_view::npos) return parts;
-    text.remove_prefix(comma + 1);
-  }
-}
-
 LoraOptions lora_options(const Config& config) {
-  return {config.integer("lora_rank"), config.real("lora_alpha"), config.real("lora_dropout"), parts_of(config.text("lora_targets"))};
+  return {config.integer("lora_rank"), config.real("lora_alpha"), config.real("lora_dropout"), split(config.text("lora_targets"), ',')};
 }
 
 void check_updates(const Config& config, std::int64_t width) {

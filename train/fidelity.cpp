@@ -11,6 +11,7 @@
 #include "core/nearest_name.h"
 #include "nn/distillation.h"
 #include "train/interrupt.h"
+#include "train/split.h"
 #include "train/utf8.h"
 
 namespace hedgehog {
@@ -109,10 +110,7 @@ const std::vector<FidelityMap>& fidelity_maps() {
 std::vector<FidelityMap> parse_fidelity_maps(const std::string& text) {
   std::vector<std::string> names, wanted;
   for (const FidelityMap& map : fidelity_maps()) names.push_back(map.name);
-  for (std::size_t begin = 0; begin <= text.size();) {
-    const std::size_t end = std::min(text.find(',', begin), text.size());
-    const std::string name = text.substr(begin, end - begin);
-    begin = end + 1;
+  for (const std::string& name : split(text, ',')) {
     if (std::find(names.begin(), names.end(), name) == names.end()) {
       const std::string nearest = nearest_name(name, names);
       throw UsageError(

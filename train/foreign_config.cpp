@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/error.h"
+#include "train/feature_fields.h"
 #include "train/files.h"
 #include "train/foreign_export.h"
 #include "train/foreign_model.h"
@@ -112,12 +113,8 @@ void read_own(const nlohmann::json& root, const JsonFields& f, GptOptions& o) {
   o.decay_gate = f.get<bool>("decay_gate", "true or false");
   o.map_weights = f.get<bool>("map_weights", "true or false");
   o.short_convolution = f.integer("short_convolution", 0, 64);
-  o.features.taylor_dim = f.integer("taylor_dim", 1, 30);
-  o.features.performer_features = f.integer("performer_features", 0, 512);
-  o.features.performer_hyperbolic = f.get<bool>("performer_hyperbolic", "true or false");
-  o.features.performer_redraw = f.integer("performer_redraw", 0, INT32_MAX);
-  o.features.performer_draw = f.integer("performer_draw", 0, INT32_MAX);
-  o.features.cosformer_length = f.integer("cosformer_length", 0, std::int64_t(1) << 40);
+  read_feature_sizes(f, o.features);
+  read_feature_draws(f, o.features);
   o.seed = std::uint64_t(f.integer("seed", 0, INT64_MAX));
 }
 
@@ -144,19 +141,15 @@ GptOptions bert_options(const JsonFields& f) {
 }  // namespace
 
 nlohmann::json own_config(const GptOptions& o) {
-  return {{"attention", o.attention},
-          {"window", o.window},
-          {"qk_norm", o.qk_norm},
-          {"decay_gate", o.decay_gate},
-          {"map_weights", o.map_weights},
-          {"short_convolution", o.short_convolution},
-          {"taylor_dim", o.features.taylor_dim},
-          {"performer_features", o.features.performer_features},
-          {"performer_hyperbolic", o.features.performer_hyperbolic},
-          {"performer_redraw", o.features.performer_redraw},
-          {"performer_draw", o.features.performer_draw},
-          {"cosformer_length", o.features.cosformer_length},
-          {"seed", o.seed}};
+  nlohmann::json config{{"attention", o.attention},
+                        {"window", o.window},
+                        {"qk_norm", o.qk_norm},
+                        {"decay_gate", o.decay_gate},
+                        {"map_weights", o.map_weights},
+                        {"short_convolution", o.short_convolution},
+                        {"seed", o.seed}};
+  write_features(config, o.features);
+  return config;
 }
 
 GptOptions read_hugging_face_config(const std::filesystem::path& file, std::string& family) {

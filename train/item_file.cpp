@@ -9,19 +9,10 @@
 #include "core/error.h"
 #include "core/nearest_name.h"
 #include "train/files.h"
+#include "train/split.h"
 
 namespace hedgehog {
 namespace {
-
-std::vector<std::string> pieces_of(std::string_view text, char between) {
-  std::vector<std::string> pieces;
-  for (std::size_t begin = 0; begin <= text.size();) {
-    const std::size_t end = std::min(text.find(between, begin), text.size());
-    pieces.emplace_back(text.substr(begin, end - begin));
-    begin = end + 1;
-  }
-  return pieces;
-}
 
 /// Which column of the file is meant, from 0; `named` if the first line says so.
 std::size_t column_index(const std::filesystem::path& file, const std::string& first_line, const std::string& column, bool& named) {
@@ -32,7 +23,7 @@ std::size_t column_index(const std::filesystem::path& file, const std::string& f
     if (number == 0) throw UsageError("columns are counted from 1, but column 0 is asked for");
     return number - 1;
   }
-  const std::vector<std::string> names = pieces_of(first_line, '\t');
+  const std::vector<std::string> names = split(first_line, '\t');
   const auto found = std::find(names.begin(), names.end(), column);
   if (found != names.end()) return std::size_t(found - names.begin());
   const std::string nearest = nearest_name(column, names);
@@ -47,7 +38,7 @@ std::vector<std::string> read_items(const std::filesystem::path& file, const std
   if (text.starts_with("\xef\xbb\xbf")) text.erase(0, 3);  // a byte order mark
   if (text.ends_with('\n')) text.pop_back();
   else if (text.empty()) throw FileError(fmt::format("[eval] {} is empty; it must have an item a line", file.string()));
-  std::vector<std::string> lines = pieces_of(text, '\n');
+  std::vector<std::string> lines = split(text, '\n');
   for (std::string& line : lines)
     if (line.ends_with('\r')) line.pop_back();
   if (column.empty()) return lines;
@@ -55,7 +46,7 @@ std::vector<std::string> read_items(const std::filesystem::path& file, const std
   const std::size_t index = column_index(file, lines[0], column, named);
   std::vector<std::string> items;
   for (std::size_t i = named; i < lines.size(); ++i) {
-    std::vector<std::string> columns = pieces_of(lines[i], '\t');
+    std::vector<std::string> columns = split(lines[i], '\t');
     if (index >= columns.size())
       throw FileError(fmt::format("[eval] {}: line {} has {} columns with tabs between, but column {} is asked for", file.string(), i + 1,
                                   columns.size(), index + 1));

@@ -18,6 +18,7 @@
 #include "train/page.h"
 #include "train/progress.h"
 #include "train/reproduce_files.h"
+#include "train/split.h"
 #include "train/utf8.h"
 
 namespace hedgehog {
@@ -46,16 +47,6 @@ std::int64_t parse_count(const std::string& text, const std::string& what) {
   if (error != std::errc() || end != text.data() + text.size() || value < 0)
     throw UsageError(fmt::format("{} expects whole numbers, but got '{}'", what, valid_utf8(text)));
   return value;
-}
-
-std::vector<std::string> split_at(const std::string& text, char separator) {
-  std::vector<std::string> items;
-  for (std::size_t begin = 0; begin <= text.size();) {
-    const std::size_t end = std::min(text.find(separator, begin), text.size());
-    items.push_back(text.substr(begin, end - begin));
-    begin = end + 1;
-  }
-  return items;
 }
 
 /// The part's needs that are not there.
@@ -170,7 +161,7 @@ std::vector<ExperimentPart> selected_parts(const std::vector<ExperimentPart>& pa
       if (std::int64_t(i) % n == k - 1) chosen.push_back(parts[i]);
     return chosen;
   }
-  const std::vector<std::string> wanted = split_at(part, ',');
+  const std::vector<std::string> wanted = split(part, ',');
   std::vector<std::string> names;
   for (const ExperimentPart& p : parts) names.push_back(p.name);
   for (const std::string& name : wanted) {
@@ -187,7 +178,7 @@ std::vector<ExperimentPart> selected_parts(const std::vector<ExperimentPart>& pa
 
 std::vector<std::int64_t> parse_seeds(const std::string& text) {
   std::vector<std::int64_t> seeds;
-  for (const std::string& item : split_at(text, ',')) seeds.push_back(parse_count(item, "--seeds=1,2,3"));
+  for (const std::string& item : split(text, ',')) seeds.push_back(parse_count(item, "--seeds=1,2,3"));
   if (std::set<std::int64_t>(seeds.begin(), seeds.end()).size() != seeds.size())
     throw UsageError(fmt::format("--seeds={} names a seed twice", text));
   return seeds;

@@ -1,3 +1,4 @@
+#include "train/split.h"
 #include "train/text_classes.h"
 
 #include <fmt/format.h>
@@ -19,16 +20,6 @@ namespace {
 
 constexpr std::int32_t kLargestLabel = 999;
 constexpr std::uint32_t kOrderId = 0x434c4153;  // of the draws that mix an epoch
-
-std::vector<std::string> columns_of(const std::string& line) {
-  std::vector<std::string> columns;
-  for (std::size_t begin = 0; begin <= line.size();) {
-    const std::size_t end = std::min(line.find('\t', begin), line.size());
-    columns.push_back(line.substr(begin, end - begin));
-    begin = end + 1;
-  }
-  return columns;
-}
 
 std::vector<FramedText> framed_texts(const Gpt& model, const Tokenizer& tokenizer, std::span<const std::string> texts,
                                      std::int64_t length) {
@@ -65,7 +56,7 @@ LabelledTexts read_labelled_texts(const std::filesystem::path& file) {
     begin = end + 1;
     ++number;
     if (line.ends_with('\r')) line.pop_back();
-    const std::vector<std::string> columns = columns_of(line);
+    const std::vector<std::string> columns = split(line, '\t');
     if (number == 1 && columns == std::vector<std::string>{"label", "text"}) continue;
     if (columns.size() != 2 && columns.size() != 4)
       throw FileError(fmt::format("{}: line {} must be label TAB text, or CoLA's four columns, but has {}", file.string(), number,
