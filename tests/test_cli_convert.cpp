@@ -31,6 +31,16 @@ struct Teacher {
     return run_program("convert --from=teacher --batch=2 --quiet --out=" + out + " " + options, at);
   }
   json figures(const std::string& run) const { return json::parse(bytes_of(d / (run + "/convert.json"))); }
+  /// All that a conversion says and writes, without its times and what it was called with.
+  std::string bits(const std::string& run) const {
+    json f = figures(run);
+    f.erase("seconds");
+    for (const char* option : {"out", "resume", "stop_at", "device"}) f["options"].erase(option);
+    std::string logs;
+    for (const char* log : {"/distillation.jsonl", "/log.jsonl"})
+      for (const StepRecord& r : read_log(d / (run + log))) logs += std::to_string(r.step) + ":" + std::to_string(r.loss) + " ";
+    return f.dump() + logs + bytes_of(d / (run + "/last/model.safetensors"));
+  }
 };
 
 }  // namespace
@@ -144,15 +154,6 @@ TEST_CASE("cli: a conversion that was stopped in any stage goes on to the same b
     CAPTURE(options);
     const std::string all = std::string(options) + " --distill_steps=6 --finetune_steps=5 --finetune_teacher --save_every=2";
     REQUIRE(teacher.convert(all, "whole").code == 0);
-    const auto bits = [&](const char* run) {
-      json f = teacher.figures(run);
-      f.erase("seconds");
-      for (const char* option : {"out", "resume", "stop_at", "device"}) f["options"].erase(option);
-      std::string logs;
-      for (const char* log : {"distillation.jsonl", "log.jsonl"})
-        for (const StepRecord& r : read_log(teacher.d / (std::string(run) + "/" + log))) logs += std::to_string(r.step) + ":" + std::to_string(r.loss) + " ";
-      return f.dump() + logs + bytes_of(teacher.d / (std::string(run) + "/last/model.safetensors"));
-    };
     for (const int stop : stops) {
       CAPTURE(stop);
       CHECK(teacher.convert(all + " --stop_at=" + std::to_string(stop), "parts").code == 130);
@@ -162,7 +163,7 @@ TEST_CASE("cli: a conversion that was stopped in any stage goes on to the same b
       const ProgramResult resumed = run_program("convert --resume=parts --quiet", teacher.at);
       CAPTURE(resumed.output);
       CHECK(resumed.code == 0);
-      CHECK(bits("parts") == bits("whole"));
+      CHECK(teacher.bits("parts") == teacher.bits("whole"));
       CHECK_FALSE(std::filesystem::exists(teacher.d / "parts/stage"));
     }
   }
@@ -192,6 +193,28 @@ TEST_CASE("cli: a conversion that was stopped in any stage goes on to the same b
   REQUIRE(at != std::string::npos);
   teacher.d.file("parts/stage/state.json", state.replace(at, 14, "\"distillatiox\""));
   check_refused(run_program("convert --resume=parts --quiet", teacher.at), 3, {"state.json", "no stage 'distillatiox'"});
+}
+
+TEST_CASE("cli: a conversion that was killed in any stage goes on to the same bits") {
+  const Teacher teacher;
+  const std::string all = "--distill_steps=300 --finetune_steps=300 --finetune_teacher --save_every=10 --gradient_accumulation=2";
+  REQUIRE(teacher.convert(all, "whole").code == 0);
+  int killed = 0;
+  for (const char* log : {"distillation.jsonl", "log.jsonl"}) {
+    CAPTURE(std::string(log));
+    std::filesystem::remove_all(teacher.d / "parts");
+    const std::string shown = std::string("$(cat parts/") + log + " 2>/dev/null | wc -l)";
+    const ProgramResult r = run_shell("cd '" + teacher.at + "'; '" HH_BINARY_DIR "/bin/hedgehog' convert --from=teacher --batch=2 --quiet "
+                                      "--out=parts " + all + " & child=$!; while kill -0 $child 2>/dev/null && [ " + shown +
+                                      " -lt 25 ]; do sleep 0.01; done; kill -9 $child; wait $child");
+    if (r.code != 137) continue;  // it was done before
+    ++killed;
+    const ProgramResult resumed = run_program("convert --resume=parts --quiet", teacher.at);
+    CAPTURE(resumed.output);
+    CHECK(resumed.code == 0);
+    CHECK(teacher.bits("parts") == teacher.bits("whole"));
+  }
+  CHECK(killed > 0);
 }
 
 TEST_CASE("cli: a student with a window is measured with it, and what lies before the window is worth something") {

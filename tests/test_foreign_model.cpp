@@ -8,8 +8,10 @@
 #include "core/error.h"
 #include "tests/bpe_cases.h"
 #include "tests/counters.h"
+#include "tests/device_cases.h"
 #include "tests/foreign_cases.h"
 #include "tests/temporary_directory.h"
+#include "train/checkpoint.h"
 #include "train/files.h"
 #include "train/foreign_model.h"
 #include "train/generation.h"
@@ -29,6 +31,13 @@ ForeignModel open_folder(const fs::path& folder, Dtype dtype) {
   model.options.dtype = dtype;
   model.weights = safetensors_folder(folder);
   return model;
+}
+
+/// A tokenizer of so many tokens, at most 256.
+TokenizerPointer byte_sized_tokenizer(std::int64_t tokens) {
+  std::string text;
+  for (std::int64_t i = 0; i < tokens; ++i) text += char(i);
+  return char_tokenizer(text);
 }
 
 struct Copy : FixtureCopy {
@@ -102,6 +111,23 @@ TEST_CASE("foreign models: an encoder's hidden states, pooled texts and classes 
         check("pooled", model.pooled(hidden), {});
       }
     }
+  }
+}
+
+TEST_SUITE("device") {
+  TEST_CASE("foreign models: an imported checkpoint, which no run chose a type for, computes in bf16 on the GPU") {
+    on_cuda([] {
+      const TemporaryDirectory d;
+      const ForeignModel foreign = open_folder(kModels / "llama-grouped", Dtype::f32);
+      Gpt model = load_foreign_model(foreign);
+      RunState run;
+      run.step_slots.assign(kStepStateSize, 0);
+      save_checkpoint(d / "imported", model, *byte_sized_tokenizer(model.options().vocabulary), run, false);
+      CHECK(load_checkpoint(d / "imported", false).model->options().dtype == Dtype::bf16);
+      run.options["device"] = "cpu";
+      save_checkpoint(d / "trained", model, *byte_sized_tokenizer(model.options().vocabulary), run, false);
+      CHECK(load_checkpoint(d / "trained", false).model->options().dtype == Dtype::f32);
+    });
   }
 }
 
