@@ -9,7 +9,9 @@ llama3.json, from weights as they are in the file.
 """
 import json
 import os
+import shutil
 import sys
+import tempfile
 
 import gguf
 import numpy as np
@@ -133,9 +135,11 @@ def llama3(folder):
                          rope_parameters=dict(rope_type="llama3", rope_theta=500000.0, factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0,
                                               original_max_position_embeddings=8192))
     model = LlamaForCausalLM(config)
-    save(model, "/tmp/llama3-of-gguf", 8, torch.bfloat16)
-    os.replace("/tmp/llama3-of-gguf/expected.json", f"{folder}/llama3.json")
-    settings, state = weights("/tmp/llama3-of-gguf")
+    with tempfile.TemporaryDirectory() as temporary:
+        made = os.path.join(temporary, "llama3")
+        save(model, made, 8, torch.bfloat16)
+        shutil.move(os.path.join(made, "expected.json"), f"{folder}/llama3.json")
+        settings, state = weights(made)
     state = {name: t.float() if t.ndim == 1 else t for name, t in state.items()}
     plain = 500000.0 ** -(np.arange(0, 32, 2) / 32)
     scaled = model.model.rotary_emb.inv_freq.double().numpy()
